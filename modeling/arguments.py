@@ -1,0 +1,205 @@
+"""A run's settings: one dataclass per script, filled from a YAML file first and from flags second.
+
+Each field's help is its only description. Only scripts (and loading) import this module; everything else takes plain
+values.
+"""
+
+import difflib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+
+from modeling.battles import BLANK_POLICIES, ORIENTATIONS, TIE_POLICIES
+from modeling.encoding import TRUNCATIONS
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BASE_HELP = (
+    "Backbone: a folder, a Hub id (with @revision, if wanted), a .gguf file, or package:<installed package>/<file>."
+)
+
+
+def option(default, help: str, **metadata):
+    """A dataclass field with a default, a help and, where they are fixed, choices."""
+    metadata = {"help": help, **metadata}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class QuantizeArguments:
+    """Turns a backbone into a base: a fresh head, quantised weights, ready for train.py."""
+
+    base: str = option(None, BASE_HELP)
+    output_dir: str = option(None, "Folder to write the base to.")
+    quantization: str = option("8bit", "Weights of the base.", choices=["none", "8bit", "4bit"])
+    merge_adapter: str | None = option(
+        None, "Folder or Hub id of a LoRA adapter to merge into the weights, in float32, before they are quantised."
+    )
+    dtype: str = option("bfloat16", "What is not quantised is saved in this.", choices=["bfloat16", "float32"])
+    head_hidden_size: int | None = option(None, "Width of the head: hidden_size // 2 if left out, 0 for a linear head.")
+    seed: int = option(0, "Seed of the fresh head.")
+
+    def __post_init__(self):
+        require(self, "base", "output_dir")
+
+
+@dataclass
+class BattleArguments:
+    """How rows that are not plain battles are treated, in train.py and predict.py alike."""
+
+    tie_policy: str = option("keep", "Ties: keep them as [0.5, 0.5], or drop them.", choices=list(TIE_POLICIES))
+    blank_policy: str = option(
+        "error", "Null or blank texts: stop, drop the battle, or keep it as empty.", choices=list(BLANK_POLICIES)
+    )
+
+
+@dataclass
+class TrainArguments(BattleArguments):
+    """What train.py takes beside transformers' TrainingArguments. `{orientation}` in output_dir stands for its value."""
+
+    orientation: str = option(None, "Which answer the adapter reads first.", choices=list(ORIENTATIONS))
+    base: str = option(None, "Base to train on: what quantize.py wrote, or any backbone. " + BASE_HELP)
+    train_file: str = option(None, "Battles with outcomes: parquet, csv or jsonl.")
+    eval_file: str | None = option(None, "Battles to evaluate on.")
+    num_folds: int | None = option(None, "Instead of eval_file: split train_file into this many folds by prompt.")
+    fold: int = option(0, "The fold to evaluate on.")
+    max_length: int = option(2200, "Tokens of an encoded battle, special tokens included.")
+    truncation: str = option("balanced", "What is cut from longer battles.", choices=list(TRUNCATIONS))
+    lora_r: int = option(64, "Rank of the adapters.")
+    lora_alpha: float = option(4, "Scale of the adapters; alpha / r sets their learning rate against the head's.")
+    lora_dropout: float = option(0.05, "Dropout before the adapters.")
+    head_dropout: float = option(0.1, "Dropout in the head.")
+    freeze_layers: int = option(0, "Lower layers that get no adapter, and so cost no backward pass.")
+
+    def __post_init__(self):
+        require(self, "orientation", "base", "train_file")
+        if self.eval_file and self.num_folds:
+            raise ValueError("--eval_file and --num_folds: expected one of them; found both. Leave one out.")
+
+
+@dataclass
+class PredictArguments(BattleArguments):
+    """Reads battles with a judge and writes its verdicts."""
+
+    battles: str = option(None, "Battles to predict: parquet, csv or jsonl.")
+    judge: list[str] = option([], "Member folders or Hub ids, one or more.")
+    output_dir: str = option(None, "Folder for predictions.parquet and submission.csv.")
+    readings: str = option(
+        "own", "Each member reads the order it was trained in, or every member reads both.", choices=["own", "both"]
+    )
+    tokens_per_batch: int = option(8192, "Tokens of one forward pass, padding included.")
+    use_cpu: bool = option(False, "Run on the CPU even where there is a GPU.")
+
+    def __post_init__(self):
+        require(self, "battles", "judge", "output_dir")
+
+
+def require(arguments: object, *names: str) -> None:
+    """Raises a ValueError naming the flags that were not given."""
+    missing = [f"--{name}" for name in names if not vars(arguments)[name]]
+    if missing:
+        metadata = {f"--{field.name}": field.metadata for field in fields(arguments)}
+        hints = "; ".join(
+            f"{flag}: {metadata[flag]['help']}"
+            + (f" ({' or '.join(choices)})" if (choices := metadata[flag].get("choices")) else "")
+            for flag in missing
+        )
+        raise ValueError(f"Expected {', '.join(missing)}; found neither flag nor YAML key. {hints}")
+
+
+def parse_arguments(*kinds: type, verb: str, argv: Sequence[str] | None = None) -> tuple:
+    """One filled instance per dataclass, from `[CONFIG.yaml] [--flag value ...]`; flags win over the YAML.
+
+    Without a YAML the script's demo recipe, configs/demo/<verb>.yaml, is taken.
+
+    Args:
+        kinds: Argument dataclasses; TrainingArguments may be among them.
+        verb: The script's name, which is also its recipe's.
+        argv: Command line without the program; the process's own if None.
+
+    Raises:
+        FileNotFoundError: If the YAML does not exist.
+        ValueError: If a key or flag is unknown, or a value is not of its field's type.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(
+        kinds, allow_abbrev=False, description=(kinds[0].__doc__ or "").strip(), prog=f"{verb}.py"
+    )
+    parser.usage = f"{verb}.py [CONFIG.yaml] [--flag value ...]   (without CONFIG: configs/demo/{verb}.yaml)"
+    if not {"-h", "--help"}.isdisjoint(argv):
+        parser.parse_args(["--help"])
+    parser.error = _raise_error
+    given = bool(argv) and argv[0].endswith((".yaml", ".yml"))
+    path = Path(argv.pop(0)) if given else REPOSITORY / "configs" / "demo" / f"{verb}.yaml"
+    known = {field.name for kind in kinds for field in fields(kind) if field.init}
+    # Said for the user where there is no GPU: from a launcher's YAML alone it starts processes that do not talk.
+    automatic = ["--use_cpu", "true"] if "use_cpu" in known and not torch.accelerator.is_available() else []
+    argv = [*automatic, *_read_recipe(path, known), *argv]
+    _, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ValueError(f"Unknown argument {unknown[0]!r}.{_suggest(unknown[0].lstrip('-'), known, '--')}")
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def _read_recipe(path: Path, known: set[str]) -> list[str]:
+    """The YAML's keys as flags, so that one parser checks and converts both."""
+    if not path.is_file():
+        raise FileNotFoundError(f"Recipe {path}: expected a YAML file; found none. The recipes stand in configs/.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"Recipe {path}: expected YAML; found {error}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"Recipe {path}: expected `key: value` lines; found a {type(values).__name__}.")
+    flags = []
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"Recipe {path}: unknown key {key!r}.{_suggest(str(key), known)}")
+        if value is not None:
+            texts = (
+                [str(item) for item in value]
+                if isinstance(value, list)
+                else [json.dumps(value) if isinstance(value, dict) else str(value)]
+            )
+            flags += [f"--{key}", *texts]
+    return flags
+
+
+def _suggest(name: str, known: set[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f" Did you mean {' or '.join(prefix + match for match in close)}?" if close else " --help lists all of them."
+
+
+def _raise_error(message: str) -> None:
+    """Stands in for argparse's own error, which prints a usage of several screens."""
+    raise ValueError(f"Arguments: {message}.")
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Calls a script's main; a user's mistake ends it with one clear line and exit code 2, not a traceback.
+
+    BOTHWAYS_TRACEBACK=1 shows where it was found.
+    """
+    # Other processes of a launch would only repeat what the main one says.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    # accelerate launch gives each process one thread where there is no GPU; share the cores out instead.
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    for chatty, level in (("httpx", logging.WARNING), ("datasets", logging.WARNING), ("bitsandbytes", logging.ERROR)):
+        logging.getLogger(chatty).setLevel(level)
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("BOTHWAYS_TRACEBACK") == "1":
+            raise
+        logging.getLogger("bothways").critical(f"error: {error}")
+        raise SystemExit(2) from error

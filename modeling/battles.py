@@ -1,0 +1,382 @@
+"""Battles as rows: reading them, checking them, their labels, their sides, their folds. No tensors, no tokenizer.
+
+Every schema in which battles arrive is turned into one: columns id, prompt, response_a, response_b and, where the
+outcome is known, label; other columns are carried along. Only this module knows winner strings, and only this
+module may assume that there are two labels.
+"""
+
+import csv
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from datasets import Dataset
+
+logger = get_logger(__name__)
+
+LABELS = ("a", "b")
+ORIENTATIONS = ("ab", "ba")
+RESPONSES = ("response_a", "response_b")
+TEXTS = ("prompt", *RESPONSES)
+WINNERS = {"model_a": [1.0, 0.0], "model_b": [0.0, 1.0], "tie": [0.5, 0.5]}
+TIE_POLICIES = ("keep", "drop")
+BLANK_POLICIES = ("error", "drop", "keep")
+LABEL_SUM_TOLERANCE = 1e-3
+
+Columns = dict[str, list]
+
+
+def load_battles(
+    path: str | Path, *, tie_policy: str = "keep", blank_policy: str = "error", require_labels: bool = False
+) -> Dataset:
+    """Battles of a parquet, csv or jsonl file, checked and with labels.
+
+    Args:
+        path: File of one of the schemas of `SCHEMAS`.
+        tie_policy: "keep" labels a tie [0.5, 0.5]; "drop" leaves ties out and logs how many.
+        blank_policy: What to do with a null or blank text: "error", "drop" (logged with the count), or "keep" (null
+            becomes the empty text).
+        require_labels: Whether a file without winners or labels is an error.
+
+    Returns:
+        Rows in the file's order. Columns id (text or int), prompt, response_a, response_b (text), label (probability
+        of each of `LABELS`, summing to 1; absent when the file has no outcomes), then the file's other columns.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a column is missing or a row is unusable: the message names the file and the row ids.
+    """
+    PartialState()  # accelerate's logger needs it
+    path = Path(path)
+    for name, value, choices in (
+        ("tie_policy", tie_policy, TIE_POLICIES),
+        ("blank_policy", blank_policy, BLANK_POLICIES),
+    ):
+        if value not in choices:
+            raise ValueError(f"--{name}: expected one of {', '.join(choices)}; found {value!r}.")
+    columns = read_columns(path)
+    missing = [name for name in ("id", *TEXTS) if name not in columns]
+    if missing:
+        raise ValueError(
+            f"{path}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; found {', '.join(columns) or 'none'}. "
+            "Rename the file's columns to id, prompt, response_a, response_b and winner (or label)."
+        )
+    _check_ids(path, columns["id"])
+    _repair_surrogates(path, columns)
+    columns = _apply_blank_policy(path, columns, blank_policy)
+    columns = find_schema(path, columns)(path, columns)
+    if require_labels and "label" not in columns:
+        raise ValueError(
+            f"{path}: expected a winner (or label) column with the outcomes; found {', '.join(columns)}. "
+            "Training and evaluation need outcomes; give a file that has them."
+        )
+    if tie_policy == "drop" and "label" in columns:
+        keep = [len(set(label)) > 1 for label in columns["label"]]
+        columns = _drop(path, columns, keep, "ties", "--tie_policy drop")
+    leading = ["id", *TEXTS, *(["label"] if "label" in columns else [])]
+    return _build_dataset(path, {name: columns[name] for name in [*leading, *(c for c in columns if c not in leading)]})
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_columns(path: Path) -> Columns:
+    """Columns of a parquet, csv or jsonl file as Python lists; empty cells of a csv are empty texts, never NaN."""
+    readers = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Battles file {path}: expected a file; found {'a folder' if path.is_dir() else 'none'}."
+        )
+    if path.suffix not in readers:
+        raise ValueError(
+            f"{path}: expected a file ending in {', '.join(readers)}; found {path.suffix or 'no ending'!r}."
+        )
+    try:
+        return readers[path.suffix](path)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: expected UTF-8 text; found byte {error.start} that is not. Re-encode the file."
+        ) from error
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: expected a parquet file; found damaged or other data ({error}).") from error
+
+
+def _read_parquet(path: Path) -> Columns:
+    table = pq.read_table(path)
+    return {name: table[name].to_pylist() for name in table.column_names}
+
+
+def _read_csv(path: Path) -> Columns:
+    csv.field_size_limit(sys.maxsize)  # the default, 131,072 characters, is less than a long answer
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = next(reader, [])
+            columns: Columns = {name: [] for name in header}
+            if len(columns) != len(header):
+                raise ValueError(f"{path}: expected distinct column names; found {', '.join(header)}.")
+            for row in reader:
+                if len(row) != len(header):
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: expected {len(header)} fields; found {len(row)}. "
+                        "Quote fields that hold commas or line breaks."
+                    )
+                for name, value in zip(header, row, strict=True):
+                    columns[name].append(value)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: malformed csv: {error}.") from error
+    if "label" in columns:
+        columns["label"] = [
+            _parse_json(f"{path}, id {id!r}", text) for id, text in zip(columns["id"], columns["label"], strict=True)
+        ]
+    return columns
+
+
+def _read_jsonl(path: Path) -> Columns:
+    rows = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                row = _parse_json(f"{path}, line {number}", line)
+                if not isinstance(row, dict):
+                    raise ValueError(
+                        f"{path}, line {number}: expected one JSON object a line; found {line.strip()[:60]!r}."
+                    )
+                rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _parse_json(where: str, text: str) -> object:
+    """The JSON value, or a ValueError that says where it stood."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: expected JSON; found {text.strip()[:60]!r} ({error}).") from error
+
+
+# --- schemas: columns in, columns with `label` out. A further schema is one function and one row here ----------------
+
+
+def _label_winners(path: Path, columns: Columns) -> Columns:
+    """WSDM: `winner` is model_a, model_b or tie."""
+    winners = columns.pop("winner")
+    _raise_for(
+        path,
+        [
+            id
+            for id, winner in zip(columns["id"], winners, strict=True)
+            if not isinstance(winner, str) or winner not in WINNERS
+        ],
+        lambda: (
+            f"winner must be one of {', '.join(WINNERS)}; found "
+            + ", ".join(sorted({repr(w) for w in winners if not isinstance(w, str) or w not in WINNERS})[:5])
+        ),
+        "Fix these rows or leave them out of the file.",
+    )
+    return {**columns, "label": [WINNERS[winner] for winner in winners]}
+
+
+def _check_labels(path: Path, columns: Columns) -> Columns:
+    """This project's own: `label` is already a probability per label."""
+    _raise_for(
+        path,
+        [id for id, label in zip(columns["id"], columns["label"], strict=True) if not _is_label(label)],
+        lambda: f"label must be {len(LABELS)} probabilities (of {', '.join(LABELS)}) that sum to 1",
+        "Fix these rows or leave them out of the file.",
+    )
+    return {**columns, "label": [[float(p) / math.fsum(label) for p in label] for label in columns["label"]]}
+
+
+def _leave_unlabelled(path: Path, columns: Columns) -> Columns:
+    return columns
+
+
+def _is_label(label: object) -> bool:
+    if not isinstance(label, list) or len(label) != len(LABELS):
+        return False
+    # A comparison with NaN is false, so NaN fails here too.
+    numbers = all(isinstance(p, int | float) and not isinstance(p, bool) and 0 <= p <= 1 for p in label)
+    return numbers and abs(math.fsum(label) - 1) <= LABEL_SUM_TOLERANCE
+
+
+SCHEMAS: dict[tuple[str, ...], Callable[[Path, Columns], Columns]] = {
+    ("winner",): _label_winners,
+    ("label",): _check_labels,
+    (): _leave_unlabelled,
+}
+
+
+def find_schema(path: Path, columns: Columns) -> Callable[[Path, Columns], Columns]:
+    """The first schema whose columns the file has.
+
+    Raises:
+        ValueError: If two outcome columns contradict each other's claim to be the label.
+    """
+    if "winner" in columns and "label" in columns:
+        raise ValueError(
+            f"{path}: expected one outcome column; found both winner and label. Remove the one that is not meant."
+        )
+    return next(schema for names, schema in SCHEMAS.items() if all(name in columns for name in names))
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def name_rows(ids: Sequence) -> str:
+    """`battle 'x'`, or the first five ids and how many more there are."""
+    shown = ", ".join(repr(id) for id in ids[:5])
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return f"battle{'s' * (len(ids) > 1)} {shown}{more}"
+
+
+def _raise_for(path: Path, ids: Sequence, expectation: Callable[[], str], way_out: str) -> None:
+    if ids:
+        raise ValueError(f"{path}: {name_rows(ids)}: {expectation()}. {way_out}")
+
+
+def _check_ids(path: Path, ids: list) -> None:
+    kinds = {type(id) for id in ids}
+    if not (kinds <= {str} or kinds <= {int}):
+        odd = [(row, id) for row, id in enumerate(ids) if not isinstance(id, str | int) or isinstance(id, bool)]
+        found = f"{odd[0][1]!r} in row {odd[0][0]}" if odd else "both"
+        raise ValueError(
+            f"{path}: ids must be all text or all whole numbers; found {found}. Give every row an id of one kind."
+        )
+    _raise_for(
+        path,
+        [id for id in ids if isinstance(id, str) and (not id.strip() or _has_surrogate(id))],
+        lambda: "ids must be non-blank, valid Unicode text",
+        "Give every row an id.",
+    )
+    seen: set = set()
+    duplicates = dict.fromkeys(id for id in ids if id in seen or seen.add(id))
+    _raise_for(
+        path,
+        list(duplicates),
+        lambda: "the id stands on more than one row, but predictions are keyed by id",
+        "Make the ids unique.",
+    )
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else False
+
+
+def _repair_surrogates(path: Path, columns: Columns) -> None:
+    """Joins surrogate pairs and replaces lone ones by U+FFFD, in place: no tokenizer and no file can hold them."""
+    touched = set()
+    for name, values in columns.items():
+        for row, text in enumerate(values):
+            if isinstance(text, str) and _has_surrogate(text):
+                values[row] = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                touched.add(columns["id"][row])
+    if touched:
+        logger.warning(
+            f"{path}: {name_rows(sorted(touched))}: repaired broken Unicode (lone surrogates became U+FFFD)."
+        )
+
+
+def _apply_blank_policy(path: Path, columns: Columns, policy: str) -> Columns:
+    for name in TEXTS:
+        _raise_for(
+            path,
+            [
+                id
+                for id, text in zip(columns["id"], columns[name], strict=True)
+                if not isinstance(text, str | None) and text == text
+            ],
+            lambda name=name: f"{name} must be text",
+            "Convert these rows to text.",
+        )
+    # NaN is what pandas writes for a missing text.
+    texts = {name: [text if isinstance(text, str) else "" for text in columns[name]] for name in TEXTS}
+    blank = [not all(texts[name][row].strip() for name in TEXTS) for row in range(len(columns["id"]))]
+    if policy == "error":
+        _raise_for(
+            path,
+            [id for id, is_blank in zip(columns["id"], blank, strict=True) if is_blank],
+            lambda: "prompt, response_a and response_b must not be null or blank",
+            "Fix these rows, or pass --blank_policy drop (leaves them out) or keep (reads them as empty texts).",
+        )
+    columns = {**columns, **texts}
+    if policy == "drop":
+        columns = _drop(path, columns, [not is_blank for is_blank in blank], "blank texts", "--blank_policy drop")
+    return columns
+
+
+def _drop(path: Path, columns: Columns, keep: Sequence[bool], what: str, flag: str) -> Columns:
+    """The rows to keep; says how many went and on whose word."""
+    logger.warning(f"{path}: dropped {len(keep) - sum(keep)} of {len(keep)} battles with {what} ({flag}).")
+    return {name: [value for value, kept in zip(values, keep, strict=True) if kept] for name, values in columns.items()}
+
+
+def _build_dataset(path: Path, columns: Columns) -> Dataset:
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = pa.array(values, from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise ValueError(f"{path}: column {name} mixes types ({error}). Give it one type or remove it.") from error
+    if not columns["id"]:
+        arrays.update({name: pa.array([], pa.string()) for name in ("id", *TEXTS)})
+    return Dataset(pa.table(arrays))
+
+
+# --- sides, winners, folds --------------------------------------------------------------------------------------------
+
+
+def order_responses(orientation: str) -> tuple[str, str]:
+    """The columns that an orientation reads first and second."""
+    if orientation not in ORIENTATIONS:
+        raise ValueError(f"orientation: expected one of {', '.join(ORIENTATIONS)}; found {orientation!r}.")
+    return RESPONSES if orientation == "ab" else RESPONSES[::-1]
+
+
+def orient_label(values: Sequence, orientation: str) -> list:
+    """Turns values by label (a, b) into values by slot (first, second), and back: it is its own inverse."""
+    order_responses(orientation)
+    return list(values) if orientation == "ab" else list(values)[::-1]
+
+
+def swap_responses(battles: Dataset) -> Dataset:
+    """The same battles with the two answers, and the label, exchanged."""
+    swapped = battles.rename_columns({"response_a": "response_b", "response_b": "response_a"})
+    if "label" in battles.column_names:
+        mirrored = [orient_label(label, "ba") for label in battles["label"]]
+        swapped = swapped.remove_columns("label").add_column("label", mirrored)
+    return swapped.select_columns(battles.column_names)
+
+
+def name_winners(p_a: Iterable[float]) -> list[str]:
+    """The winner strings of a submission: model_a where a is at least as likely."""
+    return ["model_a" if p >= 0.5 else "model_b" for p in p_a]
+
+
+def split_folds(battles: Dataset, num_folds: int, fold: int) -> tuple[Dataset, Dataset]:
+    """Training and evaluation parts; battles of one prompt always fall on the same side.
+
+    The fold comes from a hash of the prompt (case and white space aside), so it does not depend on the order or the
+    other rows, and no prompt is both trained on and evaluated.
+
+    Raises:
+        ValueError: If the fold does not exist or one of the parts is empty.
+    """
+    if num_folds < 2 or not 0 <= fold < num_folds:
+        raise ValueError(f"--num_folds {num_folds} --fold {fold}: expected num_folds >= 2 and 0 <= fold < num_folds.")
+    digests = (hashlib.sha256(" ".join(prompt.casefold().split()).encode()).digest() for prompt in battles["prompt"])
+    in_fold = [int.from_bytes(digest[:8]) % num_folds == fold for digest in digests]
+    parts = [battles.select([row for row, inside in enumerate(in_fold) if inside is side]) for side in (False, True)]
+    if not all(len(part) for part in parts):
+        raise ValueError(
+            f"--num_folds {num_folds} --fold {fold}: expected battles on both sides; found {len(parts[0])} for training "
+            f"and {len(parts[1])} for evaluation. Use fewer folds or another fold."
+        )
+    return parts[0], parts[1]

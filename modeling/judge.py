@@ -1,0 +1,105 @@
+"""A judge: one or more members, each reading battles in its order, averaged into one verdict per battle."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset
+
+from modeling.battles import LABELS, ORIENTATIONS, name_winners
+from modeling.encoding import CUT_COLUMNS
+from modeling.inference import DEFAULT_TOKENS_PER_BATCH, predict_battles
+from modeling.loading import DTYPES, Member, load_judge
+
+logger = get_logger(__name__)
+
+READINGS = ("own", "both")
+
+
+class Judge:
+    """Example: `Judge.from_pretrained(["outputs/demo/ab", "outputs/demo/ba"]).predict(battles)`."""
+
+    def __init__(self, members: Sequence[Member]):
+        if not members:
+            raise ValueError("Judge: expected at least one member; found none.")
+        self.members = list(members)
+
+    @classmethod
+    def from_pretrained(cls, names: str | Path | Sequence[str | Path], device: torch.device | None = None) -> "Judge":
+        """Loads members from folders or Hub ids; what they need to read battles as in training comes with them."""
+        names = [names] if isinstance(names, str | Path) else names
+        return cls(load_judge([str(name) for name in names], device))
+
+    def plan_readings(self, readings: str) -> list[tuple[Member, str]]:
+        """The (member, orientation) pairs to read.
+
+        Args:
+            readings: "own": each member in the order it was trained in; "both": every member in both orders, which
+                makes p(A, B) = 1 - p(B, A).
+        """
+        if readings not in READINGS:
+            raise ValueError(f"--readings: expected one of {', '.join(READINGS)}; found {readings!r}.")
+        orders = {"own": lambda member: [member.facts.orientation], "both": lambda member: ORIENTATIONS}[readings]
+        return [(member, orientation) for member in self.members for orientation in orders(member)]
+
+    def predict(
+        self,
+        battles: Dataset | Sequence[Mapping],
+        *,
+        readings: str = "own",
+        tokens_per_batch: int = DEFAULT_TOKENS_PER_BATCH,
+        progress_dir: Path | None = None,
+    ) -> pd.DataFrame:
+        """Verdicts, one row per battle and in the battles' order.
+
+        Args:
+            battles: Rows with id, prompt, response_a, response_b.
+            readings: See `plan_readings`.
+            tokens_per_batch: Most tokens of a forward pass, padding included.
+            progress_dir: Where finished batches are kept, so that an interrupted call can be taken up.
+
+        Returns:
+            Columns id; p_a, p_b, the mean over the readings; winner (model_a or model_b); p_a_<member>_<order read>
+            per reading; tokens, of the longest reading; cut_prompt, cut_response_a, cut_response_b, the most tokens
+            that a reading left out.
+        """
+        rows = [dict(battle) for battle in battles]
+        cleaned, encoded = {}, {}
+        columns, lengths = {}, []
+        for member, orientation in self.plan_readings(readings):
+            encoder = member.encoder
+            if encoder not in cleaned:
+                cleaned[encoder] = encoder.clean_battles(rows)
+            if (encoder, orientation) not in encoded:
+                encoded[encoder, orientation] = encoder.encode(cleaned[encoder], orientation)
+            reading = encoded[encoder, orientation]
+            columns[f"{member.name}_{orientation}"] = predict_battles(
+                member.activate(),
+                reading,
+                orientation,
+                pad_token_id=encoder.encoding.pad_token_id,
+                dtype=DTYPES[member.facts.dtype],
+                tokens_per_batch=tokens_per_batch,
+                name=f"{member.name} reads {orientation}@{member.fingerprint}",
+                progress_dir=progress_dir,
+            )
+            lengths.append([[battle[name] for name in ("length", *CUT_COLUMNS)] for battle in reading])
+        return _build_verdicts([row["id"] for row in rows], columns, np.array(lengths))
+
+
+def _build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarray) -> pd.DataFrame:
+    """One table from the readings' probabilities, (battles, labels) each, and lengths, (readings, battles, 4)."""
+    mean = np.mean(list(columns.values()), axis=0)
+    verdicts = pd.DataFrame({"id": ids})
+    for label, name in enumerate(LABELS):
+        verdicts[f"p_{name}"] = mean[:, label]
+    verdicts["winner"] = name_winners(verdicts["p_a"])
+    for name, probabilities in columns.items():
+        verdicts[f"p_a_{name}"] = probabilities[:, 0]
+    longest = lengths.reshape(len(columns), len(ids), 1 + len(CUT_COLUMNS)).max(axis=0)
+    for index, name in enumerate(("tokens", *CUT_COLUMNS)):
+        verdicts[name] = longest[:, index]
+    return verdicts

@@ -1,0 +1,72 @@
+"""Predicts which answer people prefer: reads each battle with every member of a judge and averages.
+
+python scripts/predict.py                                           # configs/demo/predict.yaml
+python scripts/predict.py --battles test.parquet --judge outputs/demo/ab outputs/demo/ba --output_dir outputs/p
+accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 2 scripts/predict.py --readings both
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from datasets import Dataset
+
+from modeling.arguments import PredictArguments, parse_arguments, run_script
+from modeling.battles import LABELS, load_battles
+from modeling.judge import Judge
+from modeling.metrics import compute_accuracy, compute_baselines, compute_log_loss
+
+logger = get_logger("bothways.predict")
+
+
+def main() -> None:
+    (arguments,) = parse_arguments(PredictArguments, verb="predict")
+    state = PartialState(cpu=arguments.use_cpu)
+    battles = load_battles(arguments.battles, tie_policy=arguments.tie_policy, blank_policy=arguments.blank_policy)
+    judge = Judge.from_pretrained(arguments.judge)
+    output = Path(arguments.output_dir)
+    start = time.perf_counter()
+    verdicts = judge.predict(
+        battles,
+        readings=arguments.readings,
+        tokens_per_batch=arguments.tokens_per_batch,
+        progress_dir=output / "progress",
+    )
+    seconds = time.perf_counter() - start
+    if state.is_main_process:
+        logger.info(f"{len(verdicts)} battles in {seconds:.1f} s")
+        paths = write_verdicts(output, verdicts)
+        if "label" in battles.column_names:
+            print(compare(verdicts, battles))
+        logger.info(f"Written: {', '.join(str(path) for path in paths)}")
+
+
+def write_verdicts(output: Path, verdicts: pd.DataFrame) -> list[Path]:
+    """Writes both files, each beside and then renamed, and removes the progress that they complete."""
+    paths = [output / "predictions.parquet", output / "submission.csv"]
+    verdicts.drop(columns="winner").to_parquet(beside := paths[0].with_suffix(".new"), index=False)
+    beside.rename(paths[0])
+    verdicts[["id", "winner"]].to_csv(beside := paths[1].with_suffix(".new"), index=False)
+    beside.rename(paths[1])
+    shutil.rmtree(output / "progress")
+    return paths
+
+
+def compare(verdicts: pd.DataFrame, battles: Dataset) -> str:
+    """A table: accuracy and log loss of the judge, of each reading alone and of the baselines."""
+    labels = np.array(battles["label"])
+    rows = [("judge", verdicts[[f"p_{label}" for label in LABELS]].to_numpy())]
+    readings = [name for name in verdicts if name.startswith("p_a_")]
+    rows += [(name, np.column_stack([verdicts[name], 1 - verdicts[name]])) for name in readings]
+    lines = [f"{'':<24}{'accuracy [95%]':<34}log loss [95%]"]
+    lines += [f"{name:<24}{compute_accuracy(p, labels)!s:<34}{compute_log_loss(p, labels)}" for name, p in rows]
+    baselines = compute_baselines(battles["response_a"], battles["response_b"], labels)
+    return "\n".join([*lines, *(f"{name:<24}{accuracy}" for name, accuracy in baselines.items())])
+
+
+if __name__ == "__main__":
+    run_script(main)

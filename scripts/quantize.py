@@ -1,0 +1,54 @@
+"""Turns a backbone into a base: merges an adapter (if asked), puts a fresh head on, quantises, saves safetensors.
+
+python scripts/quantize.py                                          # configs/demo/quantize.yaml
+python scripts/quantize.py configs/gemma2-9b/quantize.yaml
+python scripts/quantize.py --base DIR --quantization 4bit --output_dir outputs/base
+"""
+
+import tempfile
+from pathlib import Path
+
+from accelerate.logging import get_logger
+from transformers import set_seed
+
+from modeling.arguments import QuantizeArguments, parse_arguments, run_script
+from modeling.loading import (
+    BaseFiles,
+    find_base,
+    load_base,
+    load_tokenizer,
+    merge_adapter,
+    replace_folder,
+    save_base,
+    unpack_gguf,
+)
+
+logger = get_logger("bothways.quantize")
+
+
+def main() -> None:
+    (arguments,) = parse_arguments(QuantizeArguments, verb="quantize")
+    set_seed(arguments.seed)
+    base = find_base(arguments.base)
+    tokenizer = load_tokenizer(base.folder, **base.source)
+    output = Path(arguments.output_dir)
+    with (
+        replace_folder(output, "config.json") as beside,
+        tempfile.TemporaryDirectory() as merged,
+        unpack_gguf(base) as files,
+    ):
+        head = {"head_hidden_size": arguments.head_hidden_size}
+        if arguments.merge_adapter:
+            model = merge_adapter(load_base(files, dtype="float32", **head), arguments.merge_adapter)
+            model.save_pretrained(merged)
+            files = BaseFiles(Path(merged))
+        model = load_base(files, dtype=arguments.dtype, quantization=arguments.quantization, **head)
+        save_base(beside, model, tokenizer)
+    size = sum(file.stat().st_size for file in output.iterdir())
+    logger.info(
+        f"Base of {model.num_parameters():,} parameters, {arguments.quantization}, {size / 1e6:.0f} MB: {output}"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

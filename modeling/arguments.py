@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -196,6 +197,7 @@ def run_script(main: Callable[[], None]) -> None:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     for chatty, level in (("httpx", logging.WARNING), ("datasets", logging.WARNING), ("bitsandbytes", logging.ERROR)):
         logging.getLogger(chatty).setLevel(level)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         main()
     except (ValueError, FileNotFoundError) as error:

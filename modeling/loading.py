@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -210,11 +210,24 @@ def load_base(
         options["device_map"] = {"": device}
     with _quiet_transformers():
         model = family.from_pretrained(files.folder, config=config, dtype=DTYPES[dtype], **options)
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            # Its packed CPU kernel has no backward: after one evaluation every gradient would be wrong.
-            module.support_avx512bf16_for_cpu = False
+    if device.type == "cpu":
+        _keep_training_kernels(model)
     return model.to(device) if not (quantized or options) else model
+
+
+def _keep_training_kernels(model: PreferenceMixin) -> None:
+    """Makes quantised layers on a CPU compute in eval mode what they compute in training.
+
+    bitsandbytes otherwise changes kernels there. 8 bit: activations are quantised too, with outliers chosen over the
+    whole batch, so a probability depends on its neighbours; and it takes twice as long. 4 bit: the packed kernel has
+    no backward, and after one evaluation every gradient is wrong.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear8bitLt):
+            module.train()
+            module.train = lambda mode=True, module=module: module
+        elif isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager
@@ -440,8 +453,9 @@ def load_judge(names: Sequence[str], device: torch.device | None = None) -> list
         key = (files.folder, facts.dtype, *facts.head.values())
         unique = name_member(folder, [member.name for member in members])
         model = models.get(key) or load_base(files, dtype=facts.dtype, device=device, **facts.head)
-        weights = load_file(folder / "adapter_model.safetensors")
-        models[key] = _attach(model, unique, LoraConfig.from_pretrained(folder), weights, folder)
+        config = LoraConfig.from_pretrained(folder)
+        config.base_model_name_or_path = None  # relative to the member, which peft would warn about
+        models[key] = _attach(model, unique, config, load_file(folder / "adapter_model.safetensors"), folder)
         encoding = Encoding.from_dict(facts.encoding)
         encoder = next((m.encoder for m in members if m.model is models[key] and m.encoder.encoding == encoding), None)
         encoder = encoder or BattleEncoder(load_tokenizer(folder), encoding)

@@ -1,6 +1,7 @@
 """Bothways: models that read every battle both ways. Read the modules in the order of a battle's path:
 
-arguments (a run's settings) -> battles (rows) -> encoding (ids) -> losses -> classifier (network and head)
--> loading (bases, adapters, members) -> inference (batches, shards) -> judge (members averaged) -> metrics.
+files (tables, folders) -> battles (rows) -> encoding (ids) -> arguments (a run's settings) -> losses -> classifier
+(network and head) -> bases (backbones) -> loading (adapters, members) -> inference (batches, shards) -> judge (members
+averaged) -> metrics.
 A module imports only from those before it.
 """

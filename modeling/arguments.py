@@ -29,10 +29,7 @@ BASE_HELP = (
 
 def option(default, help: str, **metadata):
     """A dataclass field with a default, a help and, where they are fixed, choices."""
-    metadata = {"help": help, **metadata}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
@@ -65,7 +62,7 @@ class BattleArguments:
 
 @dataclass
 class TrainArguments(BattleArguments):
-    """What train.py takes beside transformers' TrainingArguments. `{orientation}` in output_dir stands for its value."""
+    """Trains one member. Every TrainingArguments flag works too; `{orientation}` in output_dir stands for its value."""
 
     orientation: str = option(None, "Which answer the adapter reads first.", choices=list(ORIENTATIONS))
     base: str = option(None, "Base to train on: what quantize.py wrote, or any backbone. " + BASE_HELP)
@@ -92,7 +89,7 @@ class PredictArguments(BattleArguments):
     """Reads battles with a judge and writes its verdicts."""
 
     battles: str = option(None, "Battles to predict: parquet, csv or jsonl.")
-    judge: list[str] = option([], "Member folders or Hub ids, one or more.")
+    judge: list[str] | None = option(None, "Member folders or Hub ids, one or more.")
     output_dir: str = option(None, "Folder for predictions.parquet and submission.csv.")
     readings: str = option(
         "own", "Each member reads the order it was trained in, or every member reads both.", choices=["own", "both"]

@@ -5,19 +5,17 @@ outcome is known, label; other columns are carried along. Only this module knows
 module may assume that there are two labels.
 """
 
-import csv
 import hashlib
-import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
+
+from modeling.files import Columns, read_columns
 
 logger = get_logger(__name__)
 
@@ -29,8 +27,6 @@ WINNERS = {"model_a": [1.0, 0.0], "model_b": [0.0, 1.0], "tie": [0.5, 0.5]}
 TIE_POLICIES = ("keep", "drop")
 BLANK_POLICIES = ("error", "drop", "keep")
 LABEL_SUM_TOLERANCE = 1e-3
-
-Columns = dict[str, list]
 
 
 def load_battles(
@@ -65,8 +61,8 @@ def load_battles(
     missing = [name for name in ("id", *TEXTS) if name not in columns]
     if missing:
         raise ValueError(
-            f"{path}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; found {', '.join(columns) or 'none'}. "
-            "Rename the file's columns to id, prompt, response_a, response_b and winner (or label)."
+            f"{path}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; found {', '.join(columns) or 'no'}"
+            " columns. Rename them to id, prompt, response_a, response_b and winner (or label)."
         )
     _check_ids(path, columns["id"])
     _repair_surrogates(path, columns)
@@ -82,84 +78,6 @@ def load_battles(
         columns = _drop(path, columns, keep, "ties", "--tie_policy drop")
     leading = ["id", *TEXTS, *(["label"] if "label" in columns else [])]
     return _build_dataset(path, {name: columns[name] for name in [*leading, *(c for c in columns if c not in leading)]})
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def read_columns(path: Path) -> Columns:
-    """Columns of a parquet, csv or jsonl file as Python lists; empty cells of a csv are empty texts, never NaN."""
-    readers = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Battles file {path}: expected a file; found {'a folder' if path.is_dir() else 'none'}."
-        )
-    if path.suffix not in readers:
-        raise ValueError(
-            f"{path}: expected a file ending in {', '.join(readers)}; found {path.suffix or 'no ending'!r}."
-        )
-    try:
-        return readers[path.suffix](path)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: expected UTF-8 text; found byte {error.start} that is not. Re-encode the file."
-        ) from error
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: expected a parquet file; found damaged or other data ({error}).") from error
-
-
-def _read_parquet(path: Path) -> Columns:
-    table = pq.read_table(path)
-    return {name: table[name].to_pylist() for name in table.column_names}
-
-
-def _read_csv(path: Path) -> Columns:
-    csv.field_size_limit(sys.maxsize)  # the default, 131,072 characters, is less than a long answer
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            header = next(reader, [])
-            columns: Columns = {name: [] for name in header}
-            if len(columns) != len(header):
-                raise ValueError(f"{path}: expected distinct column names; found {', '.join(header)}.")
-            for row in reader:
-                if len(row) != len(header):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: expected {len(header)} fields; found {len(row)}. "
-                        "Quote fields that hold commas or line breaks."
-                    )
-                for name, value in zip(header, row, strict=True):
-                    columns[name].append(value)
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: malformed csv: {error}.") from error
-    if "label" in columns:
-        columns["label"] = [
-            _parse_json(f"{path}, id {id!r}", text) for id, text in zip(columns["id"], columns["label"], strict=True)
-        ]
-    return columns
-
-
-def _read_jsonl(path: Path) -> Columns:
-    rows = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                row = _parse_json(f"{path}, line {number}", line)
-                if not isinstance(row, dict):
-                    raise ValueError(
-                        f"{path}, line {number}: expected one JSON object a line; found {line.strip()[:60]!r}."
-                    )
-                rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _parse_json(where: str, text: str) -> object:
-    """The JSON value, or a ValueError that says where it stood."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected JSON; found {text.strip()[:60]!r} ({error}).") from error
 
 
 # --- schemas: columns in, columns with `label` out. A further schema is one function and one row here ----------------
@@ -273,7 +191,7 @@ def _has_surrogate(text: str) -> bool:
 def _repair_surrogates(path: Path, columns: Columns) -> None:
     """Joins surrogate pairs and replaces lone ones by U+FFFD, in place: no tokenizer and no file can hold them."""
     touched = set()
-    for name, values in columns.items():
+    for values in columns.values():
         for row, text in enumerate(values):
             if isinstance(text, str) and _has_surrogate(text):
                 values[row] = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -376,7 +294,7 @@ def split_folds(battles: Dataset, num_folds: int, fold: int) -> tuple[Dataset, D
     parts = [battles.select([row for row, inside in enumerate(in_fold) if inside is side]) for side in (False, True)]
     if not all(len(part) for part in parts):
         raise ValueError(
-            f"--num_folds {num_folds} --fold {fold}: expected battles on both sides; found {len(parts[0])} for training "
-            f"and {len(parts[1])} for evaluation. Use fewer folds or another fold."
+            f"--num_folds {num_folds} --fold {fold}: found {len(parts[0])} battles to train on and "
+            f"{len(parts[1])} to evaluate on; expected some on both sides. Use fewer folds or another fold."
         )
     return parts[0], parts[1]

@@ -111,8 +111,8 @@ class BattleEncoder:
         self.room = encoding.max_length - len(self._tokenize([empty])["input_ids"][0]) - self._count_special()
         if self.room < (least := 3 * MIN_FIELD_TOKENS):
             raise ValueError(
-                f"--max_length {encoding.max_length}: expected at least {encoding.max_length - self.room + least} tokens "
-                f"(the template and {MIN_FIELD_TOKENS} for each field). Give a larger --max_length."
+                f"--max_length {encoding.max_length}: expected {encoding.max_length - self.room + least} or more: the "
+                f"template and {MIN_FIELD_TOKENS} tokens of each field. Give a larger --max_length."
             )
 
     def clean(self, text: str) -> str:
@@ -239,18 +239,17 @@ def encode_dataset(battles: Dataset, encoder: BattleEncoder, orientation: str) -
         encode_rows, batched=True, batch_size=512, remove_columns=battles.column_names, desc=f"Encoding {orientation}"
     )
     tokens, cut = sum(encoded["length"]), {name: sum(encoded[name]) for name in CUT_COLUMNS}
-    logger.info(
-        f"Encoded {len(encoded)} battles {orientation}: {tokens:,} tokens, {tokens / (time.perf_counter() - start):,.0f} "
-        f"tokens/s; cut {', '.join(f'{count:,} of {name}' for name, count in zip(TEXTS, cut.values(), strict=True))}"
-    )
+    speed = tokens / (time.perf_counter() - start)
+    cuts = ", ".join(f"{count:,} of {name}" for name, count in zip(TEXTS, cut.values(), strict=True))
+    logger.info(f"Encoded {len(encoded)} battles {orientation}: {tokens:,} tokens, {speed:,.0f} tokens/s; cut {cuts}")
     return encoded.remove_columns(list(CUT_COLUMNS))
 
 
 class BattleCollator:
     """Pads encoded battles to the longest of the batch.
 
-    Example: battles of 3 and 2 ids give `input_ids` [[5, 6, 7], [5, 6, 0]], `attention_mask` [[1, 1, 1], [1, 1, 0]] and,
-    where the battles have a label (by slot), `labels` of shape (battles, labels), float32.
+    Example: battles of 3 and 2 ids give `input_ids` [[5, 6, 7], [5, 6, 0]], `attention_mask` [[1, 1, 1], [1, 1, 0]]
+    and, where the battles have a label (by slot), `labels` of shape (battles, labels), float32.
     """
 
     def __init__(self, pad_token_id: int, padding_side: str = "right"):

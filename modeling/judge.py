@@ -9,10 +9,11 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 
+from modeling.bases import DTYPES
 from modeling.battles import LABELS, ORIENTATIONS, name_winners
 from modeling.encoding import CUT_COLUMNS
 from modeling.inference import DEFAULT_TOKENS_PER_BATCH, predict_battles
-from modeling.loading import DTYPES, Member, load_judge
+from modeling.loading import Member, load_judge
 
 logger = get_logger(__name__)
 

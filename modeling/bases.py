@@ -1,0 +1,229 @@
+"""Bases: finding a backbone's files, loading it as a preference model, quantising it. Knows bitsandbytes, not PEFT."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, GgufConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from modeling.classifier import PreferenceMixin, find_family
+
+HEAD = "score"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SLOTS = {0: "first", 1: "second"}
+
+
+def build_quantization_config(quantization: str) -> BitsAndBytesConfig | None:
+    """bitsandbytes settings: the seed's for 8bit, nf4 with bf16 compute for 4bit, None for none."""
+    # bitsandbytes would otherwise quantise the head too, which then fails in its forward.
+    skip = [HEAD]
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0, llm_int8_skip_modules=skip)
+    if quantization == "4bit":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=skip,
+        )
+    if quantization == "none":
+        return None
+    raise ValueError(f"--quantization: expected none, 8bit or 4bit; found {quantization!r}.")
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """Where a base's files lie: a folder, the one GGUF file in it to read (or None), and its Hub id and revision."""
+
+    folder: Path
+    gguf_file: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+
+    @property
+    def source(self) -> dict:
+        """The keyword that makes transformers read the GGUF, where the base is one."""
+        return {"gguf_file": self.gguf_file} if self.gguf_file else {}
+
+
+def find_base(base: str) -> BaseFiles:
+    """The files of a base, downloading them from the Hub when it is neither a folder nor a file here.
+
+    Raises:
+        FileNotFoundError: If it can be found nowhere.
+        ValueError: If a folder is not a model's.
+    """
+    if base.startswith("package:"):
+        return _find_packaged(base)
+    path = Path(base)
+    if path.is_file() and path.suffix == ".gguf":
+        return BaseFiles(path.parent, path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(
+                f"Base {base}: expected a model folder with config.json; found none. Give what quantize.py wrote."
+            )
+        if (path / "adapter_config.json").is_file():
+            raise ValueError(
+                f"Base {base}: expected a base; found an adapter. Pass it as --judge, or as --merge_adapter."
+            )
+        return BaseFiles(path)
+    folder, repo, revision = download_repository(
+        base, "Base", ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    )
+    return BaseFiles(folder, repo=repo, revision=revision)
+
+
+def _find_packaged(base: str) -> BaseFiles:
+    package, _, file = base.removeprefix("package:").partition("/")
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"Base {base}: expected the installed package {package}; found none. `make install` installs it."
+        )
+    path = Path(spec.submodule_search_locations[0]) / file
+    if not path.is_file():
+        raise FileNotFoundError(f"Base {base}: expected the file {file} in the package; found none.")
+    return BaseFiles(path.parent, path.name)
+
+
+def download_repository(name: str, role: str, patterns: Sequence[str]) -> tuple[Path, str, str]:
+    """Folder, id and commit of a Hub repository given as id or id@revision."""
+    repo, _, revision = name.partition("@")
+    try:
+        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns)))
+    except (OSError, HFValidationError) as error:
+        raise FileNotFoundError(
+            f"{role} {name}: expected a folder here or a Hub repository; found neither ({type(error).__name__}). "
+            "If it is the demo's, run `make demo` first; otherwise check the name and the connection."
+        ) from error
+    return folder, repo, folder.name
+
+
+def fingerprint_base(files: BaseFiles) -> str:
+    """Hash that tells one base's weights from another's: config, and size, first and last MiB of each weight file.
+
+    Reading all of a 9 GB base would take longer than loading it.
+    """
+    digest = hashlib.sha256()
+    weights = [files.folder / files.gguf_file] if files.gguf_file else sorted(files.folder.glob("*.safetensors"))
+    if not files.gguf_file:
+        digest.update((files.folder / "config.json").read_bytes())
+    for path in weights:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def load_tokenizer(folder: str | Path, **source) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder; `gguf_file=` reads it out of that GGUF."""
+    return AutoTokenizer.from_pretrained(folder, **source)
+
+
+@contextmanager
+def unpack_gguf(files: BaseFiles) -> Iterator[BaseFiles]:
+    """A base as plain safetensors; those of a GGUF, dequantised to float32, live until the context ends."""
+    if not files.gguf_file:
+        yield files
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        # As loaded, a GGUF model cannot be saved; dequantised it is an ordinary one.
+        settings = GgufConfig(dequantize=True)
+        body = AutoModel.from_pretrained(
+            files.folder, quantization_config=settings, dtype=torch.float32, **files.source
+        )
+        body.save_pretrained(folder)
+        yield BaseFiles(Path(folder))
+
+
+def load_base(
+    files: BaseFiles, *, dtype: str, quantization: str = "none", device: torch.device | None = None, **head
+) -> PreferenceMixin:
+    """A preference model of the base's family; weights that the base lacks (a plain backbone's head) come out fresh.
+
+    Args:
+        files: What `find_base` found.
+        dtype: "float32" or "bfloat16", of all that is not quantised; the head is float32 always.
+        quantization: "8bit" or "4bit" quantises a plain base while loading; "none" takes it as it is.
+        device: Where to put the model; the process's own if None.
+        head: Config fields of the head, such as head_dropout; those that are None stay as the base has them.
+
+    Raises:
+        ValueError: If the base is of no supported family, is a GGUF, or is quantised and would be once more.
+    """
+    if files.gguf_file:
+        raise ValueError(
+            f"Base {files.gguf_file}: expected a model folder; found a GGUF file. Run scripts/quantize.py on it first."
+        )
+    plain = AutoConfig.from_pretrained(files.folder)
+    family = find_family(plain.model_type)
+    quantized = hasattr(plain, "quantization_config")
+    if quantization != "none" and quantized:
+        raise ValueError(
+            f"Base {files.folder}: expected unquantised weights; found quantised ones. Start from the original base."
+        )
+    # Labels are named by slot: which answer stands in the first one depends on the orientation.
+    head = {name: value for name, value in head.items() if value is not None}
+    names = {
+        "model_type": family.config_class.model_type,
+        "id2label": SLOTS,
+        "label2id": {v: k for k, v in SLOTS.items()},
+    }
+    config = family.config_class.from_dict({**plain.to_dict(), **names, **head})
+    options = {}
+    if quantization != "none":
+        options["quantization_config"] = build_quantization_config(quantization)
+    device = device or PartialState().device
+    if (quantized or options) and device.type != "cpu":
+        options["device_map"] = {"": device}
+    with _quiet_transformers():
+        model = family.from_pretrained(files.folder, config=config, dtype=DTYPES[dtype], **options)
+    if device.type == "cpu":
+        _keep_training_kernels(model)
+    return model.to(device) if not (quantized or options) else model
+
+
+def _keep_training_kernels(model: PreferenceMixin) -> None:
+    """Makes quantised layers on a CPU compute in eval mode what they compute in training.
+
+    bitsandbytes otherwise changes kernels there. 8 bit: activations are quantised too, with outliers chosen over the
+    whole batch, so a probability depends on its neighbours; and it takes twice as long. 4 bit: the packed kernel has
+    no backward, and after one evaluation every gradient is wrong.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear8bitLt):
+            module.train()
+            module.train = lambda mode=True, module=module: module
+        elif isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hides the load report that lists a fresh head as missing: here that is what is meant."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def save_base(folder: Path, model: PreferenceMixin, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes a base, head included, and its tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -145,7 +145,8 @@ def parse_arguments(*kinds: type, verb: str, argv: Sequence[str] | None = None) 
     _, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(f"Unknown argument {unknown[0]!r}.{_suggest(unknown[0].lstrip('-'), known, '--')}")
-    return parser.parse_args_into_dataclasses(argv)
+    # Otherwise a file <script>.args that happens to lie beside the script is read too.
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
 def _read_recipe(path: Path, known: set[str]) -> list[str]:

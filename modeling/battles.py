@@ -7,6 +7,7 @@ module may assume that there are two labels.
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -86,17 +87,11 @@ def load_battles(
 def _label_winners(path: Path, columns: Columns) -> Columns:
     """WSDM: `winner` is model_a, model_b or tie."""
     winners = columns.pop("winner")
+    pairs = zip(columns["id"], winners, strict=True)
     _raise_for(
         path,
-        [
-            id
-            for id, winner in zip(columns["id"], winners, strict=True)
-            if not isinstance(winner, str) or winner not in WINNERS
-        ],
-        lambda: (
-            f"winner must be one of {', '.join(WINNERS)}; found "
-            + ", ".join(sorted({repr(w) for w in winners if not isinstance(w, str) or w not in WINNERS})[:5])
-        ),
+        {id: winner for id, winner in pairs if not isinstance(winner, str) or winner not in WINNERS},
+        f"winner must be one of {', '.join(WINNERS)}",
         "Fix these rows or leave them out of the file.",
     )
     return {**columns, "label": [WINNERS[winner] for winner in winners]}
@@ -106,8 +101,8 @@ def _check_labels(path: Path, columns: Columns) -> Columns:
     """This project's own: `label` is already a probability per label."""
     _raise_for(
         path,
-        [id for id, label in zip(columns["id"], columns["label"], strict=True) if not _is_label(label)],
-        lambda: f"label must be {len(LABELS)} probabilities (of {', '.join(LABELS)}) that sum to 1",
+        {id: label for id, label in zip(columns["id"], columns["label"], strict=True) if not _is_label(label)},
+        f"label must be {len(LABELS)} probabilities (of {', '.join(LABELS)}) that sum to 1",
         "Fix these rows or leave them out of the file.",
     )
     return {**columns, "label": [[float(p) / math.fsum(label) for p in label] for label in columns["label"]]}
@@ -155,9 +150,11 @@ def name_rows(ids: Sequence) -> str:
     return f"battle{'s' * (len(ids) > 1)} {shown}{more}"
 
 
-def _raise_for(path: Path, ids: Sequence, expectation: Callable[[], str], way_out: str) -> None:
-    if ids:
-        raise ValueError(f"{path}: {name_rows(ids)}: {expectation()}. {way_out}")
+def _raise_for(path: Path, odd: dict, expectation: str, way_out: str) -> None:
+    """Raises for the rows in `odd` (id: what was found there), if there are any."""
+    if odd:
+        found = list(dict.fromkeys(repr(value)[:80] for value in odd.values()))
+        raise ValueError(f"{path}: {name_rows(list(odd))}: {expectation}; found {', '.join(found[:5])}. {way_out}")
 
 
 def _check_ids(path: Path, ids: list) -> None:
@@ -170,16 +167,14 @@ def _check_ids(path: Path, ids: list) -> None:
         )
     _raise_for(
         path,
-        [id for id in ids if isinstance(id, str) and (not id.strip() or _has_surrogate(id))],
-        lambda: "ids must be non-blank, valid Unicode text",
+        {id: id for id in ids if isinstance(id, str) and (not id.strip() or _has_surrogate(id))},
+        "ids must be non-blank, valid Unicode text",
         "Give every row an id.",
     )
-    seen: set = set()
-    duplicates = dict.fromkeys(id for id in ids if id in seen or seen.add(id))
     _raise_for(
         path,
-        list(duplicates),
-        lambda: "the id stands on more than one row, but predictions are keyed by id",
+        {id: count for id, count in Counter(ids).items() if count > 1},
+        "an id must stand on 1 row, because predictions are keyed by id",
         "Make the ids unique.",
     )
 
@@ -204,29 +199,29 @@ def _repair_surrogates(path: Path, columns: Columns) -> None:
 
 def _apply_blank_policy(path: Path, columns: Columns, policy: str) -> Columns:
     for name in TEXTS:
+        pairs = zip(columns["id"], columns[name], strict=True)
         _raise_for(
             path,
-            [
-                id
-                for id, text in zip(columns["id"], columns[name], strict=True)
-                if not isinstance(text, str | None) and text == text
-            ],
-            lambda name=name: f"{name} must be text",
+            {id: text for id, text in pairs if not isinstance(text, str | None) and text == text},
+            f"{name} must be text",
             "Convert these rows to text.",
         )
     # NaN is what pandas writes for a missing text.
     texts = {name: [text if isinstance(text, str) else "" for text in columns[name]] for name in TEXTS}
-    blank = [not all(texts[name][row].strip() for name in TEXTS) for row in range(len(columns["id"]))]
+    blank = [
+        {name: columns[name][row] for name in TEXTS if not texts[name][row].strip()}
+        for row in range(len(columns["id"]))
+    ]
     if policy == "error":
         _raise_for(
             path,
-            [id for id, is_blank in zip(columns["id"], blank, strict=True) if is_blank],
-            lambda: "prompt, response_a and response_b must not be null or blank",
+            {id: fields for id, fields in zip(columns["id"], blank, strict=True) if fields},
+            "prompt, response_a and response_b must not be null or blank",
             "Fix these rows, or pass --blank_policy drop (leaves them out) or keep (reads them as empty texts).",
         )
     columns = {**columns, **texts}
     if policy == "drop":
-        columns = _drop(path, columns, [not is_blank for is_blank in blank], "blank texts", "--blank_policy drop")
+        columns = _drop(path, columns, [not fields for fields in blank], "blank texts", "--blank_policy drop")
     return columns
 
 
@@ -241,8 +236,11 @@ def _build_dataset(path: Path, columns: Columns) -> Dataset:
     for name, values in columns.items():
         try:
             arrays[name] = pa.array(values, from_pandas=True)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"{path}: column {name} mixes types ({error}). Give it one type or remove it.") from error
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
+            raise ValueError(
+                f"{path}: column {name}: expected values of one storable type; found otherwise ({error}). "
+                "Give it one type or remove it."
+            ) from error
     if not columns["id"]:
         arrays.update({name: pa.array([], pa.string()) for name in ("id", *TEXTS)})
     return Dataset(pa.table(arrays))

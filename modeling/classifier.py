@@ -75,8 +75,10 @@ class PreferenceMixin:
     def _init_weights(self, module: nn.Module) -> None:
         """Fresh head: unit-variance first layer, a last layer so small that every probability starts near 1/2."""
         # Here and not in PreferenceHead.__init__: from_pretrained builds on the meta device and would lose it.
-        if module is self.score.out or module is self.score.dense:
-            gain = 0.1 if module is self.score.out else 1.0
+        head = self.score
+        # The parent's own __init__ comes by here too, before the head has taken the place of its linear layer.
+        if isinstance(head, PreferenceHead) and (module is head.out or module is head.dense):
+            gain = 0.1 if module is head.out else 1.0
             init.normal_(module.weight, mean=0.0, std=gain / math.sqrt(module.in_features))
             init.zeros_(module.bias)
         else:

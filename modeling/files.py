@@ -29,15 +29,20 @@ def read_columns(path: Path) -> Columns:
         return readers[path.suffix](path)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: expected UTF-8 text; found byte {error.start} that is not. Re-encode the file."
+            # No offset: error.start counts from the piece of the file that was being decoded.
+            f"{path}: expected UTF-8 text; found {error.object[max(error.start - 20, 0) : error.start + 1]!r}. "
+            "Re-encode the file."
         ) from error
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: expected a parquet file; found damaged or other data ({error}).") from error
 
 
 def _read_parquet(path: Path) -> Columns:
-    table = pq.read_table(path)
-    return {name: table[name].to_pylist() for name in table.column_names}
+    try:
+        table = pq.read_table(path)
+        return {name: table[name].to_pylist() for name in table.column_names}
+    except (pa.ArrowException, OSError) as error:  # damaged pages are a bare OSError
+        raise ValueError(
+            f"{path}: expected a parquet file; found damaged or other data ({error}). Write or copy the file again."
+        ) from error
 
 
 def _read_csv(path: Path) -> Columns:
@@ -59,7 +64,7 @@ def _read_csv(path: Path) -> Columns:
                     columns[name].append(value)
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: malformed csv: {error}.") from error
-    if "label" in columns:
+    if "label" in columns and "id" in columns:
         columns["label"] = [
             _parse_json(f"{path}, id {id!r}", text) for id, text in zip(columns["id"], columns["label"], strict=True)
         ]

@@ -51,7 +51,8 @@ def compute_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> Estimate:
     share = hits.mean()
     center = (share + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
     half = Z_95 * np.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2)) / (1 + Z_95**2 / n)
-    return Estimate(float(share), float(center - half), float(center + half), n)
+    # At 0 and 1 the ends are 0 and 1, but for rounding.
+    return Estimate(float(share), float(max(center - half, 0)), float(min(center + half, 1)), n)
 
 
 def compute_log_loss(probabilities: np.ndarray, labels: np.ndarray) -> Estimate:

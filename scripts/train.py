@@ -90,7 +90,7 @@ def prepare_output(arguments: TrainArguments, training: TrainingArguments) -> Pa
         raise ValueError("--fp16: expected bf16, or neither: members are read in the precision they were trained in.")
     if training.push_to_hub:
         raise ValueError(
-            "--push_to_hub: the Trainer would upload its optimizer state. Upload the member folder instead."
+            "--push_to_hub: the Trainer would upload its optimizer state. Upload the member folder."
         )
     training.output_dir = str(output.with_name(f"{output.name}.checkpoints"))
     training.remove_unused_columns = False  # the collator picks what the model takes

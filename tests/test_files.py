@@ -1,0 +1,214 @@
+"""Laws of files.py: one battle reads the same from every format, damage is named, results are complete or absent."""
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from modeling.battles import load_battles
+from modeling.files import read_columns, replace_folder
+
+HEADER = "id,prompt,response_a,response_b,winner"
+MARK = "mark.json"
+
+
+def build_rows() -> list[dict]:
+    """Texts that readers are known to change: what pandas takes for missing, line ends, quotes, separators, sizes."""
+    texts = [
+        "null",
+        "NA",
+        "NaN",
+        "None",
+        "1",
+        "1.50",
+        "true",
+        "a,b",
+        'say "hi"',
+        '"',
+        "''",
+        "one\ntwo",
+        "one\r\ntwo\rthree",
+    ]
+    texts += [
+        " padded ",
+        "\ufeffBOM inside",
+        "\u2028 is no line end, nor is \x85",
+        "tab\there",
+        "back\\slash\\n",
+        "{}",
+        "한국어 👩‍👩‍👧",
+    ]
+    texts += ["0123456789abcde\n" * 65536]  # 1 MiB, eight times the csv module's own limit
+    winners = ["model_a", "model_b", "tie"]
+    return [
+        {
+            "id": f"0{i}",
+            "prompt": text,
+            "response_a": f"{text}!",
+            "response_b": "b",
+            "winner": winners[i % 3],
+            "note": "",
+        }
+        for i, text in enumerate(texts)
+    ]
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path.write_text("".join(lines), encoding="utf-8", newline="")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_every_format_gives_the_same_rows(tmp_path, suffix):
+    rows = build_rows()
+    loaded = load_battles(write_rows(tmp_path / f"battles{suffix}", rows)).to_list()
+    labels = {"model_a": [1.0, 0.0], "model_b": [0.0, 1.0], "tie": [0.5, 0.5]}
+    expected = [{**row, "label": labels[row["winner"]]} for row in rows]
+    assert loaded == [{k: v for k, v in row.items() if k != "winner"} for row in expected]
+
+
+def test_labels_read_the_same_from_every_format(tmp_path):
+    rows = [{"id": "x", "prompt": "p", "response_a": "a", "response_b": "b", "label": [0.25, 0.75]}]
+    paths = [write_rows(tmp_path / f"battles{suffix}", rows) for suffix in (".parquet", ".csv", ".jsonl")]
+    assert all(load_battles(path).to_list() == rows for path in paths)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path, suffix):
+    rows = build_rows()[:8]  # no text with line ends of its own
+    path = write_rows(tmp_path / f"battles{suffix}", rows)
+    plain = read_columns(path)
+    assert plain["prompt"] == [row["prompt"] for row in rows]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    assert read_columns(path) == plain
+
+
+def test_an_empty_csv_cell_is_an_empty_text_and_blank_only_where_a_text_is_needed(tmp_path):
+    path = tmp_path / "battles.csv"
+    path.write_text(f'{HEADER},note\nx,p,a,b,tie,\ny,p,a,"",tie,n\n', encoding="utf-8")
+    assert read_columns(path)["note"] == ["", "n"]
+    with pytest.raises(ValueError, match=r"battle 'y': .* not be null or blank; found \{'response_b': ''\}"):
+        load_battles(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("f.csv", f"{HEADER}\nx,p,a,b,tie\ny,p,a,b\n", "line 3: expected 5 fields; found 4. Quote fields"),
+        ("f.csv", f"{HEADER}\nx,p,a,b,c,tie\n", "line 2: expected 5 fields; found 6"),
+        ("f.csv", f'{HEADER}\nx,"p"q,a,b,tie\n', "line 2: malformed csv"),
+        ("f.csv", f'{HEADER}\nx,"p,a,b,tie\n', "malformed csv: unexpected end of data"),
+        ("f.csv", f"{HEADER},id\nx,p,a,b,tie,y\n", "expected distinct column names"),
+        ("f.csv", 'id,label\nx,"[1, 0"\n', r"id 'x': expected JSON; found '\[1, 0'"),
+        ("f.csv", 'prompt,label\np,"[1, 0]"\n', "missing columns id, response_a, response_b; found prompt, label"),
+        ("f.csv", "", "missing columns id, prompt, response_a, response_b; found no columns"),
+        ("f.jsonl", '{"id": 1}\n\n{"id": 2\n', "line 3: expected JSON; found '{\"id\": 2'"),
+        ("f.jsonl", '["id", 1]\n', "line 1: expected one JSON object a line; found"),
+        ("f.jsonl", "id,prompt\n", "line 1: expected JSON; found 'id,prompt'"),
+        ("f.csv", f"{HEADER}\nx,{'p' * 9000},Gr\xfc\xdfe,b,tie\n".encode("latin-1"), r"UTF-8 text; found b'p+,Gr\\xfc'"),
+        ("f.jsonl", '{"id": "Gr\xfc"}'.encode("latin-1"), "expected UTF-8 text; found .*Re-encode the file"),
+        ("f.jsonl", '{"id": 1}'.encode("utf-16"), "expected UTF-8 text; found .*Re-encode the file"),
+        ("f.parquet", HEADER, "expected a parquet file; found damaged or other data"),
+        ("f.parquet", "", "expected a parquet file; found damaged or other data"),
+        ("f.json", "[]", "expected a file ending in .parquet, .csv, .jsonl; found '.json'"),
+        ("battles", "", "expected a file ending in .parquet, .csv, .jsonl; found 'no ending'"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_an_error_that_says_where(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message) as caught:
+        load_battles(path)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "overwritten page", "overwritten footer"])
+def test_a_damaged_parquet_is_an_error_that_names_it(tmp_path, damage):
+    """Arrow reports a bad page as a bare OSError that names no file."""
+    path = write_rows(tmp_path / "f.parquet", build_rows()[:-1] * 50)
+    content = path.read_bytes()
+    if damage == "cut short":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        start = 100 if damage == "overwritten page" else len(content) - 200
+        path.write_bytes(content[:start] + b"\xff" * 100 + content[start + 100 :])
+    with pytest.raises(ValueError, match=r"f\.parquet: expected a parquet file; found damaged"):
+        load_battles(path)
+
+
+def test_a_missing_file_and_a_folder_are_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"f\.csv: expected a file; found none"):
+        load_battles(tmp_path / "f.csv")
+    with pytest.raises(FileNotFoundError, match="expected a file; found a folder"):
+        load_battles(tmp_path)
+
+
+# --- results are complete or absent -----------------------------------------------------------------------------------
+
+
+def list_files(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def write_result(folder: Path, text: str) -> None:
+    with replace_folder(folder, MARK) as beside:
+        (beside / "sub").mkdir()
+        (beside / "sub" / "weights").write_text(text)
+        (beside / MARK).write_text(text)
+
+
+def test_a_filled_folder_replaces_the_old_one_whole(tmp_path):
+    folder = tmp_path / "new" / "result"
+    write_result(folder, "first")
+    (folder / "stale").write_text("first")
+    write_result(folder, "second")
+    assert list_files(tmp_path) == {f"new/result/{name}": "second" for name in (MARK, "sub/weights")}
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path, stop, existed):
+    folder = tmp_path / "result"
+    if existed:
+        write_result(folder, "first")
+    before = list_files(tmp_path)
+    with pytest.raises(stop), replace_folder(folder, MARK) as beside:
+        (beside / MARK).write_text("half")
+        assert list_files(folder) == {name.removeprefix("result/"): text for name, text in before.items()}
+        raise stop
+    assert list_files(tmp_path) == before and list(tmp_path.iterdir()) == [folder] * existed
+
+
+def test_what_a_killed_run_left_behind_is_cleared(tmp_path):
+    """A killed process runs no cleanup; its half result must not enter the next one."""
+    for leftover in (".result.new", ".result.old"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "half").write_text("half")
+    write_result(tmp_path / "result", "whole")
+    assert set(list_files(tmp_path)) == {f"result/{MARK}", "result/sub/weights"}
+
+
+def test_a_foreign_folder_is_refused_and_an_empty_one_is_used(tmp_path):
+    folder = tmp_path / "result"
+    folder.mkdir()
+    write_result(folder, "first")
+    (folder / MARK).rename(folder / "thesis.docx")
+    before = list_files(tmp_path)
+    with pytest.raises(ValueError, match=f"expected a new or empty folder, or one with {MARK} to replace; found other"):
+        write_result(folder, "second")
+    assert list_files(tmp_path) == before and list(tmp_path.iterdir()) == [folder]
+    with pytest.raises(ValueError, match="expected a new or empty folder"):
+        write_result(folder / "thesis.docx", "a file stands there")

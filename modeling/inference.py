@@ -127,6 +127,10 @@ class _ProgressFile:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.identity = folder, identity
         self.path = folder / f"{identity}.{process}.jsonl"
+        if self.path.exists():
+            # A killed process leaves a torn last line, onto which the next one would be appended.
+            written = self.path.read_bytes()
+            self.path.write_bytes(written[: written.rfind(b"\n") + 1])
 
     def read(self) -> dict[int, list[list[float]]]:
         """Probabilities by slot, per batch; the torn last line of a killed process is left out."""

@@ -76,7 +76,7 @@ def main() -> None:
             encoding=encoder.encoding.to_dict(),
             head=head,
             base_fingerprint=fingerprint_base(base),
-            training=describe_run(arguments, training, len(train_set), metrics),
+            training=describe_run(arguments, trainer, metrics),
         )
         save_member(output, model, tokenizer, base, facts)
     logger.info(f"Member written: {output}")
@@ -89,9 +89,7 @@ def prepare_output(arguments: TrainArguments, training: TrainingArguments) -> Pa
     if training.fp16:
         raise ValueError("--fp16: expected bf16, or neither: members are read in the precision they were trained in.")
     if training.push_to_hub:
-        raise ValueError(
-            "--push_to_hub: the Trainer would upload its optimizer state. Upload the member folder."
-        )
+        raise ValueError("--push_to_hub: the Trainer would upload its optimizer state. Upload the member folder.")
     training.output_dir = str(output.with_name(f"{output.name}.checkpoints"))
     training.remove_unused_columns = False  # the collator picks what the model takes
     training.label_names = ["labels"]
@@ -122,14 +120,20 @@ def measure_peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def describe_run(arguments: TrainArguments, training: TrainingArguments, num_battles: int, metrics: dict) -> dict:
+def describe_run(arguments: TrainArguments, trainer: Trainer, metrics: dict) -> dict:
     """What a reader of the member needs to know of its run; file names without their folders."""
     settings = asdict(arguments)
     for name in ("train_file", "eval_file", "base"):
         settings[name] = Path(settings[name]).name if settings[name] else None
     names = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "seed")
-    settings |= {name: vars(training)[name] for name in names}
-    return {**settings, "world_size": training.world_size, "num_battles": num_battles, "metrics": metrics}
+    settings |= {name: vars(trainer.args)[name] for name in names}
+    # What really ran: a launcher that was misread starts one process, or several that do not talk.
+    launch = {
+        "distributed_type": trainer.accelerator.distributed_type.value,
+        "wrapped_as": type(trainer.model_wrapped).__name__,
+    }
+    counts = {"world_size": trainer.args.world_size, "num_battles": len(trainer.train_dataset)}
+    return {**settings, **counts, "launch": launch, "metrics": metrics}
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def bases(tmp_path_factory, plain_backbone, tokenizer) -> dict[str, BaseFiles]:
 def make_member(tokenizer):
     """Builds a member folder whose adapter and head are random, so that they matter, without training."""
 
-    def make(folder: Path, base: BaseFiles, orientation: str, *, dtype="float32", seed=0, max_length=256, **options):
+    def make(folder: Path, base: BaseFiles, orientation: str, *, dtype="float32", seed=0, max_length=128):
         set_seed(seed)
         model = add_adapters(load_base(base, dtype=dtype), r=4, alpha=4, dropout=0.0)
         with torch.no_grad():

@@ -122,10 +122,22 @@ def test_columns_of_a_cut_follow_the_field_not_the_slot(tokenizer):
 
 
 def test_room_that_short_fields_leave_passes_on():
-    assert share_room([10, 100, 300], 210) == [10, 100, 100]
-    assert share_room([300, 10, 100], 210) == [100, 10, 100]
+    assert share_room([10, 90, 300], 210) == [10, 90, 110]
+    assert share_room([300, 10, 90], 210) == [110, 10, 90]
     assert share_room([1, 2, 3], 60) == [1, 2, 3]
-    assert sum(share_room([50, 50, 50], 100)) == 100
+    assert share_room([50, 50, 50], 100) == [33, 33, 33]
+
+
+def test_of_two_cut_answers_the_longer_stays_the_longer():
+    """In proportion, 1:2 here, but never more lopsided than 1:3; nothing is given out that is not there."""
+    assert share_room([10, 200, 400], 210) == [10, 66, 133]
+    assert share_room([10, 400, 200], 210) == [10, 133, 66]
+    assert share_room([500, 150, 9000], 300) == [100, 50, 150]
+    assert share_room([500, 5000, 5000], 300) == [100, 100, 100]
+    for lengths in ((5, 90, 91), (400, 130, 120), (70, 71, 3000)):
+        shares = share_room(lengths, 200)
+        assert sum(shares) <= 200 and all(0 < share <= length for share, length in zip(shares, lengths, strict=True))
+        assert (shares[1] >= shares[2]) == (lengths[1] >= lengths[2])
 
 
 def test_orientations_exchange_the_answers(tokenizer):

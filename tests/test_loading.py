@@ -207,7 +207,7 @@ def test_a_member_holds_all_it_needs_and_nothing_else(members):
     facts = read_member(folder)
     assert (facts.orientation, facts.labels, facts.dtype) == ("ba", ["a", "b"], "float32")
     assert facts.head == {"head_dropout": 0.1, "head_hidden_size": 32}
-    assert facts.encoding["max_length"] == 256 and facts.encoding["template"].startswith("<prompt>: ")
+    assert facts.encoding["max_length"] == 128 and facts.encoding["template"].startswith("<prompt>: ")
     for path in folder.glob("*.json"):
         text = path.read_text()
         assert str(folder.parent) not in text and '"/' not in text.replace('"/"', ""), path.name

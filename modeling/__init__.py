@@ -1,7 +1,6 @@
-"""Bothways: models that read every battle both ways. Read the modules in the order of a battle's path:
+"""Models that read every battle both ways. Read the modules in the order of a battle's path:
 
-files (tables, folders) -> battles (rows) -> encoding (ids) -> arguments (a run's settings) -> losses -> classifier
-(network and head) -> bases (backbones) -> loading (adapters, members) -> inference (batches, shards) -> judge (members
-averaged) -> metrics.
-A module imports only from those before it.
+files (tables, folders) -> battles (rows) -> encoding (ids) -> arguments (a run's settings) -> losses (cross-entropy)
+-> classifier (network and head) -> bases (backbones) -> loading (adapters, members) -> inference (batches, shards)
+-> judge (members averaged) -> metrics (figures with intervals). A module imports only from those before it.
 """

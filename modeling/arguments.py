@@ -81,7 +81,9 @@ class TrainArguments(BattleArguments):
     def __post_init__(self):
         require(self, "orientation", "base", "train_file")
         if self.eval_file and self.num_folds:
-            raise ValueError("--eval_file and --num_folds: expected one of them; found both. Leave one out.")
+            raise ValueError(
+                "--eval_file and --num_folds: expected one of them; found both. Leave one out, or pass --num_folds 0."
+            )
 
 
 @dataclass
@@ -164,12 +166,8 @@ def _read_recipe(path: Path, known: set[str]) -> list[str]:
         if key not in known:
             raise ValueError(f"Recipe {path}: unknown key {key!r}.{_suggest(str(key), known)}")
         if value is not None:
-            texts = (
-                [str(item) for item in value]
-                if isinstance(value, list)
-                else [json.dumps(value) if isinstance(value, dict) else str(value)]
-            )
-            flags += [f"--{key}", *texts]
+            items = value if isinstance(value, list) else [value]
+            flags += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in items)]
     return flags
 
 
@@ -188,11 +186,11 @@ def run_script(main: Callable[[], None]) -> None:
 
     BOTHWAYS_TRACEBACK=1 shows where it was found.
     """
-    # Other processes of a launch would only repeat what the main one says.
+    # Of what goes well, the other processes of a launch would only repeat what the main one says.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     # accelerate launch gives each process one thread where there is no GPU; share the cores out instead.
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     for chatty, level in (("httpx", logging.WARNING), ("datasets", logging.WARNING), ("bitsandbytes", logging.ERROR)):
         logging.getLogger(chatty).setLevel(level)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -25,6 +25,7 @@ TEMPLATE = "<prompt>: {prompt}\n\n<response_a>: {first}\n\n<response_b>: {second
 TEMPLATE_FIELDS = ("prompt", "first", "second")
 TRUNCATIONS = ("balanced", "left")
 ELISION = " … "  # stands where the middle of a field was cut, so that its two ends can never join into a marker
+TOKENIZER_BATCH = 512
 MIN_FIELD_TOKENS = 8  # of each field that is cut, ELISION included
 # What ftfy leaves alone whatever its settings: printable ASCII without "&". Most English text, at a tenth of the time.
 _UNTOUCHED_BY_FTFY = re.compile(r"[\t\n\x20-\x25\x27-\x7e]*")
@@ -97,7 +98,7 @@ def build_encoding(tokenizer: PreTrainedTokenizerBase, max_length: int, truncati
 class BattleEncoder:
     """Encodes battles with one tokenizer and one `Encoding`.
 
-    Example: `BattleEncoder(tokenizer, encoding).encode(clean_battles(rows), "ba")[0]["input_ids"]`.
+    Example: `encoder.encode(encoder.clean_battles(rows), "ba")[0]["input_ids"]`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, encoding: Encoding):
@@ -134,25 +135,25 @@ class BattleEncoder:
             max_length; `length`, their number; `cut_prompt`, `cut_response_a`, `cut_response_b`, tokens left out.
         """
         order = ("prompt", *order_responses(orientation))
-        pieces = [
-            [
-                piece
-                for marker, name in zip(self.encoding.markers, order, strict=True)
-                for piece in (marker, battle[name])
-            ]
-            for battle in cleaned
-        ]
-        tokens = self._tokenize(["".join(parts) for parts in pieces], return_offsets_mapping=True) if pieces else None
         encoded = []
-        for row, parts in enumerate(pieces):
-            spans = _find_spans(parts, tokens["offset_mapping"][row])
-            ids, cut = self._truncate(tokens["input_ids"][row], spans)
-            assert self.special_ids.isdisjoint(ids), "user text became a special token"
-            bos, eos = self.encoding.bos_token_id, self.encoding.eos_token_id
-            ids = [*([] if bos is None else [bos]), *ids, eos]
-            cuts = dict(zip((f"cut_{name}" for name in order), cut, strict=True))
-            encoded.append({"input_ids": ids, "length": len(ids), **{name: cuts[name] for name in CUT_COLUMNS}})
+        # In parts: the offsets of all tokens of a large file would not fit the memory.
+        for start in range(0, len(cleaned), TOKENIZER_BATCH):
+            texts = [[battle[name] for name in order] for battle in cleaned[start : start + TOKENIZER_BATCH]]
+            pieces = [
+                [piece for pair in zip(self.encoding.markers, row, strict=True) for piece in pair] for row in texts
+            ]
+            tokens = self._tokenize(["".join(row) for row in pieces], return_offsets_mapping=True)
+            for row, ids, offsets in zip(pieces, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+                encoded.append(self._close(*self._truncate(ids, _find_spans(row, offsets)), order))
         return encoded
+
+    def _close(self, ids: list[int], cut: list[int], order: Sequence[str]) -> dict:
+        """One encoded battle: the ids between bos and eos, and what was cut by column."""
+        assert self.special_ids.isdisjoint(ids), "user text became a special token"
+        bos, eos = self.encoding.bos_token_id, self.encoding.eos_token_id
+        ids = [*([] if bos is None else [bos]), *ids, eos]
+        cuts = dict(zip((f"cut_{name}" for name in order), cut, strict=True))
+        return {"input_ids": ids, "length": len(ids), **{name: cuts[name] for name in CUT_COLUMNS}}
 
     def _count_special(self) -> int:
         return 1 if self.encoding.bos_token_id is None else 2
@@ -248,7 +249,11 @@ def encode_dataset(battles: Dataset, encoder: BattleEncoder, orientation: str) -
 
     start = time.perf_counter()
     encoded = battles.map(
-        encode_rows, batched=True, batch_size=512, remove_columns=battles.column_names, desc=f"Encoding {orientation}"
+        encode_rows,
+        batched=True,
+        batch_size=TOKENIZER_BATCH,
+        remove_columns=battles.column_names,
+        desc=f"Encoding {orientation}",
     )
     tokens, cut = sum(encoded["length"]), {name: sum(encoded[name]) for name in CUT_COLUMNS}
     speed = tokens / (time.perf_counter() - start)

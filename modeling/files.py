@@ -102,8 +102,11 @@ def replace_folder(folder: Path, mark: str) -> Iterator[Path]:
         folder: Where the result belongs. What stands there is replaced only if it is empty or holds `mark`.
         mark: Name of a file that every result of this kind has.
     """
-    check_replaceable(folder, mark)
+    folder = folder.resolve()
     beside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # an earlier call was killed between its two renames
+    check_replaceable(folder, mark)
     for leftover in (beside, old):
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)

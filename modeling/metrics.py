@@ -117,5 +117,7 @@ class PreferenceMetric(evaluate.Metric):
             "accuracy_low": accuracy.low,
             "accuracy_high": accuracy.high,
             "log_loss": log_loss.value,
+            "log_loss_low": log_loss.low,
+            "log_loss_high": log_loss.high,
             "battles": log_loss.count,
         }

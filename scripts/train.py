@@ -13,6 +13,7 @@ if find_spec("modeling") is None:
     raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
 
 import resource
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def main() -> None:
         compute_metrics=compute_trainer_metrics,
     )
     result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    metrics = {**result.metrics, **(trainer.evaluate() if eval_set else {}), "peak_memory_gb": measure_peak_memory()}
+    metrics = {**result.metrics, **(trainer.evaluate() if eval_set else {})}
+    metrics["train_tokens_per_second"] = trainer.state.num_input_tokens_seen / metrics["train_runtime"]
+    metrics["peak_memory_gb"] = measure_peak_memory()
     trainer.log_metrics("all", metrics)
 
     if trainer.is_world_process_zero():
@@ -117,7 +120,8 @@ def measure_peak_memory() -> float:
     """GB: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def describe_run(arguments: TrainArguments, trainer: Trainer, metrics: dict) -> dict:

@@ -45,8 +45,7 @@ def test_bf16_logits_give_a_float32_loss():
     logits = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)).bfloat16()
     targets = torch.tensor([[0.3, 0.7]]).expand(1000, 2)
     loss = soft_cross_entropy(logits, targets)
-    assert loss.dtype == torch.float32
-    assert torch.equal(loss, soft_cross_entropy(logits.float(), targets))
+    assert loss.dtype == torch.float32 and torch.equal(loss, soft_cross_entropy(logits.float(), targets))
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1), (1, 2), (2,), (4, 3)], ids=str)

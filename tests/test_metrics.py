@@ -59,7 +59,7 @@ def test_accuracy_interval_holds_the_truth_as_often_as_it_says():
     assert np.mean(covered) >= 0.93
 
 
-def test_accuracy_over_49_battles_is_uncertain_by_13_points_and_says_so():
+def test_accuracy_over_49_battles_is_uncertain_by_13_points():
     """Seed fault 11: a fold of 49 rows, read as if it were exact. Wilson's half width is widest at 1/2, where it is
     z / (2 sqrt(n + z^2)) = 1.96 / (2 sqrt 52.84) = 0.135, and 0.125 at 34 of 49, near the seed's 0.686. Over 10,000
     battles it is 0.009. So every accuracy comes with its interval (for the Trainer's, see PreferenceMetric below)."""

@@ -1,0 +1,73 @@
+"""What README.md says is run here, or checked against the tree."""
+
+import re
+
+import pytest
+
+from modeling.battles import load_battles
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+SCRIPTS = {path.name for path in (REPOSITORY / "scripts").glob("*.py")}
+
+
+def test_every_file_that_the_readme_names_exists():
+    """Outputs are made by the demo and are left out; `<base>` stands for any of the recipes."""
+    names = set(re.findall(r"(?:scripts|configs|modeling|tests)/[\w./-]*\w", README))
+    assert len(names) > 20
+    assert [name for name in sorted(names) if not (REPOSITORY / name).exists()] == []
+
+
+def test_the_tree_lists_every_module_and_script():
+    tree = README.split("## The tree")[1].split("```")[1]
+    modules = {path.name for path in (REPOSITORY / "modeling").glob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"modeling/(\w+\.py)", tree)) == modules
+    verbs = re.search(r"scripts/ +one verb per file: (.*)", tree)[1].split(", ")
+    assert {f"{verb}.py" for verb in verbs} == SCRIPTS == set(re.findall(r"^\| `scripts/(\w+\.py)`", README, re.M))
+
+
+def test_every_make_target_and_flag_that_the_readme_names_exists():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in set(re.findall(r"make (\w+)", "\n".join(re.findall(r"`{1,3}[^`]*`{1,3}", README)))):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    arguments = (REPOSITORY / "modeling" / "arguments.py").read_text()
+    launcher = {"config_file", "num_processes", "help", "per_device_train_batch_size", "learning_rate"}
+    for flag in set(re.findall(r"--([a-z_]+)", README)) - launcher:
+        assert re.search(rf"^    {flag}: ", arguments, re.M) or flag in {"output_dir", "max_steps", "logging_steps"}, (
+            flag
+        )
+
+
+def test_the_python_example_runs(members, monkeypatch):
+    """With the tests' own members in the place of the demo's."""
+    code = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    for orientation, folder in members.items():
+        assert f'"outputs/demo/{orientation}"' in code
+        code = code.replace(f"outputs/demo/{orientation}", str(folder))
+    monkeypatch.chdir(REPOSITORY)
+    found: dict = {}
+    exec(code, found)  # the code stands in our own README
+    assert {"id", "p_a", "p_b", "winner"} <= set(found["verdicts"]) and len(found["symmetric"]) == 72
+
+
+def test_the_architecture_is_named_in_the_order_of_its_imports():
+    """DESIGN: imports go one way. Each module imports only from those named before it in modeling/__init__.py."""
+    text = (REPOSITORY / "modeling" / "__init__.py").read_text().split("order of a battle's path:")[1]
+    order = re.findall(r"(\w+) \(", text)
+    modules = {path.stem for path in (REPOSITORY / "modeling").glob("*.py")} - {"__init__"}
+    assert set(order) == modules
+    for module in modules:
+        source = (REPOSITORY / "modeling" / f"{module}.py").read_text()
+        for imported in re.findall(r"^from modeling\.(\w+) import", source, re.M):
+            assert order.index(imported) < order.index(module), f"{module} imports {imported}"
+
+
+def test_battles_are_packaged_with_the_code():
+    assert load_battles(REPOSITORY / "modeling/data/demo_train.jsonl").num_rows == 216
+
+
+@pytest.mark.parametrize("folder", ["demo", "gemma2-9b"])
+def test_a_recipe_says_the_command_that_runs_it(folder):
+    for path in (REPOSITORY / "configs" / folder).glob("*.yaml"):
+        header = path.read_text(encoding="utf-8").split("\n\n")[0]
+        assert f"scripts/{path.stem}.py" in header, path

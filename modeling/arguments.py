@@ -65,7 +65,7 @@ class TrainArguments(BattleArguments):
     """Trains one member. Every TrainingArguments flag works too; `{orientation}` in output_dir stands for its value."""
 
     orientation: str = option(None, "Which answer the adapter reads first.", choices=list(ORIENTATIONS))
-    base: str = option(None, "Base to train on: what quantize.py wrote, or any backbone. " + BASE_HELP)
+    base: str = option(None, "Base to train on: the folder that quantize.py wrote, or its Hub id (with @revision).")
     train_file: str = option(None, "Battles with outcomes: parquet, csv or jsonl.")
     eval_file: str | None = option(None, "Battles to evaluate on.")
     num_folds: int | None = option(None, "Instead of eval_file: split train_file into this many folds by prompt.")
@@ -142,12 +142,14 @@ def parse_arguments(*kinds: type, verb: str, argv: Sequence[str] | None = None) 
     path = Path(argv.pop(0)) if given else REPOSITORY / "configs" / "demo" / f"{verb}.yaml"
     known = {field.name for kind in kinds for field in fields(kind) if field.init}
     # Said for the user where there is no GPU: from a launcher's YAML alone it starts processes that do not talk.
-    automatic = ["--use_cpu", "true"] if "use_cpu" in known and not torch.accelerator.is_available() else []
+    on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    automatic = ["--use_cpu", "true"] if "use_cpu" in known and on_cpu else []
     argv = [*automatic, *_read_recipe(path, known), *argv]
     _, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(f"Unknown argument {unknown[0]!r}.{_suggest(unknown[0].lstrip('-'), known, '--')}")
     # Otherwise a file <script>.args that happens to lie beside the script is read too.
+    logging.getLogger(f"bothways.{verb}").info(f"Arguments, {path.name} first: {' '.join(argv)}")
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
@@ -189,14 +191,16 @@ def run_script(main: Callable[[], None]) -> None:
     # Of what goes well, the other processes of a launch would only repeat what the main one says.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    # accelerate launch gives each process one thread where there is no GPU; share the cores out instead.
-    torch.set_num_threads(max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        # That is what accelerate launch gives each process where there is no GPU; share the cores out instead.
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     for chatty, level in (("httpx", logging.WARNING), ("datasets", logging.WARNING), ("bitsandbytes", logging.ERROR)):
         logging.getLogger(chatty).setLevel(level)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("BOTHWAYS_TRACEBACK") == "1":
             raise
         logging.getLogger("bothways").critical(f"error: {error}")

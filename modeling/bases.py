@@ -69,13 +69,13 @@ def find_base(base: str) -> BaseFiles:
     if path.is_file() and path.suffix == ".gguf":
         return BaseFiles(path.parent, path.name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(
-                f"Base {base}: expected a model folder with config.json; found none. Give what quantize.py wrote."
-            )
         if (path / "adapter_config.json").is_file():
             raise ValueError(
                 f"Base {base}: expected a base; found an adapter. Pass it as --judge, or as --merge_adapter."
+            )
+        if not (path / "config.json").is_file():
+            raise ValueError(
+                f"Base {base}: expected a model folder with config.json; found none. Give what quantize.py wrote."
             )
         return BaseFiles(path)
     folder, repo, revision = download_repository(
@@ -105,7 +105,7 @@ def download_repository(name: str, role: str, patterns: Sequence[str]) -> tuple[
     except (OSError, HFValidationError) as error:
         raise FileNotFoundError(
             f"{role} {name}: expected a folder here or a Hub repository; found neither ({type(error).__name__}). "
-            "If it is the demo's, run `make demo` first; otherwise check the name and the connection."
+            "If it is the demo's, run `make demo` first; otherwise check the name, the connection and your login."
         ) from error
     return folder, repo, folder.name
 
@@ -188,13 +188,13 @@ def load_base(
     if quantization != "none":
         options["quantization_config"] = build_quantization_config(quantization)
     device = device or PartialState().device
-    if (quantized or options) and device.type != "cpu":
-        options["device_map"] = {"": device}
+    if quantized or options:
+        options["device_map"] = {"": device}  # bitsandbytes would take the GPU even when told to use the CPU
     with _quiet_transformers():
         model = family.from_pretrained(files.folder, config=config, dtype=DTYPES[dtype], **options)
     if device.type == "cpu":
         _keep_training_kernels(model)
-    return model.to(device) if not (quantized or options) else model
+    return model if "device_map" in options else model.to(device)
 
 
 def _keep_training_kernels(model: PreferenceMixin) -> None:

@@ -7,6 +7,7 @@ module may assume that there are two labels.
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ WINNERS = {"model_a": [1.0, 0.0], "model_b": [0.0, 1.0], "tie": [0.5, 0.5]}
 TIE_POLICIES = ("keep", "drop")
 BLANK_POLICIES = ("error", "drop", "keep")
 LABEL_SUM_TOLERANCE = 1e-3
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def load_battles(
@@ -180,7 +182,7 @@ def _check_ids(path: Path, ids: list) -> None:
 
 
 def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else False
+    return SURROGATE.search(text) is not None
 
 
 def _repair_surrogates(path: Path, columns: Columns) -> None:

@@ -105,6 +105,7 @@ class BattleEncoder:
         self.tokenizer = tokenizer
         self.encoding = encoding
         self.elision = self._tokenize([ELISION])["input_ids"][0]
+        assert len(self.elision) < MIN_FIELD_TOKENS, "a cut field would keep nothing"
         # Without <unk>: a tokenizer without byte fallback gives it for ordinary text.
         special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special_ids = special - {tokenizer.unk_token_id}
@@ -205,7 +206,8 @@ def share_room(lengths: Sequence[int], room: int) -> list[int]:
         left -= shares[field]
     if all(share < length for share, length in zip(shares[1:], lengths[1:], strict=True)):
         joint, total = sum(shares[1:]), sum(lengths[1:])
-        shares[1:] = [min(max(joint * length // total, joint // 4), joint - joint // 4) for length in lengths[1:]]
+        least = max(joint // 4, MIN_FIELD_TOKENS)
+        shares[1:] = [min(max(joint * length // total, least), joint - least) for length in lengths[1:]]
     return shares
 
 

@@ -1,5 +1,6 @@
 """A judge: one or more members, each reading battles in its order, averaged into one verdict per battle."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -75,7 +76,12 @@ class Judge:
             if encoder not in cleaned:
                 cleaned[encoder] = encoder.clean_battles(rows)
             if (encoder, orientation) not in encoded:
-                encoded[encoder, orientation] = encoder.encode(cleaned[encoder], orientation)
+                start = time.perf_counter()
+                encoded[encoder, orientation] = reading = encoder.encode(cleaned[encoder], orientation)
+                tokens, seconds = sum(battle["length"] for battle in reading), time.perf_counter() - start
+                logger.info(
+                    f"Encoded {len(rows)} battles {orientation}: {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s"
+                )
             reading = encoded[encoder, orientation]
             columns[f"{member.name}_{orientation}"] = predict_battles(
                 member.activate(),

@@ -5,14 +5,17 @@ battles again exactly as in training.
 """
 
 import hashlib
+import itertools
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +28,7 @@ from modeling.files import replace_folder
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MEMBER_FILE = "member.json"
 MEMBER_FORMAT = 1
+OLD_HEAD = re.compile(r"\.(score|classifier)\.")
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
@@ -69,13 +73,26 @@ def merge_adapter(model: PreferenceMixin, adapter: str) -> PreferenceMixin:
     Raises:
         ValueError: If the adapter's matrices are not those of this model's layers.
     """
+    if hasattr(model.config, "quantization_config"):
+        raise ValueError(
+            "--merge_adapter: expected an unquantised base; found a quantised one. Start from the original."
+        )
     folder = Path(adapter) if Path(adapter).is_dir() else download_repository(adapter, "Adapter", ["adapter_*"])[0]
     config = LoraConfig.from_pretrained(folder)
     # As a SEQ_CLS adapter peft would insist on loading the old head, whatever its number of labels.
     config.task_type, config.modules_to_save = None, None
-    weights = load_file(folder / "adapter_model.safetensors")
-    lora = {name: value for name, value in weights.items() if ".lora_" in name}
-    return _attach(model, "default", config, lora, folder).merge_and_unload()
+    weights = {name: value for name, value in load_weights(folder).items() if not OLD_HEAD.search(name)}
+    return _attach(model, "default", config, weights, folder).merge_and_unload()
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter folder."""
+    try:
+        return load_file(folder / "adapter_model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(
+            f"Adapter {folder}: expected whole safetensors; found {error}. Download or save it again."
+        ) from error
 
 
 def _attach(
@@ -132,6 +149,7 @@ class Member:
     """A loaded member of a judge. Members of one base share its weights: `activate` before each use."""
 
     name: str
+    adapter: str  # what peft calls it
     facts: MemberFacts
     model: PeftModel
     encoder: BattleEncoder
@@ -139,7 +157,7 @@ class Member:
 
     def activate(self) -> PeftModel:
         """The shared model with this member's adapter and head switched on."""
-        self.model.set_adapter(self.name, inference_mode=True)
+        self.model.set_adapter(self.adapter, inference_mode=True)
         return self.model.eval()
 
 
@@ -168,12 +186,15 @@ def read_member(folder: Path) -> MemberFacts:
             raise ValueError(
                 f"Judge {folder}: expected a member folder with {name}; found none. Give what train.py wrote."
             )
-    values = json.loads((folder / MEMBER_FILE).read_text(encoding="utf-8"))
-    if values.get("format") != MEMBER_FORMAT:
-        raise ValueError(
-            f"Judge {folder}: expected format {MEMBER_FORMAT} in {MEMBER_FILE}; found {values.get('format')!r}."
-        )
-    facts = MemberFacts(**values)
+    try:
+        values = json.loads((folder / MEMBER_FILE).read_text(encoding="utf-8"))
+        if values["format"] != MEMBER_FORMAT:
+            raise ValueError(
+                f"Judge {folder}: expected format {MEMBER_FORMAT} in {MEMBER_FILE}; found {values['format']!r}."
+            )
+        facts = MemberFacts(**values)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"Judge {folder}: expected the facts of a member in {MEMBER_FILE}; found {error}.") from error
     if facts.orientation not in ORIENTATIONS or facts.labels != list(LABELS):
         raise ValueError(
             f"Judge {folder}: expected an orientation of {', '.join(ORIENTATIONS)} and the labels {', '.join(LABELS)}; "
@@ -200,16 +221,18 @@ def load_judge(names: Sequence[str], device: torch.device | None = None) -> list
         facts = read_member(folder)
         files = find_member_base(folder, facts)
         key = (files.folder, facts.dtype, *facts.head.values())
-        unique = name_member(folder, [member.name for member in members])
+        # Not the folder's name: peft takes an adapter called "0" or "model" for a part of its parameters' names.
+        slot = f"member{len(members)}"
         model = models.get(key) or load_base(files, dtype=facts.dtype, device=device, **facts.head)
         config = LoraConfig.from_pretrained(folder)
         config.base_model_name_or_path = None  # relative to the member, which peft would warn about
-        models[key] = _attach(model, unique, config, load_file(folder / "adapter_model.safetensors"), folder)
+        models[key] = _attach(model, slot, config, load_weights(folder), folder)
         encoding = Encoding.from_dict(facts.encoding)
         encoder = next((m.encoder for m in members if m.model is models[key] and m.encoder.encoding == encoding), None)
         encoder = encoder or BattleEncoder(load_tokenizer(folder), encoding)
         fingerprint = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
-        members.append(Member(unique, facts, models[key], encoder, fingerprint))
+        display = name_member(name, [member.name for member in members])
+        members.append(Member(display, slot, facts, models[key], encoder, fingerprint))
     return members
 
 
@@ -231,8 +254,8 @@ def find_member_base(folder: Path, facts: MemberFacts) -> BaseFiles:
     return files
 
 
-def name_member(folder: Path, taken: Sequence[str]) -> str:
-    """The folder's name, with a number behind it where an earlier member has the same."""
-    name = folder.resolve().name.replace(".", "_")  # peft refuses dots in adapter names
-    same = sum(other == name or other.startswith(f"{name}-") for other in taken)
-    return f"{name}-{same + 1}" if same else name
+def name_member(name: str, taken: Sequence[str]) -> str:
+    """The last part of a folder or Hub id, with a number behind it where an earlier member is called the same."""
+    plain = Path(os.path.abspath(name.partition("@")[0])).name
+    numbered = (plain if number == 1 else f"{plain}-{number}" for number in itertools.count(1))
+    return next(candidate for candidate in numbered if candidate not in taken)

@@ -27,6 +27,8 @@ from modeling.metrics import compute_accuracy, compute_baselines, compute_log_lo
 
 logger = get_logger("bothways.predict")
 
+PROGRESS = ".bothways-progress"
+
 
 def main() -> None:
     (arguments,) = parse_arguments(PredictArguments, verb="predict")
@@ -39,7 +41,7 @@ def main() -> None:
         battles,
         readings=arguments.readings,
         tokens_per_batch=arguments.tokens_per_batch,
-        progress_dir=output / "progress",
+        progress_dir=output / PROGRESS,
     )
     seconds = time.perf_counter() - start
     if state.is_main_process:
@@ -57,7 +59,7 @@ def write_verdicts(output: Path, verdicts: pd.DataFrame) -> list[Path]:
     beside.rename(paths[0])
     verdicts[["id", "winner"]].to_csv(beside := paths[1].with_suffix(".new"), index=False)
     beside.rename(paths[1])
-    shutil.rmtree(output / "progress")
+    shutil.rmtree(output / PROGRESS, ignore_errors=True)
     return paths
 
 

@@ -10,14 +10,14 @@ from importlib.util import find_spec
 if find_spec("modeling") is None:
     raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
 
-import tempfile
+import shutil
 from pathlib import Path
 
 from accelerate.logging import get_logger
 from transformers import set_seed
 
 from modeling.arguments import QuantizeArguments, parse_arguments, run_script
-from modeling.bases import BaseFiles, find_base, load_base, load_tokenizer, save_base, unpack_gguf
+from modeling.bases import DTYPES, BaseFiles, find_base, load_base, load_tokenizer, save_base, unpack_gguf
 from modeling.files import replace_folder
 from modeling.loading import merge_adapter
 
@@ -30,17 +30,16 @@ def main() -> None:
     base = find_base(arguments.base)
     tokenizer = load_tokenizer(base.folder, **base.source)
     output = Path(arguments.output_dir)
-    with (
-        replace_folder(output, "config.json") as beside,
-        tempfile.TemporaryDirectory() as merged,
-        unpack_gguf(base) as files,
-    ):
-        head = {"head_hidden_size": arguments.head_hidden_size}
+    head = {"head_hidden_size": arguments.head_hidden_size}
+    with replace_folder(output, "config.json") as beside, unpack_gguf(base) as files:
         if arguments.merge_adapter:
-            model = merge_adapter(load_base(files, dtype="float32", **head), arguments.merge_adapter)
-            model.save_pretrained(merged)
-            files = BaseFiles(Path(merged))
+            merged = merge_adapter(load_base(files, dtype="float32", **head), arguments.merge_adapter)
+            merged.model.to(DTYPES[arguments.dtype])  # the body; the head stays float32
+            merged.save_pretrained(beside / "merged")
+            del merged
+            files = BaseFiles(beside / "merged")
         model = load_base(files, dtype=arguments.dtype, quantization=arguments.quantization, **head)
+        shutil.rmtree(beside / "merged", ignore_errors=True)
         save_base(beside, model, tokenizer)
     size = sum(file.stat().st_size for file in output.iterdir())
     logger.info(

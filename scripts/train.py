@@ -19,10 +19,12 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
+from datasets import Dataset
+from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
 
 from modeling.arguments import TrainArguments, parse_arguments, run_script
-from modeling.bases import find_base, fingerprint_base, load_base, load_tokenizer
+from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.battles import LABELS, load_battles, split_folds
 from modeling.encoding import BattleCollator, BattleEncoder, build_encoding, encode_dataset
 from modeling.files import check_replaceable
@@ -34,28 +36,16 @@ logger = get_logger("bothways.train")
 
 def main() -> None:
     arguments, training = parse_arguments(TrainArguments, TrainingArguments, verb="train")
-    output = prepare_output(arguments, training)
+    output = prepare_run(arguments, training)
     train_battles, eval_battles = load_parts(arguments)
     base = find_base(arguments.base)
-    tokenizer = load_tokenizer(base.folder)
+    fingerprint = fingerprint_base(base)  # now: the base may be replaced while we train
+    tokenizer = load_tokenizer(base.folder, **base.source)
     encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, arguments.max_length, arguments.truncation))
     train_set = encode_dataset(train_battles, encoder, arguments.orientation)
-    eval_set = encode_dataset(eval_battles, encoder, arguments.orientation) if eval_battles else None
+    eval_set = encode_dataset(eval_battles, encoder, arguments.orientation) if eval_battles is not None else None
     logger.info(f"First battle as read:\n{tokenizer.decode(train_set[0]['input_ids'])}")
-
-    set_seed(training.seed)
-    dtype = "bfloat16" if training.bf16 else "float32"
-    model = load_base(base, dtype=dtype, device=training.device, head_dropout=arguments.head_dropout)
-    head = {"head_dropout": model.config.head_dropout, "head_hidden_size": model.config.head_hidden_size}
-    model = add_adapters(
-        model,
-        r=arguments.lora_r,
-        alpha=arguments.lora_alpha,
-        dropout=arguments.lora_dropout,
-        freeze_layers=arguments.freeze_layers,
-    )
-    trainable, total = model.get_nb_trainable_parameters()
-    logger.info(f"Parameters: {trainable:,} trainable of {total:,}")
+    model = build_model(arguments, training, base)
 
     trainer = Trainer(
         model=model,
@@ -65,34 +55,59 @@ def main() -> None:
         data_collator=BattleCollator(encoder.encoding.pad_token_id),
         compute_metrics=compute_trainer_metrics,
     )
-    result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    metrics = {**result.metrics, **(trainer.evaluate() if eval_set else {})}
+    metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
     metrics["train_tokens_per_second"] = trainer.state.num_input_tokens_seen / metrics["train_runtime"]
     metrics["peak_memory_gb"] = measure_peak_memory()
-    trainer.log_metrics("all", metrics)
 
-    if trainer.is_world_process_zero():
+    def save() -> None:
         facts = MemberFacts(
             orientation=arguments.orientation,
             labels=list(LABELS),
-            dtype=dtype,
+            dtype=name_dtype(training),
             encoding=encoder.encoding.to_dict(),
-            head=head,
-            base_fingerprint=fingerprint_base(base),
+            head={"head_dropout": model.config.head_dropout, "head_hidden_size": model.config.head_hidden_size},
+            base_fingerprint=fingerprint,
             training=describe_run(arguments, trainer, metrics),
         )
-        save_member(output, model, tokenizer, base, facts)
+        if trainer.is_world_process_zero():
+            save_member(output, model, tokenizer, base, facts)
+
+    save()  # before the evaluation, which could fail after hours of training
+    if eval_set is not None:
+        metrics |= trainer.evaluate()
+        save()
+    trainer.log_metrics("all", metrics)
     logger.info(f"Member written: {output}")
 
 
-def prepare_output(arguments: TrainArguments, training: TrainingArguments) -> Path:
-    """The member's folder; the Trainer's own files go beside it, so that a member holds no optimizer state."""
-    output = Path(training.output_dir.format(orientation=arguments.orientation))
+def name_dtype(training: TrainingArguments) -> str:
+    """The precision of a run, in which its member will be read."""
+    return "bfloat16" if training.bf16 else "float32"
+
+
+def prepare_run(arguments: TrainArguments, training: TrainingArguments) -> Path:
+    """The member's folder; the Trainer's own files go beside it, so that a member holds no optimizer state.
+
+    Raises:
+        ValueError: If the settings would train something else than what the member says of itself.
+    """
+    output = Path(training.output_dir.replace("{orientation}", arguments.orientation))
     check_replaceable(output, MEMBER_FILE)
-    if training.fp16:
-        raise ValueError("--fp16: expected bf16, or neither: members are read in the precision they were trained in.")
+    if training.fp16 or training.mixed_precision != ("bf16" if training.bf16 else "no"):
+        raise ValueError(
+            f"--bf16 {training.bf16} --fp16 {training.fp16}, launched with mixed precision {training.mixed_precision}: "
+            "expected bf16 or none in all of them, as a member is read in the precision it was trained in. "
+            "Set --bf16 in the recipe and mixed_precision: 'no' in the launcher."
+        )
+    if training.n_gpu > 1:
+        raise ValueError(
+            f"Found {training.n_gpu} GPUs and one process: expected one GPU per process. Launch with "
+            "configs/accelerate/ddp.yaml, or set CUDA_VISIBLE_DEVICES to one of them."
+        )
     if training.push_to_hub:
         raise ValueError("--push_to_hub: the Trainer would upload its optimizer state. Upload the member folder.")
+    if training.label_smoothing_factor:
+        raise ValueError("--label_smoothing_factor: expected 0: the Trainer's smoothing takes class numbers as labels.")
     training.output_dir = str(output.with_name(f"{output.name}.checkpoints"))
     training.remove_unused_columns = False  # the collator picks what the model takes
     training.label_names = ["labels"]
@@ -100,20 +115,38 @@ def prepare_output(arguments: TrainArguments, training: TrainingArguments) -> Pa
     return output
 
 
-def load_parts(arguments: TrainArguments):
+def load_parts(arguments: TrainArguments) -> tuple[Dataset, Dataset | None]:
     """Training battles, and those to evaluate on (or None)."""
-    options = {"tie_policy": arguments.tie_policy, "blank_policy": arguments.blank_policy, "require_labels": True}
-    battles = load_battles(arguments.train_file, **options)
-    if len(battles) == 0:
-        raise ValueError(f"--train_file {arguments.train_file}: expected battles; found none.")
+
+    def load(flag: str, file: str) -> Dataset:
+        options = {"tie_policy": arguments.tie_policy, "blank_policy": arguments.blank_policy}
+        battles = load_battles(file, **options, require_labels=True)
+        if len(battles) == 0:
+            raise ValueError(f"--{flag} {file}: expected battles; found none.")
+        return battles
+
+    parts = load("train_file", arguments.train_file), None
     if arguments.eval_file:
-        parts = battles, load_battles(arguments.eval_file, **options)
+        parts = parts[0], load("eval_file", arguments.eval_file)
     elif arguments.num_folds:
-        parts = split_folds(battles, arguments.num_folds, arguments.fold)
-    else:
-        parts = battles, None
+        parts = split_folds(parts[0], arguments.num_folds, arguments.fold)
     logger.info(f"Battles: {len(parts[0])} for training, {len(parts[1]) if parts[1] else 0} for evaluation")
     return parts
+
+
+def build_model(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles) -> nn.Module:
+    """The base, frozen, with fresh adapters and a trainable head."""
+    set_seed(training.seed)
+    model = add_adapters(
+        load_base(base, dtype=name_dtype(training), device=training.device, head_dropout=arguments.head_dropout),
+        r=arguments.lora_r,
+        alpha=arguments.lora_alpha,
+        dropout=arguments.lora_dropout,
+        freeze_layers=arguments.freeze_layers,
+    )
+    trainable, total = model.get_nb_trainable_parameters()
+    logger.info(f"Parameters: {trainable:,} trainable of {total:,}")
+    return model
 
 
 def measure_peak_memory() -> float:

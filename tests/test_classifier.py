@@ -96,13 +96,14 @@ def test_padding_changes_no_logit(pad):
     """Law 3, seed fault 8: pooling goes by the mask, so pad may be eos, on either side, in any amount."""
     set_seed(0)
     model = Gemma2ForPreference(Gemma2PreferenceConfig(**SMALL, initializer_range=0.3)).eval()
-    alone = [model(**make_batch((length,), seed=length)).logits[0] for length in (5, 9, 2)]
+    rows = [make_batch((length,), seed=length)["input_ids"][0] for length in (5, 9, 2)]
+    for row in rows:
+        row[-1] = pad  # a battle ends with eos: it is real, and must be the token that is pooled
+    alone = [model(input_ids=row[None]).logits[0] for row in rows]
     for side in ("right", "left"):
-        rows = [make_batch((length,), seed=length)["input_ids"][0] for length in (5, 9, 2)]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side=side, padding_value=pad)
         ones = [torch.ones_like(row) for row in rows]
         mask = nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_side=side)
-        # Real tokens equal to the pad id, eos at the end for one, must still be read.
         logits = model(input_ids=ids, attention_mask=mask).logits
         assert (logits - torch.stack(alone)).abs().max() <= 1e-5
 

@@ -1,4 +1,7 @@
+import dataclasses
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from modeling import inference
 from modeling.battles import swap_responses
 from modeling.inference import build_batches, predict_battles
 from modeling.judge import Judge
-from modeling.loading import load_judge
+from modeling.loading import load_judge, name_member
 
 # Largest change of a probability when the same battle is read in another batch, at another place, padded on another
 # side. In bf16 a matrix product of another shape rounds otherwise.
@@ -86,16 +89,35 @@ def test_a_judge_reading_both_orders_does_not_care_which_answer_is_called_a(memb
     assert np.abs(one_sided).max() > 0.01  # so reading both is what does it
 
 
-def test_readings_are_averaged_battle_by_battle(members, demo_battles):
-    """Seed fault 2: the passes were sorted apart and averaged by position. Lengths differ between the orders here."""
+def test_readings_are_averaged_battle_by_battle(members, bases, make_member, tmp_path, demo_battles):
+    """Seed fault 2: the passes were sorted apart and averaged by position. Here one member cuts and one does not, so
+    that the two readings are computed in different orders."""
     battles = demo_battles.to_list()
-    ab, ba = load_judge([str(folder) for folder in members.values()])
+    make_member(tmp_path / "ba", bases["float32"], "ba", seed=5, max_length=1024)
+    ab, ba = load_judge([str(members["ab"]), str(tmp_path / "ba")])
+    orders = [
+        build_batches([e["length"] for e in member.encoder.encode(battles, orientation)], 700)
+        for member, orientation in ((ab, "ab"), (ba, "ba"))
+    ]
+    assert orders[0] != orders[1] and len(orders[1]) > 10
     verdicts = Judge([ab, ba]).predict(battles, tokens_per_batch=700)
     assert list(verdicts["id"]) == [battle["id"] for battle in battles]
     for row in range(0, len(battles), 7):
         expected = (read(ab, [battles[row]], "ab") + read(ba, [battles[row]], "ba"))[0] / 2
         assert verdicts.loc[row, ["p_a", "p_b"]].to_numpy(float) == pytest.approx(expected, abs=1e-5)
         assert verdicts["winner"][row] == ("model_a" if expected[0] >= expected[1] else "model_b")
+
+
+def test_members_are_read_in_the_precision_they_were_trained_in(bases, make_member, tmp_path, demo_battles):
+    """Seed fault 7: trained in bf16, predicted in fp16. A judge's numbers are those of the recorded dtype only."""
+    make_member(tmp_path / "ab", bases["bfloat16"], "ab", dtype="bfloat16")
+    battles = demo_battles.select(range(6)).to_list()
+    (member,) = load_judge([str(tmp_path / "ab")])
+    verdicts = Judge([member]).predict(battles)
+    assert np.array_equal(verdicts[["p_a", "p_b"]], read(member, battles, "ab"))
+    facts = dataclasses.replace(member.facts, dtype="float32")
+    other = read(dataclasses.replace(member, facts=facts), battles, "ab")
+    assert np.abs(verdicts["p_a"] - other[:, 0]).max() > 1e-5
 
 
 def test_verdicts_say_which_member_read_what_and_what_was_cut(members, demo_battles):
@@ -114,6 +136,21 @@ def test_verdicts_say_which_member_read_what_and_what_was_cut(members, demo_batt
 def test_members_of_one_name_are_told_apart(members):
     names = [member.name for member in load_judge([str(members["ab"])] * 3)]
     assert names == ["ab", "ab-2", "ab-3"]
+    assert name_member("user/repo@main", ["repo"]) == "repo-2" and name_member("x/ab", ["ab-2", "ab"]) == "ab-3"
+
+
+def test_folder_names_do_not_matter(members, demo_battles, tmp_path):
+    """peft takes an adapter called "0" or "model" for a part of its parameters' names."""
+    for name, orientation in (("0", "ab"), ("model.v1", "ba")):
+        copy = shutil.copytree(members[orientation], tmp_path / name)
+        config = json.loads((copy / "adapter_config.json").read_text())
+        base = (members[orientation] / config["base_model_name_or_path"]).resolve()
+        config["base_model_name_or_path"] = os.path.relpath(base, copy)
+        (copy / "adapter_config.json").write_text(json.dumps(config))
+    battles = demo_battles.select(range(4))
+    found = Judge.from_pretrained([tmp_path / "0", tmp_path / "model.v1"]).predict(battles)
+    expected = Judge.from_pretrained(list(members.values())).predict(battles)
+    assert list(found["p_a"]) == list(expected["p_a"]) and "p_a_model.v1_ba" in found
 
 
 def test_an_interrupted_reading_is_taken_up_where_it_stopped(member, demo_battles, tmp_path, monkeypatch):

@@ -117,7 +117,8 @@ def test_evaluate_metric_gives_the_functions_figures_without_a_network(monkeypat
     accuracy, log_loss = compute_accuracy(predictions, references), compute_log_loss(predictions, references)
     expected = {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
     figures = PreferenceMetric().compute(predictions=predictions, references=references)
-    assert figures == pytest.approx({**expected, "log_loss": log_loss.value, "battles": 40})
+    expected |= {"log_loss": log_loss.value, "log_loss_low": log_loss.low, "log_loss_high": log_loss.high}
+    assert figures == pytest.approx({**expected, "battles": 40})
     assert issubclass(PreferenceMetric, evaluate.Metric)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from modeling import inference, judge
 from modeling.battles import load_battles
 from modeling.loading import read_member
 from tests.conftest import DEMO_BACKBONE, DEMO_DATA, REPOSITORY
@@ -33,6 +34,8 @@ def succeed(*command) -> str:
 
 def call(verb: str, *flags, monkeypatch) -> None:
     """Runs a script in this process, which spares the imports; ends as the command would."""
+    if verb != "quantize":
+        flags = (*flags, "--use_cpu", "true")
     monkeypatch.setattr(sys, "argv", [f"{verb}.py", *map(str, flags)])
     runpy.run_path(str(REPOSITORY / "scripts" / f"{verb}.py"), run_name="__main__")
 
@@ -147,7 +150,7 @@ def test_training_fits_a_visible_rule_and_predict_reproduces_its_evaluation(base
         truth = np.array([row["winner"] == "model_a" for row in rows[128:]])
         assert ((p_a >= 0.5) == truth).mean() == pytest.approx(trained["eval_accuracy"])
         log_loss = -np.log(np.where(truth, p_a, 1 - p_a)).mean()
-        assert log_loss == pytest.approx(trained["eval_log_loss"], abs=0.01)
+        assert log_loss == pytest.approx(trained["eval_log_loss"], abs=2e-3)
 
 
 def test_processes_predict_the_same_files(members, tmp_path, monkeypatch):
@@ -161,6 +164,23 @@ def test_processes_predict_the_same_files(members, tmp_path, monkeypatch):
     check_outputs(tmp_path / "two", battles)
     one, two = (pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("one", "two"))
     assert one["id"].equals(two["id"]) and np.abs(one["p_a"] - two["p_a"]).max() <= 1e-6
+
+
+def test_a_reading_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
+    """Seed fault 3: its second pass died unnoticed, and the first one's file was read twice, every p a half."""
+    compute, readings = inference.predict_battles, []
+
+    def fail_second(*arguments, **options):
+        readings.append(options["name"])
+        if len(readings) == 2:
+            raise RuntimeError("out of memory")
+        return compute(*arguments, **options)
+
+    monkeypatch.setattr(judge, "predict_battles", fail_second)
+    flags = ["--battles", DEMO_DATA / "demo_test.jsonl", "--judge", *members.values(), "--output_dir", tmp_path / "out"]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        call("predict", *flags, monkeypatch=monkeypatch)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".bothways-progress"]
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
@@ -201,7 +221,11 @@ def test_scripts_without_the_package_say_what_to_run(tmp_path):
         (["--orientation", "ab", "--train_file", "none.jsonl"], "Battles file none.jsonl: expected a file; found none"),
         (["--orientation", "ab", "--train_file", "setup.cfg"], "expected a file ending in .parquet, .csv, .jsonl"),
         (["--orientation", "ab", "--output_dir", "configs"], "expected a new or empty folder"),
-        (["--orientation", "ab", "--fp16", "true", "--bf16", "false"], "--fp16: expected bf16"),
+        (
+            ["--orientation", "ab", "--fp16", "true", "--bf16", "false"],
+            "--fp16 True, launched with mixed precision fp16",
+        ),
+        (["--orientation", "ab", "--label_smoothing_factor", "0.1"], "--label_smoothing_factor: expected 0"),
         (["--orientation", "ab", "--push_to_hub", "true"], "--push_to_hub: the Trainer would upload its optimizer"),
         (["--orientation", "ab", "--max_length", "20"], "--max_length 20: expected"),
     ],

@@ -146,7 +146,7 @@ def rewrite_tensors(member, change):
 
 
 def test_a_member_without_its_head_is_refused(member):
-    """Seed fault 6, and the judge folder whose head is absent: peft alone would leave the head at its random values and say nothing."""
+    """Seed fault 6: peft alone would leave the head at its random values and say nothing."""
     rewrite_tensors(member, lambda tensors: {name: value for name, value in tensors.items() if "score" not in name})
     with pytest.raises(ValueError, match=r"4 are missing \(such as .*score.dense.bias\)"):
         load_judge([str(member)])

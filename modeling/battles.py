@@ -54,19 +54,10 @@ def load_battles(
     """
     PartialState()  # accelerate's logger needs it
     path = Path(path)
-    for name, value, choices in (
-        ("tie_policy", tie_policy, TIE_POLICIES),
-        ("blank_policy", blank_policy, BLANK_POLICIES),
-    ):
-        if value not in choices:
-            raise ValueError(f"--{name}: expected one of {', '.join(choices)}; found {value!r}.")
+    _check_choice("tie_policy", tie_policy, TIE_POLICIES)
+    _check_choice("blank_policy", blank_policy, BLANK_POLICIES)
     columns = read_columns(path)
-    missing = [name for name in ("id", *TEXTS) if name not in columns]
-    if missing:
-        raise ValueError(
-            f"{path}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; found {', '.join(columns) or 'no'}"
-            " columns. Rename them to id, prompt, response_a, response_b and winner (or label)."
-        )
+    _check_columns(path, columns)
     _check_ids(path, columns["id"])
     _repair_surrogates(path, columns)
     columns = _apply_blank_policy(path, columns, blank_policy)
@@ -159,6 +150,20 @@ def _raise_for(path: Path, odd: dict, expectation: str, way_out: str) -> None:
         raise ValueError(f"{path}: {name_rows(list(odd))}: {expectation}; found {', '.join(found[:5])}. {way_out}")
 
 
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"--{name}: expected one of {', '.join(choices)}; found {value!r}.")
+
+
+def _check_columns(path: Path, columns: Columns) -> None:
+    missing = [name for name in ("id", *TEXTS) if name not in columns]
+    if missing:
+        raise ValueError(
+            f"{path}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; found {', '.join(columns) or 'no'}"
+            " columns. Rename them to id, prompt, response_a, response_b and winner (or label)."
+        )
+
+
 def _check_ids(path: Path, ids: list) -> None:
     kinds = {type(id) for id in ids}
     if not (kinds <= {str} or kinds <= {int}):
@@ -169,7 +174,7 @@ def _check_ids(path: Path, ids: list) -> None:
         )
     _raise_for(
         path,
-        {id: id for id in ids if isinstance(id, str) and (not id.strip() or _has_surrogate(id))},
+        {id: id for id in ids if isinstance(id, str) and (not id.strip() or SURROGATE.search(id))},
         "ids must be non-blank, valid Unicode text",
         "Give every row an id.",
     )
@@ -181,16 +186,12 @@ def _check_ids(path: Path, ids: list) -> None:
     )
 
 
-def _has_surrogate(text: str) -> bool:
-    return SURROGATE.search(text) is not None
-
-
 def _repair_surrogates(path: Path, columns: Columns) -> None:
     """Joins surrogate pairs and replaces lone ones by U+FFFD, in place: no tokenizer and no file can hold them."""
     touched = set()
     for values in columns.values():
         for row, text in enumerate(values):
-            if isinstance(text, str) and _has_surrogate(text):
+            if isinstance(text, str) and SURROGATE.search(text):
                 values[row] = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
                 touched.add(columns["id"][row])
     if touched:

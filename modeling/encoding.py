@@ -68,10 +68,12 @@ class Encoding:
         return re.compile("|".join(re.escape(marker.strip()) for marker in self.markers))
 
     def to_dict(self) -> dict:
+        """Plain values, for `from_dict`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "Encoding":
+        """The encoding that `to_dict` described; a ValueError if a field is missing or unknown."""
         expected = {field.name for field in fields(cls)}
         if set(values) != expected:
             raise ValueError(f"Encoding: expected {', '.join(sorted(expected))}; found {', '.join(sorted(values))}.")

@@ -2,6 +2,9 @@
 
 Batches are formed before they are shared out, from lengths alone, so neither the number of processes nor a restart
 changes what is computed. Results carry their row with them; whoever reorders restores.
+
+Read in another batch, at another place or padded on another side, a battle's probability moves by at most 1e-5 in
+float32 and 0.02 in bf16, on 8-bit and 4-bit bases too (on a CPU, where tests/test_inference.py holds it to that).
 """
 
 import hashlib
@@ -72,35 +75,41 @@ def predict_battles(
     if progress_dir is not None:
         record = _ProgressFile(progress_dir, _identify(name, orientation, dtype, batches, encoded), state.process_index)
     done = record.read() if record else {}
-    todo = [index for index in range(state.process_index, len(batches), state.num_processes) if index not in done]
+    mine = range(state.process_index, len(batches), state.num_processes)
+    found = {index: done[index] for index in mine if index in done}
+    todo = [index for index in mine if index not in done]
     collate = BattleCollator(pad_token_id, padding_side)
-    device = next(model.parameters()).device
-    found = {index: rows for index, rows in done.items() if index % state.num_processes == state.process_index}
-    total = sum(encoded[row]["length"] for index in todo for row in batches[index])
-    with tqdm(
-        total=total, unit="tok", unit_scale=True, desc=name.split("@")[0], disable=not state.is_main_process
-    ) as bar:
+    tokens = {index: sum(encoded[row]["length"] for row in batches[index]) for index in todo}
+    bar = {"unit": "tok", "unit_scale": True, "desc": name.split("@")[0], "disable": not state.is_main_process}
+    with tqdm(total=sum(tokens.values()), **bar) as progress:
         for index in todo:
             batch = collate([{"input_ids": encoded[row]["input_ids"]} for row in batches[index]])
-            found[index] = _predict_batch(model, batch, device, dtype)
+            found[index] = _predict_batch(model, batch, dtype)
             if record:
                 record.append(index, found[index])
-            bar.update(sum(encoded[row]["length"] for row in batches[index]))
+            progress.update(tokens[index])
     by_slot = {index: rows for part in gather_object([found]) for index, rows in part.items()}
-    probabilities = np.full((len(encoded), model.config.num_labels), np.nan)
-    for index, rows in by_slot.items():
-        for row, values in zip(batches[index], rows, strict=True):
-            probabilities[row] = orient_label(values, orientation)
-    assert not np.isnan(probabilities).any(), "a battle was not predicted"
+    probabilities = _place_rows(by_slot, batches, orientation, (len(encoded), model.config.num_labels))
     if record:
         state.wait_for_everyone()
         record.path.unlink(missing_ok=True)
     return probabilities
 
 
+def _place_rows(by_slot: dict, batches: list[list[int]], orientation: str, shape: tuple[int, int]) -> np.ndarray:
+    """Each batch's probabilities, by slot, at its battles' rows, by label."""
+    probabilities = np.full(shape, np.nan)
+    for index, rows in by_slot.items():
+        for row, values in zip(batches[index], rows, strict=True):
+            probabilities[row] = orient_label(values, orientation)
+    assert not np.isnan(probabilities).any(), "a battle was not predicted"
+    return probabilities
+
+
 @torch.inference_mode()
-def _predict_batch(model: nn.Module, batch: dict, device: torch.device, dtype: torch.dtype) -> list[list[float]]:
+def _predict_batch(model: nn.Module, batch: dict, dtype: torch.dtype) -> list[list[float]]:
     """Softmax over the slots, one list per battle of the batch."""
+    device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     with torch.autocast(device_type=device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         logits = model(**batch).logits
@@ -143,5 +152,6 @@ class _ProgressFile:
         return done
 
     def append(self, index: int, rows: list[list[float]]) -> None:
+        """Adds one finished batch."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([index, rows]) + "\n")

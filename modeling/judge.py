@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from modeling.bases import DTYPES
 from modeling.battles import LABELS, ORIENTATIONS, name_winners
-from modeling.encoding import CUT_COLUMNS
+from modeling.encoding import CUT_COLUMNS, BattleEncoder
 from modeling.inference import DEFAULT_TOKENS_PER_BATCH, predict_battles
 from modeling.loading import Member, load_judge
 
@@ -69,25 +69,16 @@ class Judge:
             that a reading left out.
         """
         rows = [dict(battle) for battle in battles]
-        cleaned, encoded = {}, {}
+        plan = self.plan_readings(readings)
+        encoded = _encode_readings({(member.encoder, orientation) for member, orientation in plan}, rows)
         columns, lengths = {}, []
-        for member, orientation in self.plan_readings(readings):
-            encoder = member.encoder
-            if encoder not in cleaned:
-                cleaned[encoder] = encoder.clean_battles(rows)
-            if (encoder, orientation) not in encoded:
-                start = time.perf_counter()
-                encoded[encoder, orientation] = reading = encoder.encode(cleaned[encoder], orientation)
-                tokens, seconds = sum(battle["length"] for battle in reading), time.perf_counter() - start
-                logger.info(
-                    f"Encoded {len(rows)} battles {orientation}: {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s"
-                )
-            reading = encoded[encoder, orientation]
+        for member, orientation in plan:
+            reading = encoded[member.encoder, orientation]
             columns[f"{member.name}_{orientation}"] = predict_battles(
                 member.activate(),
                 reading,
                 orientation,
-                pad_token_id=encoder.encoding.pad_token_id,
+                pad_token_id=member.encoder.encoding.pad_token_id,
                 dtype=DTYPES[member.facts.dtype],
                 tokens_per_batch=tokens_per_batch,
                 name=f"{member.name} reads {orientation}@{member.fingerprint}",
@@ -95,6 +86,19 @@ class Judge:
             )
             lengths.append([[battle[name] for name in ("length", *CUT_COLUMNS)] for battle in reading])
         return _build_verdicts([row["id"] for row in rows], columns, np.array(lengths))
+
+
+def _encode_readings(readings: set[tuple[BattleEncoder, str]], rows: list[dict]) -> dict:
+    """Encoded battles per (encoder, orientation); the text is cleaned once for both orientations."""
+    encoded = {}
+    start = time.perf_counter()
+    for encoder in {encoder for encoder, _ in readings}:
+        cleaned = encoder.clean_battles(rows)
+        encoded |= {(encoder, order): encoder.encode(cleaned, order) for other, order in readings if other is encoder}
+    tokens = sum(battle["length"] for reading in encoded.values() for battle in reading)
+    speed = tokens / (time.perf_counter() - start)
+    logger.info(f"Encoded {len(rows)} battles, {len(encoded)} readings: {tokens:,} tokens, {speed:,.0f} tokens/s")
+    return encoded
 
 
 def _build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarray) -> pd.DataFrame:

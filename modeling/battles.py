@@ -20,7 +20,6 @@ from datasets import Dataset
 from modeling.files import Columns, read_columns
 
 logger = get_logger(__name__)
-
 LABELS = ("a", "b")
 ORIENTATIONS = ("ab", "ba")
 RESPONSES = ("response_a", "response_b")
@@ -101,7 +100,7 @@ def _check_labels(path: Path, columns: Columns) -> Columns:
     return {**columns, "label": [[float(p) / math.fsum(label) for p in label] for label in columns["label"]]}
 
 
-def _leave_unlabelled(path: Path, columns: Columns) -> Columns:
+def _leave_unlabelled(_: Path, columns: Columns) -> Columns:
     return columns
 
 

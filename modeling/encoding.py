@@ -246,6 +246,7 @@ def encode_dataset(battles: Dataset, encoder: BattleEncoder, orientation: str) -
     """Labelled battles as a Trainer reads them: `input_ids`, `length`, and `label` by slot. Logs what was cut."""
 
     def encode_rows(columns: dict[str, list]) -> dict[str, list]:
+        """Columns of raw battles in, columns of encoded ones out."""
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         encoded = encoder.encode(encoder.clean_battles(rows), orientation)
         labels = [orient_label(label, orientation) for label in columns["label"]]

@@ -9,7 +9,7 @@ float32 and 0.02 in bf16, on 8-bit and 4-bit bases too (on a CPU, where tests/te
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,21 +79,26 @@ def predict_battles(
     found = {index: done[index] for index in mine if index in done}
     todo = [index for index in mine if index not in done]
     collate = BattleCollator(pad_token_id, padding_side)
-    tokens = {index: sum(encoded[row]["length"] for row in batches[index]) for index in todo}
-    bar = {"unit": "tok", "unit_scale": True, "desc": name.split("@")[0], "disable": not state.is_main_process}
-    with tqdm(total=sum(tokens.values()), **bar) as progress:
-        for index in todo:
-            batch = collate([{"input_ids": encoded[row]["input_ids"]} for row in batches[index]])
-            found[index] = _predict_batch(model, batch, dtype)
-            if record:
-                record.append(index, found[index])
-            progress.update(tokens[index])
+    for index in _show_progress(todo, batches, encoded, name.split("@")[0], shown=state.is_main_process):
+        batch = collate([{"input_ids": encoded[row]["input_ids"]} for row in batches[index]])
+        found[index] = _predict_batch(model, batch, dtype)
+        if record:
+            record.append(index, found[index])
     by_slot = {index: rows for part in gather_object([found]) for index, rows in part.items()}
     probabilities = _place_rows(by_slot, batches, orientation, (len(encoded), model.config.num_labels))
     if record:
         state.wait_for_everyone()
         record.path.unlink(missing_ok=True)
     return probabilities
+
+
+def _show_progress(todo: list[int], batches: list, encoded: Sequence[dict], name: str, shown: bool) -> Iterator[int]:
+    """The batches to do, one by one, under a bar that counts tokens and so shows tokens/s and the time left."""
+    tokens = {index: sum(encoded[row]["length"] for row in batches[index]) for index in todo}
+    with tqdm(total=sum(tokens.values()), unit="tok", unit_scale=True, desc=name, disable=not shown) as bar:
+        for index in todo:
+            yield index
+            bar.update(tokens[index])
 
 
 def _place_rows(by_slot: dict, batches: list[list[int]], orientation: str, shape: tuple[int, int]) -> np.ndarray:

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from modeling import inference, judge
+from modeling.bases import find_base, load_base
 from modeling.battles import load_battles
-from modeling.loading import read_member
+from modeling.loading import merge_adapter, read_member
 from tests.conftest import DEMO_BACKBONE, DEMO_DATA, REPOSITORY
+from tests.test_classifier import make_batch
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
@@ -257,6 +260,24 @@ def test_predict_answers_bad_rows_with_their_ids_and_writes_nothing(
     flags = ["--battles", tmp_path / "bad.jsonl", "--judge", members["ab"], "--output_dir", tmp_path / "out"]
     assert expected in fail("predict", *flags, monkeypatch=monkeypatch, caplog=caplog)
     assert not (tmp_path / "out").exists()
+
+
+def test_quantize_merges_an_adapter_before_it_quantises(plain_backbone, members, tmp_path, monkeypatch):
+    """The real command gives the base that merging in memory and loading in 8 bit gives, and not the unmerged one."""
+    flags = ["--base", plain_backbone, "--quantization", "8bit", "--dtype", "float32"]
+    call("quantize", *flags, "--output_dir", tmp_path / "plain", monkeypatch=monkeypatch)
+    call(
+        "quantize", *flags, "--merge_adapter", members["ab"], "--output_dir", tmp_path / "base", monkeypatch=monkeypatch
+    )
+    merge_adapter(load_base(find_base(str(plain_backbone)), dtype="float32"), str(members["ab"])).save_pretrained(
+        tmp_path / "merged"
+    )
+    expected = load_base(find_base(str(tmp_path / "merged")), dtype="float32", quantization="8bit").eval()
+    merged, plain = (load_base(find_base(str(tmp_path / name)), dtype="float32").eval() for name in ("base", "plain"))
+    features, other, wanted = (m.model(**make_batch()).last_hidden_state for m in (merged, plain, expected))
+    assert torch.equal(features, wanted) and not torch.allclose(other, wanted, atol=1e-2)
+    names = {path.name for path in (tmp_path / "base").iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
 def test_quantize_leaves_nothing_behind_when_it_fails(bases, tmp_path, monkeypatch, caplog):

@@ -39,6 +39,8 @@ class QuantizeArguments:
     base: str = option(None, BASE_HELP)
     output_dir: str = option(None, "Folder to write the base to.")
     quantization: str = option("8bit", "Weights of the base.", choices=["none", "8bit", "4bit"])
+    bnb_4bit_quant_type: str = option("nf4", "Values that 4-bit weights can take.", choices=["nf4", "fp4"])
+    bnb_4bit_use_double_quant: bool = option(False, "Quantise the scales of 4-bit weights too, 0.4 bits a weight less.")
     merge_adapter: str | None = option(
         None, "Folder or Hub id of a LoRA adapter to merge into the weights, in float32, before they are quantised."
     )
@@ -48,6 +50,11 @@ class QuantizeArguments:
 
     def __post_init__(self):
         require(self, "base", "output_dir")
+        if self.quantization != "4bit" and (self.bnb_4bit_quant_type != "nf4" or self.bnb_4bit_use_double_quant):
+            raise ValueError(
+                "--bnb_4bit_quant_type and --bnb_4bit_use_double_quant: expected with --quantization 4bit alone; "
+                f"found {self.quantization}. Leave them out."
+            )
 
 
 @dataclass
@@ -62,7 +69,7 @@ class BattleArguments:
 
 @dataclass
 class TrainArguments(BattleArguments):
-    """Trains one member. Every TrainingArguments flag works too; `{orientation}` in output_dir stands for its value."""
+    """Trains one member; every TrainingArguments flag works too. The same command goes on with an interrupted run."""
 
     orientation: str = option(None, "Which answer the adapter reads first.", choices=list(ORIENTATIONS))
     base: str = option(None, "Base to train on: the folder that quantize.py wrote, or its Hub id (with @revision).")
@@ -76,7 +83,9 @@ class TrainArguments(BattleArguments):
     lora_alpha: float = option(4, "Scale of the adapters; alpha / r sets their learning rate against the head's.")
     lora_dropout: float = option(0.05, "Dropout before the adapters.")
     head_dropout: float = option(0.1, "Dropout in the head.")
+    head_learning_rate: float | None = option(None, "Learning rate of the head; learning_rate if left out.")
     freeze_layers: int = option(0, "Lower layers that get no adapter, and so cost no backward pass.")
+    dry_run: bool = option(False, "Say what the run would need in memory, steps and hours, after two real steps; stop.")
 
     def __post_init__(self):
         require(self, "orientation", "base", "train_file")
@@ -87,20 +96,41 @@ class TrainArguments(BattleArguments):
 
 
 @dataclass
-class PredictArguments(BattleArguments):
-    """Reads battles with a judge and writes its verdicts."""
+class ReadingArguments(BattleArguments):
+    """How a judge reads battles, in predict.py and pseudolabel.py alike."""
 
-    battles: str = option(None, "Battles to predict: parquet, csv or jsonl.")
+    battles: str = option(None, "Battles to read: parquet, csv or jsonl.")
     judge: list[str] | None = option(None, "Member folders or Hub ids, one or more.")
-    output_dir: str = option(None, "Folder for predictions.parquet and submission.csv.")
     readings: str = option(
         "own", "Each member reads the order it was trained in, or every member reads both.", choices=["own", "both"]
     )
     tokens_per_batch: int = option(8192, "Tokens of one forward pass, padding included.")
     use_cpu: bool = option(False, "Run on the CPU even where there is a GPU.")
 
+
+@dataclass
+class PredictArguments(ReadingArguments):
+    """Reads battles with a judge and writes its verdicts."""
+
+    output_dir: str = option(None, "Folder for predictions.parquet and submission.csv.")
+
     def __post_init__(self):
         require(self, "battles", "judge", "output_dir")
+
+
+@dataclass
+class PseudolabelArguments(ReadingArguments):
+    """Labels battles with a judge's probabilities, to train on."""
+
+    output: str = option(None, "Parquet file to write: the battles, with a label.")
+    min_confidence: float | None = option(
+        None, "Hard labels instead, for the battles whose likelier answer has at least this probability; no others."
+    )
+
+    def __post_init__(self):
+        require(self, "battles", "judge", "output")
+        if self.min_confidence is not None and not 0.5 <= self.min_confidence <= 1:
+            raise ValueError(f"--min_confidence {self.min_confidence}: expected 0.5 to 1.")
 
 
 def require(arguments: object, *names: str) -> None:
@@ -191,6 +221,8 @@ def run_script(main: Callable[[], None]) -> None:
     # Of what goes well, the other processes of a launch would only repeat what the main one says.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    # Otherwise a sum's last bit depends on the number of threads, and so on that of the processes. Costs no time.
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         # That is what accelerate launch gives each process where there is no GPU; share the cores out instead.
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()

@@ -13,7 +13,16 @@ from accelerate import PartialState
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, GgufConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from modeling.classifier import PreferenceMixin, find_family
@@ -21,18 +30,36 @@ from modeling.classifier import PreferenceMixin, find_family
 HEAD = "score"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SLOTS = {0: "first", 1: "second"}
+QUANT_TYPES = ("nf4", "fp4")
 
 
-def build_quantization_config(quantization: str) -> BitsAndBytesConfig | None:
-    """bitsandbytes settings: the seed's for 8bit, nf4 with bf16 compute for 4bit, None for none."""
+def build_quantization_config(
+    quantization: str, *, bnb_4bit_quant_type: str = "nf4", bnb_4bit_use_double_quant: bool = False
+) -> BitsAndBytesConfig | None:
+    """bitsandbytes settings: the seed's for 8bit, bf16 compute for 4bit, None for none.
+
+    Args:
+        quantization: "none", "8bit" or "4bit".
+        bnb_4bit_quant_type: "nf4", whose 16 values suit normally distributed weights (QLoRA, arXiv:2305.14314,
+            section 3), or "fp4".
+        bnb_4bit_use_double_quant: Whether the scales of the blocks of 64 weights are quantised too.
+
+    Raises:
+        ValueError: If a value is none of these.
+    """
     # bitsandbytes would otherwise quantise the head too, which then fails in its forward.
     skip = [HEAD]
+    if bnb_4bit_quant_type not in QUANT_TYPES:
+        raise ValueError(
+            f"--bnb_4bit_quant_type: expected one of {', '.join(QUANT_TYPES)}; found {bnb_4bit_quant_type!r}."
+        )
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0, llm_int8_skip_modules=skip)
     if quantization == "4bit":
         return BitsAndBytesConfig(
             load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
+            bnb_4bit_quant_type=bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=bnb_4bit_use_double_quant,
             bnb_4bit_compute_dtype=torch.bfloat16,
             llm_int8_skip_modules=skip,
         )
@@ -151,7 +178,14 @@ def unpack_gguf(files: BaseFiles) -> Iterator[BaseFiles]:
 
 
 def load_base(
-    files: BaseFiles, *, dtype: str, quantization: str = "none", device: torch.device | None = None, **head
+    files: BaseFiles,
+    *,
+    dtype: str,
+    quantization: str = "none",
+    bnb_4bit_quant_type: str = "nf4",
+    bnb_4bit_use_double_quant: bool = False,
+    device: torch.device | None = None,
+    **head,
 ) -> PreferenceMixin:
     """A preference model of the base's family; weights that the base lacks (a plain backbone's head) come out fresh.
 
@@ -159,6 +193,7 @@ def load_base(
         files: What `find_base` found.
         dtype: "float32" or "bfloat16", of all that is not quantised; the head is float32 always.
         quantization: "8bit" or "4bit" quantises a plain base while loading; "none" takes it as it is.
+        bnb_4bit_quant_type, bnb_4bit_use_double_quant: See `build_quantization_config`.
         device: Where to put the model; the process's own if None.
         head: Config fields of the head, such as head_dropout; those that are None stay as the base has them.
 
@@ -169,32 +204,57 @@ def load_base(
         raise ValueError(
             f"Base {files.gguf_file}: expected a model folder; found a GGUF file. Run scripts/quantize.py on it first."
         )
-    plain = AutoConfig.from_pretrained(files.folder)
-    family = find_family(plain.model_type)
-    quantized = hasattr(plain, "quantization_config")
-    if quantization != "none" and quantized:
+    if quantization != "none":
+        check_unquantized(files)
+    family, config = _build_config(files, head)
+    options = {}
+    if quantization != "none":
+        options["quantization_config"] = build_quantization_config(
+            quantization,
+            bnb_4bit_quant_type=bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=bnb_4bit_use_double_quant,
+        )
+    device = device or PartialState().device
+    if options or hasattr(config, "quantization_config"):
+        options["device_map"] = {"": device}  # bitsandbytes would take the GPU even when told to use the CPU
+    # ZeRO-3 shares out weights of one dtype only, and the adapters are float32.
+    held = "float32" if is_deepspeed_zero3_enabled() else dtype
+    with _quiet_transformers():
+        model = family.from_pretrained(files.folder, config=config, dtype=DTYPES[held], **options)
+    model.reads_in_bfloat16 = dtype == "bfloat16"
+    if device.type == "cpu":
+        _keep_training_kernels(model)
+    return model if "device_map" in options else model.to(device)
+
+
+def check_unquantized(files: BaseFiles) -> None:
+    """Raises a ValueError, from the config alone, if the base is quantised or of no supported family."""
+    # A GGUF is dequantised when it is read, and its config takes seconds to get at.
+    if not files.gguf_file and hasattr(_build_config(files, {})[1], "quantization_config"):
         raise ValueError(
             f"Base {files.folder}: expected unquantised weights; found quantised ones. Start from the original base."
         )
+
+
+def build_empty_base(files: BaseFiles) -> PreferenceMixin:
+    """The base's layers without weights (on the meta device), to compare names and shapes with in a second."""
+    family, config = _build_config(files, {})
+    with torch.device("meta"):
+        return family(config)
+
+
+def _build_config(files: BaseFiles, head: dict) -> tuple[type[PreferenceMixin], PreTrainedConfig]:
+    """The base's family, and its config as that family's, with the head's fields that are not None."""
+    plain = AutoConfig.from_pretrained(files.folder, **files.source)
+    family = find_family(plain.model_type)
     # Labels are named by slot: which answer stands in the first one depends on the orientation.
-    head = {name: value for name, value in head.items() if value is not None}
     names = {
         "model_type": family.config_class.model_type,
         "id2label": SLOTS,
         "label2id": {v: k for k, v in SLOTS.items()},
     }
-    config = family.config_class.from_dict({**plain.to_dict(), **names, **head})
-    options = {}
-    if quantization != "none":
-        options["quantization_config"] = build_quantization_config(quantization)
-    device = device or PartialState().device
-    if quantized or options:
-        options["device_map"] = {"": device}  # bitsandbytes would take the GPU even when told to use the CPU
-    with _quiet_transformers():
-        model = family.from_pretrained(files.folder, config=config, dtype=DTYPES[dtype], **options)
-    if device.type == "cpu":
-        _keep_training_kernels(model)
-    return model if "device_map" in options else model.to(device)
+    head = {name: value for name, value in head.items() if value is not None}
+    return family, family.config_class.from_dict({**plain.to_dict(), **names, **head})
 
 
 def _keep_training_kernels(model: PreferenceMixin) -> None:
@@ -221,6 +281,14 @@ def _quiet_transformers() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def measure_weights(model: PreferenceMixin) -> int:
+    """Bytes of a model's weights, with the scales that belong to quantised ones.
+
+    Not transformers' get_memory_footprint, which counts parameters and so leaves those scales out.
+    """
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
 def save_base(folder: Path, model: PreferenceMixin, tokenizer: PreTrainedTokenizerBase) -> None:

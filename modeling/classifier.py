@@ -66,6 +66,8 @@ class PreferenceMixin:
     accepts_loss_kwargs = False
     # The head is small and its logits are compared: float32 at every load, whatever dtype the base has.
     _keep_in_fp32_modules_strict = ("score",)
+    # Whether the body runs under bf16 autocast, in training and prediction alike; load_base says so.
+    reads_in_bfloat16 = False
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
@@ -107,16 +109,18 @@ class PreferenceMixin:
         # B battles, T tokens, H hidden, L labels
         kwargs["use_cache"] = False  # nothing is generated: keys and values would only take memory
         body = getattr(self, self.base_model_prefix)
-        hidden = body(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        ).last_hidden_state  # (B, T, H)
+        # Here, and not in the Trainer: DeepSpeed would turn the adapters themselves into bf16 instead.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reads_in_bfloat16):
+            hidden = body(
+                input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            ).last_hidden_state  # (B, T, H)
         features = hidden[torch.arange(len(hidden), device=hidden.device), last_token(hidden, attention_mask)]  # (B, H)
-        # Autocast would run the head in bf16; two labels are too few to save anything by that.
-        with torch.autocast(device_type=hidden.device.type, enabled=False):
+        # Two labels are too few to save anything by bf16.
+        with torch.autocast(hidden.device.type, enabled=False):
             logits = self.score(features.float())  # (B, L)
         loss = None if labels is None else soft_cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)

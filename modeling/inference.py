@@ -50,7 +50,6 @@ def predict_battles(
     orientation: str,
     *,
     pad_token_id: int,
-    dtype: torch.dtype,
     tokens_per_batch: int = DEFAULT_TOKENS_PER_BATCH,
     padding_side: str = "right",
     name: str = "",
@@ -62,7 +61,6 @@ def predict_battles(
         model: A preference model, on its device, in eval mode.
         encoded: What `BattleEncoder.encode` returned.
         orientation: The order in which they were encoded; columns come back by label whatever it is.
-        dtype: bfloat16 runs under autocast, as training did; float32 runs plainly.
         name: Names the reading: on the progress bar, and in `progress_dir`, where it must identify the weights.
         progress_dir: Where finished batches are kept until the reading is complete; a later call takes them up.
 
@@ -73,7 +71,7 @@ def predict_battles(
     batches = build_batches([battle["length"] for battle in encoded], tokens_per_batch)
     record = None
     if progress_dir is not None:
-        record = _ProgressFile(progress_dir, _identify(name, orientation, dtype, batches, encoded), state.process_index)
+        record = _ProgressFile(progress_dir, _identify(name, orientation, batches, encoded), state.process_index)
     done = record.read() if record else {}
     mine = range(state.process_index, len(batches), state.num_processes)
     found = {index: done[index] for index in mine if index in done}
@@ -81,7 +79,7 @@ def predict_battles(
     collate = BattleCollator(pad_token_id, padding_side)
     for index in _show_progress(todo, batches, encoded, name.split("@")[0], shown=state.is_main_process):
         batch = collate([{"input_ids": encoded[row]["input_ids"]} for row in batches[index]])
-        found[index] = _predict_batch(model, batch, dtype)
+        found[index] = _predict_batch(model, batch)
         if record:
             record.append(index, found[index])
     by_slot = {index: rows for part in gather_object([found]) for index, rows in part.items()}
@@ -112,13 +110,11 @@ def _place_rows(by_slot: dict, batches: list[list[int]], orientation: str, shape
 
 
 @torch.inference_mode()
-def _predict_batch(model: nn.Module, batch: dict, dtype: torch.dtype) -> list[list[float]]:
+def _predict_batch(model: nn.Module, batch: dict) -> list[list[float]]:
     """Softmax over the slots, one list per battle of the batch."""
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    with torch.autocast(device_type=device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        logits = model(**batch).logits
-    probabilities = torch.softmax(logits.double(), dim=-1)
+    probabilities = torch.softmax(model(**batch).logits.double(), dim=-1)
     if not torch.isfinite(probabilities).all():
         raise ValueError(
             "Prediction: expected finite probabilities; found NaN. The adapter or its base is damaged; train it again."
@@ -126,9 +122,9 @@ def _predict_batch(model: nn.Module, batch: dict, dtype: torch.dtype) -> list[li
     return probabilities.tolist()
 
 
-def _identify(name: str, orientation: str, dtype: torch.dtype, batches: list, encoded: Sequence[dict]) -> str:
+def _identify(name: str, orientation: str, batches: list, encoded: Sequence[dict]) -> str:
     """Hash of all that decides a reading's numbers, so that progress of another run is never taken up."""
-    digest = hashlib.sha256(json.dumps([name, orientation, str(dtype), batches]).encode())
+    digest = hashlib.sha256(json.dumps([name, orientation, batches]).encode())
     for battle in encoded:
         digest.update(np.asarray(battle["input_ids"], dtype=np.int64).tobytes())
     return digest.hexdigest()[:24]

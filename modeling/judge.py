@@ -10,7 +10,6 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from modeling.bases import DTYPES
 from modeling.battles import LABELS, ORIENTATIONS, name_winners
 from modeling.encoding import CUT_COLUMNS, BattleEncoder
 from modeling.inference import DEFAULT_TOKENS_PER_BATCH, predict_battles
@@ -79,9 +78,8 @@ class Judge:
                 reading,
                 orientation,
                 pad_token_id=member.encoder.encoding.pad_token_id,
-                dtype=DTYPES[member.facts.dtype],
                 tokens_per_batch=tokens_per_batch,
-                name=f"{member.name} reads {orientation}@{member.fingerprint}",
+                name=f"{member.name} reads {orientation}@{member.fingerprint} on {member.facts.base_fingerprint}",
                 progress_dir=progress_dir,
             )
             lengths.append([[battle[name] for name in ("length", *CUT_COLUMNS)] for battle in reading])

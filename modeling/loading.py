@@ -14,12 +14,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from modeling.bases import HEAD, BaseFiles, download_repository, find_base, fingerprint_base, load_base, load_tokenizer
+from modeling.bases import (
+    HEAD,
+    BaseFiles,
+    build_empty_base,
+    download_repository,
+    find_base,
+    fingerprint_base,
+    load_base,
+    load_tokenizer,
+)
 from modeling.battles import LABELS, ORIENTATIONS
 from modeling.classifier import PreferenceMixin
 from modeling.encoding import BattleEncoder, Encoding
@@ -64,6 +74,34 @@ def add_adapters(model: PreferenceMixin, *, r: int, alpha: float, dropout: float
     return get_peft_model(model, config)
 
 
+def collect_trained_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Adapter and head by their names in the model, whole, on the CPU.
+
+    Under ZeRO-3 they are shared out over the processes, so every process has to call this.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if is_deepspeed_zero3_enabled():
+        import deepspeed  # an extra: not installed for those who do without
+
+        with deepspeed.zero.GatheredParameters(list(trained.values())):
+            return {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
+    return {name: parameter.detach().cpu() for name, parameter in trained.items()}
+
+
+def write_adapter(
+    folder: Path, model: PeftModel, weights: dict[str, torch.Tensor], base: str = "", revision: str | None = None
+) -> None:
+    """Writes adapter_model.safetensors, head included, and adapter_config.json.
+
+    Args:
+        base: Hub id, or path relative to the folder; checkpoints, which never travel, name none.
+    """
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base, revision
+    model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+    (folder / "README.md").unlink()  # peft's own card names folders of this machine
+
+
 def merge_adapter(model: PreferenceMixin, adapter: str) -> PreferenceMixin:
     """The model with a LoRA adapter merged into its weights; a head that the adapter brings is left out.
 
@@ -77,12 +115,36 @@ def merge_adapter(model: PreferenceMixin, adapter: str) -> PreferenceMixin:
         raise ValueError(
             "--merge_adapter: expected an unquantised base; found a quantised one. Start from the original."
         )
+    folder, config, weights = _read_lora(adapter)
+    return _attach(model, "default", config, weights, folder).merge_and_unload()
+
+
+def check_adapter(adapter: str, base: BaseFiles) -> None:
+    """Raises a ValueError if `merge_adapter` could not merge the adapter into this base, before it is loaded."""
+    folder, config, weights = _read_lora(adapter)
+    try:
+        empty = get_peft_model(build_empty_base(base), config)
+    except ValueError as error:  # peft, where no module has any of the names in the adapter's config
+        raise ValueError(
+            f"Adapter {adapter}: expected LoRA on layers of {base.folder.name}; found other module names ({error}). "
+            "Use it with the base it was trained on."
+        ) from error
+    _compare_tensors(folder, get_peft_model_state_dict(empty, save_embedding_layers=False), weights)
+
+
+def _read_lora(adapter: str) -> tuple[Path, LoraConfig, dict[str, torch.Tensor]]:
+    """Folder, config and tensors of a LoRA adapter from disk or Hub, without the head it may bring."""
     folder = Path(adapter) if Path(adapter).is_dir() else download_repository(adapter, "Adapter", ["adapter_*"])[0]
-    config = LoraConfig.from_pretrained(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(f"Adapter {adapter}: expected {name}; found none. Save it with PEFT, as safetensors.")
+    config = PeftConfig.from_pretrained(folder)
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"Adapter {adapter}: expected LoRA; found {config.peft_type.value}, which is not merged here.")
     # As a SEQ_CLS adapter peft would insist on loading the old head, whatever its number of labels.
     config.task_type, config.modules_to_save = None, None
     weights = {name: value for name, value in load_weights(folder).items() if not OLD_HEAD.search(name)}
-    return _attach(model, "default", config, weights, folder).merge_and_unload()
+    return folder, config, weights
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -162,15 +224,21 @@ class Member:
 
 
 def save_member(
-    folder: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, base: BaseFiles, facts: MemberFacts
+    folder: Path,
+    model: PeftModel,
+    weights: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    base: BaseFiles,
+    facts: MemberFacts,
 ) -> None:
-    """Writes a member folder: beside, then renamed, so that a member is complete or absent."""
+    """Writes a member folder: beside, then renamed, so that a member is complete or absent.
+
+    Args:
+        weights: What `collect_trained_weights` returned for the model.
+    """
     with replace_folder(folder, MEMBER_FILE) as beside:
-        config = model.peft_config["default"]
-        config.base_model_name_or_path = base.repo or os.path.relpath(base.folder.resolve(), folder.resolve())
-        config.revision = base.revision
-        model.save_pretrained(beside, save_embedding_layers=False)
-        (beside / "README.md").unlink()  # peft's own card names folders of this machine
+        base_name = base.repo or os.path.relpath(base.folder.resolve(), folder.resolve())
+        write_adapter(beside, model, weights, base_name, base.revision)
         tokenizer.save_pretrained(beside)
         (beside / MEMBER_FILE).write_text(json.dumps(asdict(facts), indent=2) + "\n", encoding="utf-8")
 

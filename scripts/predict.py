@@ -47,7 +47,7 @@ def main() -> None:
     if state.is_main_process:
         logger.info(f"{len(verdicts)} battles in {seconds:.1f} s")
         paths = write_verdicts(output, verdicts)
-        if "label" in battles.column_names:
+        if "label" in battles.column_names and len(battles):
             print(compare(verdicts, battles))
         logger.info(f"Written: {', '.join(str(path) for path in paths)}")
 

@@ -5,6 +5,9 @@
         scripts/train.py configs/gemma2-9b/train.yaml --orientation ab
     accelerate launch scripts/train.py --orientation ab --base outputs/demo/base --train_file mine.parquet \
         --num_folds 10 --output_dir outputs/mine/ab --learning_rate 1e-4    # and any other TrainingArguments flag
+
+The same command, given again after a crash, goes on from the newest complete checkpoint. With `--dry_run true` it says
+what the run would need, and stops.
 """
 
 from importlib.util import find_spec
@@ -12,42 +15,54 @@ from importlib.util import find_spec
 if find_spec("modeling") is None:
     raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
 
-import resource
-import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
-from torch import nn
-from transformers import Trainer, TrainingArguments, set_seed
+from peft import PeftModel
+from transformers import AutoConfig, Trainer, TrainingArguments, set_seed
 
 from modeling.arguments import TrainArguments, parse_arguments, run_script
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.battles import LABELS, load_battles, split_folds
+from modeling.checkpoints import find_checkpoint
 from modeling.encoding import BattleCollator, BattleEncoder, build_encoding, encode_dataset
 from modeling.files import check_replaceable
-from modeling.loading import MEMBER_FILE, MemberFacts, add_adapters, save_member
+from modeling.launch import call_on_main, check_launch, check_shared_folder, describe_launch, prepare_deepspeed
+from modeling.loading import MEMBER_FILE, MemberFacts, add_adapters, collect_trained_weights, save_member
+from modeling.losses import smooth_labels
+from modeling.memory import MemoryPlan, measure_peak_memory, measure_resident, plan_memory
 from modeling.metrics import compute_trainer_metrics
+from modeling.training import PreferenceTrainer, compute_train_loss, describe_settings, rehearse
 
 logger = get_logger("bothways.train")
 
 
 def main() -> None:
     arguments, training = parse_arguments(TrainArguments, TrainingArguments, verb="train")
-    output = prepare_run(arguments, training)
-    train_battles, eval_battles = load_parts(arguments)
+    output, dtype, smoothing = prepare_run(arguments, training)
+    train_battles, eval_battles = load_parts(arguments, training.world_size)
     base = find_base(arguments.base)
     fingerprint = fingerprint_base(base)  # now: the base may be replaced while we train
     tokenizer = load_tokenizer(base.folder, **base.source)
     encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, arguments.max_length, arguments.truncation))
-    train_set = encode_dataset(train_battles, encoder, arguments.orientation)
+    train_set = smooth_dataset(encode_dataset(train_battles, encoder, arguments.orientation), smoothing)
     eval_set = encode_dataset(eval_battles, encoder, arguments.orientation) if eval_battles is not None else None
     logger.info(f"First battle as read:\n{tokenizer.decode(train_set[0]['input_ids'])}")
-    model = build_model(arguments, training, base)
+    plan = plan_run(arguments, training, base, dtype, max(train_set["length"]))
+    run = describe_settings(arguments, training, train_set, base=fingerprint, label_smoothing_factor=smoothing)
+    checkpoint = None
+    if not arguments.dry_run:
+        check_shared_folder(Path(training.output_dir))
+        checkpoint = call_on_main(find_checkpoint, Path(training.output_dir), run, training.resume_from_checkpoint)
 
-    trainer = Trainer(
+    model = build_model(arguments, training, base, dtype)
+    trainer = PreferenceTrainer(
+        run=run,
+        head_learning_rate=arguments.head_learning_rate,
         model=model,
         args=training,
         train_dataset=train_set,
@@ -55,22 +70,26 @@ def main() -> None:
         data_collator=BattleCollator(encoder.encoding.pad_token_id),
         compute_metrics=compute_trainer_metrics,
     )
-    metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
-    metrics["train_tokens_per_second"] = trainer.state.num_input_tokens_seen / metrics["train_runtime"]
-    metrics["peak_memory_gb"] = measure_peak_memory()
+    check_launch(trainer.accelerator)
+    if arguments.dry_run:
+        report = rehearse(trainer)
+        return print(f"{plan}\n{report}") if trainer.is_world_process_zero() else None
+    metrics = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
+    metrics |= measure_training(trainer)
 
     def save() -> None:
         facts = MemberFacts(
             orientation=arguments.orientation,
             labels=list(LABELS),
-            dtype=name_dtype(training),
+            dtype=dtype,
             encoding=encoder.encoding.to_dict(),
             head={"head_dropout": model.config.head_dropout, "head_hidden_size": model.config.head_hidden_size},
             base_fingerprint=fingerprint,
             training=describe_run(arguments, trainer, metrics),
         )
+        weights = collect_trained_weights(model)
         if trainer.is_world_process_zero():
-            save_member(output, model, tokenizer, base, facts)
+            save_member(output, model, weights, tokenizer, base, facts)
 
     save()  # before the evaluation, which could fail after hours of training
     if eval_set is not None:
@@ -80,13 +99,11 @@ def main() -> None:
     logger.info(f"Member written: {output}")
 
 
-def name_dtype(training: TrainingArguments) -> str:
-    """The precision of a run, in which its member will be read."""
-    return "bfloat16" if training.bf16 else "float32"
+def prepare_run(arguments: TrainArguments, training: TrainingArguments) -> tuple[Path, str, float]:
+    """The member's folder, the precision of the run, in which the member will be read, and the label smoothing.
 
-
-def prepare_run(arguments: TrainArguments, training: TrainingArguments) -> Path:
-    """The member's folder; the Trainer's own files go beside it, so that a member holds no optimizer state.
+    Takes over what the Trainer would do otherwise: its own files go beside the member, which so holds no optimizer
+    state; the model computes in its precision by itself; labels are smoothed before they reach it.
 
     Raises:
         ValueError: If the settings would train something else than what the member says of itself.
@@ -106,16 +123,32 @@ def prepare_run(arguments: TrainArguments, training: TrainingArguments) -> Path:
         )
     if training.push_to_hub:
         raise ValueError("--push_to_hub: the Trainer would upload its optimizer state. Upload the member folder.")
-    if training.label_smoothing_factor:
-        raise ValueError("--label_smoothing_factor: expected 0: the Trainer's smoothing takes class numbers as labels.")
+    if not 0 <= training.label_smoothing_factor < 1:
+        raise ValueError(f"--label_smoothing_factor {training.label_smoothing_factor}: expected 0 to below 1.")
+    dtype, smoothing = "bfloat16" if training.bf16 else "float32", training.label_smoothing_factor
+    training.bf16, training.mixed_precision, training.label_smoothing_factor = False, "no", 0.0
+    if training.deepspeed_plugin:
+        prepare_deepspeed(training.deepspeed_plugin)
     training.output_dir = str(output.with_name(f"{output.name}.checkpoints"))
+    training.run_name = training.run_name or name_run(arguments)
     training.remove_unused_columns = False  # the collator picks what the model takes
     training.label_names = ["labels"]
     training.include_num_input_tokens_seen = "non_padding"  # makes the Trainer log tokens/s
-    return output
+    if arguments.dry_run:
+        training.report_to, training.save_strategy, training.eval_strategy = [], "no", "no"
+        training.output_dir = tempfile.gettempdir()  # the Trainer makes its folder even if it writes nothing
+    return output, dtype, smoothing
 
 
-def load_parts(arguments: TrainArguments) -> tuple[Dataset, Dataset | None]:
+def name_run(arguments: TrainArguments) -> str:
+    """Base, orientation and fold, for reports."""
+    fold = f"-fold{arguments.fold}of{arguments.num_folds}" if arguments.num_folds else ""
+    # Recipes write a base to outputs/<name>/base.
+    path = Path(arguments.base.partition("@")[0])
+    return f"{path.parent.name if path.name == 'base' else path.name}-{arguments.orientation}{fold}"
+
+
+def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, Dataset | None]:
     """Training battles, and those to evaluate on (or None)."""
 
     def load(flag: str, file: str) -> Dataset:
@@ -131,14 +164,56 @@ def load_parts(arguments: TrainArguments) -> tuple[Dataset, Dataset | None]:
     elif arguments.num_folds:
         parts = split_folds(parts[0], arguments.num_folds, arguments.fold)
     logger.info(f"Battles: {len(parts[0])} for training, {len(parts[1]) if parts[1] else 0} for evaluation")
+    if len(parts[0]) < num_processes:
+        raise ValueError(
+            f"--num_processes {num_processes}: expected a battle for each process; found {len(parts[0])} for training. "
+            "Start fewer processes, or give more battles."
+        )
     return parts
 
 
-def build_model(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles) -> nn.Module:
+def smooth_dataset(battles: Dataset, smoothing: float) -> Dataset:
+    """The encoded battles with smoothed labels."""
+    if not smoothing:
+        return battles
+    return battles.map(lambda row: {"label": smooth_labels(torch.tensor(row["label"]), smoothing).tolist()})
+
+
+def plan_run(
+    arguments: TrainArguments, training: TrainingArguments, base: BaseFiles, dtype: str, longest: int
+) -> MemoryPlan:
+    """The memory that a process of this launch will need; logged, so that a run too large is seen before it fails."""
+    stage = training.deepspeed_plugin.zero_stage if training.deepspeed_plugin else 0
+    config = AutoConfig.from_pretrained(base.folder)
+    if stage == 3 and hasattr(config, "quantization_config"):
+        raise ValueError(
+            f"--base {arguments.base} with ZeRO-3: expected unquantised weights; found quantised ones. bitsandbytes' "
+            "weights cannot be shared out over processes: each would keep all of them. Take "
+            "configs/accelerate/zero2.yaml, which needs no more memory, or a base made with --quantization none."
+        )
+    plan = plan_memory(
+        config,
+        dtype=dtype,
+        r=arguments.lora_r,
+        freeze_layers=arguments.freeze_layers,
+        batch_size=training.per_device_train_batch_size,
+        length=longest,
+        optim=str(training.optim.value),
+        gradient_checkpointing=training.gradient_checkpointing,
+        num_processes=training.world_size,
+        zero_stage=stage,
+        device_type=training.device.type,
+        resident=measure_resident() if training.device.type == "cpu" else 0,
+    )
+    logger.info(f"Memory per device, estimated, for {training.per_device_train_batch_size} x {longest} tokens:\n{plan}")
+    return plan
+
+
+def build_model(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles, dtype: str) -> PeftModel:
     """The base, frozen, with fresh adapters and a trainable head."""
     set_seed(training.seed)
     model = add_adapters(
-        load_base(base, dtype=name_dtype(training), device=training.device, head_dropout=arguments.head_dropout),
+        load_base(base, dtype=dtype, device=training.device, head_dropout=arguments.head_dropout),
         r=arguments.lora_r,
         alpha=arguments.lora_alpha,
         dropout=arguments.lora_dropout,
@@ -149,12 +224,14 @@ def build_model(arguments: TrainArguments, training: TrainingArguments, base: Ba
     return model
 
 
-def measure_peak_memory() -> float:
-    """GB: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+def measure_training(trainer: Trainer) -> dict[str, float]:
+    """What the Trainer does not report of a run, or only of the part since its last restart."""
+    speeds = [entry["train_tokens_per_second"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "train_loss": compute_train_loss(trainer.state.log_history),
+        "train_tokens_per_second": speeds[-1],
+        "peak_memory_gb": measure_peak_memory() / 1e9,
+    }
 
 
 def describe_run(arguments: TrainArguments, trainer: Trainer, metrics: dict) -> dict:
@@ -164,13 +241,8 @@ def describe_run(arguments: TrainArguments, trainer: Trainer, metrics: dict) -> 
         settings[name] = Path(settings[name]).name if settings[name] else None
     names = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "seed")
     settings |= {name: vars(trainer.args)[name] for name in names}
-    # What really ran: a launcher that was misread starts one process, or several that do not talk.
-    launch = {
-        "distributed_type": trainer.accelerator.distributed_type.value,
-        "wrapped_as": type(trainer.model_wrapped).__name__,
-    }
-    counts = {"world_size": trainer.args.world_size, "num_battles": len(trainer.train_dataset)}
-    return {**settings, **counts, "launch": launch, "metrics": metrics}
+    launch = describe_launch(trainer.accelerator, trainer.model_wrapped)
+    return {**settings, "num_battles": len(trainer.train_dataset), "launch": launch, "metrics": metrics}
 
 
 if __name__ == "__main__":

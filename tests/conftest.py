@@ -3,7 +3,12 @@
 Nothing here uses the network. The real Gemma-2 tokenizer is there when `make test` could fetch it.
 """
 
+import json
 import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
 
 # The CPU even where there is a GPU: that is where the expected numbers were measured.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
@@ -13,13 +18,14 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer, save_base, unpack_gguf
 from modeling.battles import LABELS, load_battles
 from modeling.encoding import build_encoding
-from modeling.loading import MemberFacts, add_adapters, save_member
+from modeling.loading import MEMBER_FILE, MemberFacts, add_adapters, collect_trained_weights, save_member
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO_DATA = REPOSITORY / "modeling" / "data"
@@ -122,7 +128,7 @@ def make_member(tokenizer):
         facts = MemberFacts(
             orientation, list(LABELS), dtype, encoding.to_dict(), head, fingerprint_base(base), training={}
         )
-        save_member(folder, model, tokenizer, base, facts)
+        save_member(folder, model, collect_trained_weights(model), tokenizer, base, facts)
         return model.eval()
 
     return make
@@ -144,3 +150,93 @@ def demo_base(tmp_path_factory, demo_tokenizer) -> BaseFiles:
     with unpack_gguf(find_base(DEMO_BACKBONE)) as files:
         save_base(folder, load_base(files, dtype="bfloat16", quantization="8bit"), demo_tokenizer)
     return BaseFiles(folder)
+
+
+# --- the real commands ------------------------------------------------------------------------------------------------
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+LAUNCHERS = {
+    "one": ["--config_file", "configs/accelerate/cpu.yaml"],
+    **{
+        name: ["--config_file", f"configs/accelerate/{name}.yaml", "--num_processes", 2]
+        for name in ("ddp", "zero2", "zero3")
+    },
+}
+
+
+def run(*command, cwd=REPOSITORY) -> subprocess.CompletedProcess:
+    """Runs a command as a user would; stdout and stderr as text."""
+    command = [str(part) for part in command]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+def succeed(*command) -> str:
+    done = run(*command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def call(verb: str, *flags, monkeypatch) -> None:
+    """Runs a script in this process, which spares the imports; ends as the command would."""
+    if verb != "quantize":
+        flags = (*flags, "--use_cpu", "true")
+    monkeypatch.setattr(sys, "argv", [f"{verb}.py", *map(str, flags)])
+    runpy.run_path(str(REPOSITORY / "scripts" / f"{verb}.py"), run_name="__main__")
+
+
+def fail(verb, *flags, monkeypatch, caplog) -> str:
+    """The one line that a mistake is answered with; exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        call(verb, *flags, monkeypatch=monkeypatch)
+    assert stop.value.code == 2
+    return caplog.messages[-1]
+
+
+@pytest.fixture(scope="session")
+def build_training(bases) -> Callable:
+    """Flags of ten steps of 8 battles, on an 8-bit base but in float32 and without dropout, so that one process and
+    two can be compared; a checkpoint after every second step."""
+
+    def build(launcher: str, output: Path, base: str = "8bit") -> list:
+        flags = ["--base", bases[base].folder, "--train_file", DEMO_DATA / "demo_test.jsonl", "--orientation", "ab"]
+        flags += ["--eval_file", DEMO_DATA / "demo_test.jsonl", "--output_dir", output, "--max_length", 128]
+        flags += ["--freeze_layers", 0, "--head_dropout", 0, "--bf16", "false", "--train_sampling_strategy", "random"]
+        flags += ["--per_device_train_batch_size", 8 if launcher == "one" else 4, "--max_steps", 10]
+        flags += ["--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 2]
+        return flags
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def launched(build_training, tmp_path_factory) -> Callable:
+    """The folder of a member that a launcher's real command trained; made once for each."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(launcher: str, base: str = "8bit") -> Path:
+        if (launcher, base) not in made:
+            output = tmp_path_factory.mktemp("launched") / launcher
+            flags = build_training(launcher, output, base)
+            if launcher == "one":
+                with pytest.MonkeyPatch.context() as monkeypatch:
+                    call("train", *flags, monkeypatch=monkeypatch)
+            else:
+                succeed(*LAUNCH, *LAUNCHERS[launcher], "scripts/train.py", *flags)
+            made[launcher, base] = output
+        return made[launcher, base]
+
+    return make
+
+
+def read_run(output: Path) -> dict:
+    """A finished run's weights, and all that it logged but for times."""
+    facts = json.loads((output / MEMBER_FILE).read_text())["training"]
+    checkpoints = output.with_name(f"{output.name}.checkpoints")
+    newest = max(checkpoints.iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+    history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    history = [
+        {name: value for name, value in entry.items() if "runtime" not in name and "per_second" not in name}
+        for entry in history
+    ]
+    weights = load_file(output / "adapter_model.safetensors")
+    return {"history": history, "weights": weights, "train_loss": facts["metrics"]["train_loss"]}

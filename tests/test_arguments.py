@@ -15,7 +15,11 @@ from modeling.arguments import REPOSITORY, PredictArguments, QuantizeArguments, 
 
 RECIPES = sorted(path for path in REPOSITORY.glob("configs/*/*.yaml") if path.parent.name != "accelerate")
 # What only a recipe's user knows.
-USERS_FLAGS = {"train": "--orientation ab --train_file train.parquet", "predict": "--battles test.parquet"}
+USERS_FLAGS = {
+    "train": "--orientation ab --train_file train.parquet",
+    "predict": "--battles test.parquet",
+    "pseudolabel": "--battles pool.parquet",
+}
 PREDICT = "battles: b.jsonl\njudge: [ab, ba]\noutput_dir: out\n"
 TRAIN = "orientation: ab\nbase: base\ntrain_file: t.jsonl\noutput_dir: out\n"
 
@@ -37,7 +41,9 @@ def write_recipe(folder, text: str) -> str:
 
 def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(tmp_path):
     recipe = write_recipe(tmp_path, PREDICT + "tokens_per_batch: 64\nreadings: both\nuse_cpu: true")
-    expected = PredictArguments("keep", "error", "b.jsonl", ["x", "y"], "out", "own", tokens_per_batch=64, use_cpu=True)
+    expected = PredictArguments(
+        battles="b.jsonl", judge=["x", "y"], output_dir="out", tokens_per_batch=64, use_cpu=True
+    )
     assert parse("predict", recipe, "--readings", "own", "--judge", "x", "y") == (expected,)
     flags = ["--base", "b", "--output_dir", "o"]
     assert parse("quantize", write_recipe(tmp_path, ""), *flags) == (QuantizeArguments(base="b", output_dir="o"),)
@@ -123,7 +129,7 @@ def test_help_says_every_field_and_exits_0(verb, capsys, monkeypatch):
         parse(verb, "nowhere.yaml", "--help")
     assert exit.value.code == 0
     printed = capsys.readouterr().out
-    assert f"{verb}.py [CONFIG.yaml] [--flag value ...]" in printed and KINDS[verb][0].__doc__ in printed
+    assert f"{verb}.py [CONFIG.yaml] [--flag value ...]" in printed and KINDS[verb][0].__doc__.strip() in printed
     for kind in KINDS[verb]:
         for field in (field for field in fields(kind) if field.init):
             assert re.search(rf"--{field.name}\b", printed)

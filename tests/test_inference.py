@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import shutil
@@ -21,9 +20,8 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02, "8bit": 0.02, "4bit": 0.02}
 def read(member, battles, orientation, **options):
     encoder = member.encoder
     encoded = encoder.encode(encoder.clean_battles(battles), orientation)
-    dtype = getattr(torch, member.facts.dtype)
     pad = encoder.encoding.pad_token_id
-    return predict_battles(member.activate(), encoded, orientation, pad_token_id=pad, dtype=dtype, **options)
+    return predict_battles(member.activate(), encoded, orientation, pad_token_id=pad, **options)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +113,10 @@ def test_members_are_read_in_the_precision_they_were_trained_in(bases, make_memb
     (member,) = load_judge([str(tmp_path / "ab")])
     verdicts = Judge([member]).predict(battles)
     assert np.array_equal(verdicts[["p_a", "p_b"]], read(member, battles, "ab"))
-    facts = dataclasses.replace(member.facts, dtype="float32")
-    other = read(dataclasses.replace(member, facts=facts), battles, "ab")
+    facts = json.loads((tmp_path / "ab" / "member.json").read_text())
+    (tmp_path / "ab" / "member.json").write_text(json.dumps({**facts, "dtype": "float32"}))
+    (plain,) = load_judge([str(tmp_path / "ab")])
+    other = read(plain, battles, "ab")
     assert np.abs(verdicts["p_a"] - other[:, 0]).max() > 1e-5
 
 

@@ -1,0 +1,254 @@
+"""The memory plan of a training run: bytes per device, worked out before anything is loaded.
+
+The network is built from its config alone, with fake tensors that have a shape and no contents, and one forward and
+backward pass runs on it: what is counted is what transformers, PEFT and bitsandbytes really keep, for any base, on any
+machine. It must not know scripts or data.
+
+Estimated is what a CPU process was measured to hold within 25% (tests/test_memory.py). For a GPU the same count is
+computed, not measured: with the attention that the family takes by default (Gemma-2: eager, which stores tokens x
+tokens scores), and without what CUDA itself and its allocator's gaps take, often 1 GB and more.
+"""
+
+import math
+import resource
+import sys
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from peft import PeftModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import BitsAndBytesConfig, PreTrainedConfig
+from transformers.integrations import replace_with_bnb_linear
+
+from modeling.bases import DTYPES, HEAD, SLOTS
+from modeling.classifier import find_family
+from modeling.launch import BUCKET_SIZE
+from modeling.loading import add_adapters
+
+FLOAT32 = 4  # bytes
+NF4_BLOCK, ABSMAX_BLOCK = 64, 256  # weights per absmax; absmaxes per second absmax with double quantisation
+OPTIMIZER_BLOCK, MIN_8BIT_SIZE = 256, 4096  # of bitsandbytes' 8-bit optimizers; smaller tensors keep float32 state
+# Optimizers that keep something else than two float32 tensors a parameter, as AdamW does.
+STATELESS, ONE_STATE = ("sgd", "lomo", "adalomo"), ("lion", "rmsprop", "adagrad")
+# glibc's malloc keeps freed blocks that later tensors do not fit: over five settings of batch, length, dtype and layers
+# a process held 1.43 to 1.75 times what was alive; with every tensor mapped by itself 1.02 times, but 1.5 times slower.
+HEAP_OVERHEAD = 1.5
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Estimated peak bytes per device by what takes them, in the order of the table."""
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        rows = {**self.parts, "total": self.total}
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}} {size / 1e9:9.2f} GB" for name, size in rows.items())
+
+
+def plan_memory(
+    config: PreTrainedConfig,
+    *,
+    dtype: str,
+    r: int,
+    freeze_layers: int,
+    batch_size: int,
+    length: int,
+    optim: str,
+    gradient_checkpointing: bool = False,
+    num_processes: int = 1,
+    zero_stage: int = 0,
+    device_type: str = "cpu",
+    resident: int = 0,
+) -> MemoryPlan:
+    """What training will hold at its peak on each device.
+
+    Args:
+        config: The base's own; its quantization_config, if any, says 8 bit or 4 bit.
+        dtype: "float32" or "bfloat16", of all that is not quantised.
+        batch_size: Battles of one forward pass.
+        length: Tokens of the longest battle.
+        optim: Name of the optimizer, as TrainingArguments has it.
+        zero_stage: DeepSpeed's, 0 without it.
+        device_type: "cpu" adds what its heap wastes.
+        resident: Bytes that the process holds already.
+    """
+    network = build_network(config, dtype="float32" if zero_stage == 3 else dtype, r=r, freeze_layers=freeze_layers)
+    trained = [p.numel() for p in network.parameters() if p.requires_grad]
+    shared = num_processes if zero_stage >= 2 else 1
+    # Gradients are reduced from buckets beside them, which in DDP are as large as all of them.
+    bucket = BUCKET_SIZE if zero_stage else (sum(trained) if num_processes > 1 else 0)
+    parts = {"process before" if device_type == "cpu" else "": resident}
+    parts["base weights"] = count_weights(network) // (num_processes if zero_stage == 3 else 1)
+    if zero_stage == 3:
+        parts["layers collected at a time"] = FLOAT32 * (count_largest_module(network) + BUCKET_SIZE)
+    parts["adapters and head"] = FLOAT32 * sum(trained) // (shared if zero_stage == 3 else 1)
+    if zero_stage:
+        parts["copy of the share to update"] = FLOAT32 * sum(trained) // shared
+    parts["gradients"] = FLOAT32 * sum(trained) // shared
+    parts["buckets"] = FLOAT32 * min(bucket, sum(trained))
+    parts["optimizer"] = sum(count_optimizer(optim, size) for size in trained) // shared
+    activations = count_activations(network, batch_size, length, gradient_checkpointing, dtype == "bfloat16")
+    parts["activations"] = int(activations * (HEAP_OVERHEAD if device_type == "cpu" else 1))
+    return MemoryPlan({name: size for name, size in parts.items() if size})
+
+
+def build_network(config: PreTrainedConfig, *, dtype: str, r: int, freeze_layers: int) -> PeftModel:
+    """The network that train.py trains, of fake tensors; quantised where the config says so."""
+    settings = config.to_dict()
+    quantization = settings.pop("quantization_config", None)
+    family = find_family(config.model_type)
+    names = {"model_type": family.config_class.model_type, "id2label": SLOTS}
+    quantized = BitsAndBytesConfig.from_dict(quantization or {})
+    with torch.device("meta"):
+        model = family._from_config(family.config_class.from_dict({**settings, **names}), dtype=DTYPES[dtype])
+        if quantization is not None:
+            replace_with_bnb_linear(model, quantized.llm_int8_skip_modules or [HEAD], quantized)
+        # What PEFT asks, to choose its layers.
+        model.is_loaded_in_8bit, model.is_loaded_in_4bit = quantized.load_in_8bit, quantized.load_in_4bit
+        model = add_adapters(model, r=r, alpha=r, dropout=0.0, freeze_layers=freeze_layers)
+    with FakeTensorMode():
+        for module in model.modules():
+            _fill_module(module, quantized, DTYPES[dtype])
+    return model
+
+
+def _fill_module(module: nn.Module, quantized: BitsAndBytesConfig, dtype: torch.dtype) -> None:
+    """Puts fake tensors, which can compute, where there are meta tensors."""
+    packed = isinstance(module, Linear8bitLt | Linear4bit)
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        kind = dtype if packed and name == "bias" else parameter.dtype
+        setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=kind), parameter.requires_grad))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    if isinstance(module, Linear8bitLt):
+        module.weight = nn.Parameter(torch.empty(module.out_features, module.in_features, dtype=torch.int8), False)
+        module.weight.CB = module.weight.SCB = None
+        module.state.CB, module.state.SCB = module.weight.data, torch.empty(module.out_features)
+    elif isinstance(module, Linear4bit):
+        module.weight = _pack_4bit(module, quantized)
+        module.support_avx512bf16_for_cpu = False  # as load_base does
+
+
+def _pack_4bit(module: Linear4bit, quantized: BitsAndBytesConfig) -> nn.Parameter:
+    """A weight as bitsandbytes packs it in 4 bit."""
+    count = module.out_features * module.in_features
+    blocks, nested = math.ceil(count / NF4_BLOCK), quantized.bnb_4bit_use_double_quant
+    second = None
+    if nested:
+        absmax = torch.empty(math.ceil(blocks / ABSMAX_BLOCK))
+        second = QuantState(absmax=absmax, code=torch.empty(256), blocksize=ABSMAX_BLOCK, dtype=torch.float32)
+    weight = nn.Parameter(torch.empty((math.ceil(count / 2), 1), dtype=torch.uint8), False)
+    weight.quant_state = QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8 if nested else torch.float32),
+        shape=torch.Size((module.out_features, module.in_features)),
+        code=torch.empty(16),
+        blocksize=NF4_BLOCK,
+        quant_type=quantized.bnb_4bit_quant_type,
+        dtype=quantized.bnb_4bit_compute_dtype,
+        offset=torch.empty(()) if nested else None,
+        state2=second,
+    )
+    weight.compress_statistics, weight.quant_type = nested, quantized.bnb_4bit_quant_type
+    weight.bnb_quantized = True
+    return weight
+
+
+def count_weights(network: nn.Module) -> int:
+    """Bytes of all that is not trained, scales of quantised weights included."""
+    frozen = [p for p in network.parameters() if not p.requires_grad]
+    scales = sum(FLOAT32 * module.out_features for module in network.modules() if isinstance(module, Linear8bitLt))
+    for module in network.modules():
+        if isinstance(module, Linear4bit):
+            state = module.weight.quant_state
+            scales += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+    return sum(tensor.nbytes for tensor in [*frozen, *network.buffers()]) + scales
+
+
+def count_largest_module(network: nn.Module) -> int:
+    """Weights of the largest module that holds weights itself, usually the embedding."""
+    return max(sum(p.numel() for p in module.parameters(recurse=False)) for module in network.modules())
+
+
+def count_optimizer(optim: str, size: int) -> int:
+    """Bytes that an optimizer keeps for a tensor of `size` elements; those not known here are taken for an AdamW."""
+    if optim.startswith(STATELESS):
+        return 0
+    tensors = 1 if optim.removeprefix("paged_").startswith(ONE_STATE) else 2
+    if optim.endswith("8bit") and size >= MIN_8BIT_SIZE:
+        return tensors * (size + FLOAT32 * math.ceil(size / OPTIMIZER_BLOCK))
+    return tensors * FLOAT32 * size
+
+
+def count_activations(
+    network: PeftModel, batch_size: int, length: int, gradient_checkpointing: bool, bfloat16: bool
+) -> int:
+    """Most bytes alive at one time in a forward and backward pass, beside weights and finished gradients."""
+    if gradient_checkpointing:
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    network.base_model.model.reads_in_bfloat16 = bfloat16
+    network.train()
+    tracker = _PeakTracker()
+    for parameter in network.parameters():
+        if parameter.requires_grad:  # its gradient has a row of its own in the table
+            parameter.register_post_accumulate_grad_hook(lambda p: tracker.release(p.grad.untyped_storage()._cdata))
+    with next(network.parameters()).fake_mode:
+        ids = torch.ones((batch_size, length), dtype=torch.int64)
+        labels = torch.ones((batch_size, len(SLOTS)))
+        with tracker:
+            network(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward()
+    return tracker.peak
+
+
+class _PeakTracker(TorchDispatchMode):
+    """Adds up the storages that operations make, for as long as each lives."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for storage in (t.untyped_storage() for t in tree_leaves(made) if isinstance(t, Tensor)):
+            if storage._cdata not in given and storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self.release, storage._cdata)
+        self.peak = max(self.peak, self.live)
+        return made
+
+    def release(self, storage: int) -> None:
+        self.live -= self.sizes.pop(storage, 0)
+
+
+# --- measured ---------------------------------------------------------------------------------------------------------
+
+
+def measure_resident() -> int:
+    """Bytes that this process holds now; on systems without /proc, the most it has held."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    return measure_peak_memory()
+
+
+def measure_peak_memory() -> int:
+    """Most bytes held so far: of the GPU where there is one, else by this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

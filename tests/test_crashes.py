@@ -1,0 +1,186 @@
+"""Law 7: the real commands, killed with SIGKILL at random moments and given again, leave what they leave undisturbed.
+
+`make test` kills each of them once or twice; `make crash` (the marker `crash`) 20 times in training, 20 in prediction.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from modeling.checkpoints import SEAL
+from tests.conftest import DEMO_DATA, LAUNCH, LAUNCHERS, REPOSITORY, read_run, run, succeed
+
+# What a restart has to find again, on top of the plain run: dropout, 8-bit optimizer state, summed gradients, bf16,
+# batches by length, an order of battles for each epoch. 24 steps of 8 battles are nearly three epochs of the 72.
+DEMANDING = ["--head_dropout", 0.1, "--lora_dropout", 0.1, "--optim", "adamw_8bit", "--bf16", "true"]
+DEMANDING += ["--train_sampling_strategy", "group_by_length", "--gradient_accumulation_steps", 2]
+DEMANDING += ["--per_device_train_batch_size", 2, "--max_steps", 24, "--save_steps", 4, "--logging_steps", 3]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(build_training, launched, tmp_path_factory) -> Callable:
+    """Command, but for its output folder's contents, and the result of a run that nobody kills; made once for each."""
+    made: dict[str, dict] = {}
+
+    def make(launcher: str, demanding: bool) -> dict:
+        if not demanding:
+            return read_run(launched(launcher))
+        if launcher not in made:
+            output = tmp_path_factory.mktemp("undisturbed") / launcher
+            succeed(*build_command(build_training, launcher, output, demanding))
+            made[launcher] = read_run(output)
+        return made[launcher]
+
+    return make
+
+
+def build_command(build_training: Callable, launcher: str, output: Path, demanding: bool) -> list:
+    flags = [*build_training(launcher, output), *(DEMANDING if demanding else [])]
+    return [*LAUNCH, *LAUNCHERS[launcher], "scripts/train.py", *flags]
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    """Bit for bit: all that was logged, and the weights."""
+    assert found["history"] == expected["history"] and found["train_loss"] == expected["train_loss"]
+    assert found["weights"].keys() == expected["weights"].keys()
+    assert all(torch.equal(found["weights"][name], weight) for name, weight in expected["weights"].items())
+
+
+def start(command: list, log: Path) -> subprocess.Popen:
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            cwd=REPOSITORY,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            start_new_session=True,
+        )
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> bool:
+    """Whether the condition came true before the process ended."""
+    while process.poll() is None:
+        if condition():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def kill_at_random(command: list, log: Path, moment: Callable[[], bool], longest: float, rng: random.Random) -> bool:
+    """Starts the command and kills all its processes some time after `moment`; whether it was still running."""
+    process = start(command, log)
+    running = wait_for(process, moment)
+    if running:
+        time.sleep(rng.uniform(0, longest))
+        running = process.poll() is None
+    if running:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert running or process.returncode == 0, log.read_text()[-3000:]
+    return running
+
+
+def is_writing(checkpoints: Path) -> bool:
+    """Whether a checkpoint is being written, or was torn."""
+    return any(not (path / SEAL).exists() for path in checkpoints.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "kills", "demanding"),
+    [
+        ("one", 1, True),
+        ("ddp", 1, False),
+        ("zero2", 1, False),
+        *(pytest.param(*case, True, marks=pytest.mark.crash) for case in (("one", 8), ("ddp", 6), ("zero2", 6))),
+    ],
+)
+def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
+    launcher, kills, demanding, build_training, undisturbed, tmp_path
+):
+    """Every second kill, the first too, falls into the writing of a checkpoint, the others anywhere in the run."""
+    output, log, rng = tmp_path / "ab", tmp_path / "log", random.Random(kills)
+    checkpoints = tmp_path / "ab.checkpoints"
+    command = build_command(build_training, launcher, output, demanding)
+    expected = undisturbed(launcher, demanding)
+    done = 0
+    for turn in range(3 * kills):
+        if turn % 2 == 0:
+            done += kill_at_random(command, log, lambda: is_writing(checkpoints), 0.01, rng)
+        else:
+            done += kill_at_random(command, log, lambda: b"'loss'" in log.read_bytes(), 1.0, rng)
+        if done == kills:
+            break
+        if (output / "member.json").exists():  # through before it could be killed: once more from the beginning
+            assert_same(read_run(output), expected)
+            shutil.rmtree(output)
+            shutil.rmtree(checkpoints)
+    assert done == kills
+    succeed(*command)
+    assert_same(read_run(output), expected)
+    assert not is_writing(checkpoints)
+
+
+def test_a_lost_process_ends_the_others_and_costs_nothing(build_training, undisturbed, tmp_path):
+    """One of two killed: the launch fails at once and says so, and the same command goes on from the checkpoint."""
+    output, log = tmp_path / "ab", tmp_path / "log"
+    command = build_command(build_training, "ddp", output, demanding=False)
+    process = start(command, log)
+    sealed = tmp_path / "ab.checkpoints" / "checkpoint-2" / SEAL
+    assert wait_for(process, sealed.exists), log.read_text()[-3000:]
+    workers = [child for child in psutil.Process(process.pid).children() if "scripts/train.py" in child.cmdline()]
+    workers[-1].kill()
+    assert process.wait(60) != 0 and "Signal 9 (SIGKILL)" in log.read_text()
+    assert not (output / "member.json").exists()
+    assert "going on from" in succeed(*command)
+    assert_same(read_run(output), undisturbed("ddp", demanding=False))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.crash)])
+def test_a_prediction_that_is_killed_writes_the_same_bytes(processes, kills, members, tmp_path):
+    flags = ["--battles", DEMO_DATA / "demo_train.jsonl", "--judge", *members.values(), "--tokens_per_batch", 400]
+    launch = [*LAUNCH, *LAUNCHERS["ddp"]] if processes == 2 else [sys.executable]
+    command = [*launch, "scripts/predict.py", *flags, "--output_dir"]
+    succeed(*command, tmp_path / "expected")
+    rng, progress = random.Random(kills), tmp_path / "out" / ".bothways-progress"
+    for _ in range(kills):
+        moment = lambda: any(path.stat().st_size for path in progress.glob("*.jsonl"))  # noqa: E731
+        kill_at_random([*command, tmp_path / "out"], tmp_path / "log", moment, 1.0, rng)
+    succeed(*command, tmp_path / "out")
+    for name in ("predictions.parquet", "submission.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+
+
+# --- what can go wrong with a checkpoint besides ----------------------------------------------------------------------
+
+
+def test_a_full_disk_is_said_and_costs_nothing(build_training, launched, tmp_path):
+    """A disk too small for the second checkpoint: a tmpfs where we may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        command = [*LAUNCH, *LAUNCHERS["one"], "scripts/train.py", *build_training("one", disk / "ab")]
+        done = run(*command)
+        assert done.returncode != 0
+        assert "expected to write it whole; found" in done.stderr and "MB are free there" in done.stderr
+        assert "Traceback" not in done.stderr.split("expected to write it whole")[0]
+        assert not is_writing(disk / "ab.checkpoints") and not (disk / "ab").exists()
+        sealed = max((disk / "ab.checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        assert f"going on from {sealed}" in succeed(*command)
+        assert_same(read_run(disk / "ab"), read_run(launched("one")))
+    finally:
+        subprocess.run(["umount", disk], check=True)

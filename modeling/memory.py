@@ -26,11 +26,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 from transformers.integrations import replace_with_bnb_linear
+from transformers.modeling_utils import local_torch_dtype
 
+from modeling.adapters import add_adapters
 from modeling.bases import DTYPES, HEAD, SLOTS
 from modeling.classifier import find_family
 from modeling.launch import BUCKET_SIZE
-from modeling.loading import add_adapters
 
 FLOAT32 = 4  # bytes
 NF4_BLOCK, ABSMAX_BLOCK = 64, 256  # weights per absmax; absmaxes per second absmax with double quantisation
@@ -112,8 +113,9 @@ def build_network(config: PreTrainedConfig, *, dtype: str, r: int, freeze_layers
     family = find_family(config.model_type)
     names = {"model_type": family.config_class.model_type, "id2label": SLOTS}
     quantized = BitsAndBytesConfig.from_dict(quantization or {})
-    with torch.device("meta"):
-        model = family._from_config(family.config_class.from_dict({**settings, **names}), dtype=DTYPES[dtype])
+    # Not by from_config, which under ZeRO-3 shares the weights out.
+    with torch.device("meta"), local_torch_dtype(DTYPES[dtype]):
+        model = family(family.config_class.from_dict({**settings, **names}))
         if quantization is not None:
             replace_with_bnb_linear(model, quantized.llm_int8_skip_modules or [HEAD], quantized)
         # What PEFT asks, to choose its layers.

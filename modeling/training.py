@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.logging import get_logger
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch import nn
@@ -19,10 +20,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from modeling.adapters import collect_trained_weights, write_adapter
 from modeling.bases import HEAD
 from modeling.checkpoints import delete_older_checkpoints, seal_checkpoint
-from modeling.loading import collect_trained_weights, write_adapter
 from modeling.memory import measure_peak_memory
+
+logger = get_logger(__name__)
 
 
 class EpochSampler(Sampler):
@@ -111,12 +114,15 @@ class PreferenceTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         keep, self.args.save_total_limit = self.args.save_total_limit, None  # the older ones go once this is sealed
+        start = time.perf_counter()
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 seal_checkpoint(folder, self.run)
                 delete_older_checkpoints(folder.parent, keep, self.state.best_model_checkpoint)
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                logger.info(f"Checkpoint {folder}: {size / 1e6:.1f} MB in {time.perf_counter() - start:.2f} s")
         except (OSError, RuntimeError, SafetensorError) as error:  # torch says RuntimeError when a disk is full
             free = shutil.disk_usage(folder.parent).free / 1e6
             if self.args.should_save:

@@ -21,6 +21,7 @@ from accelerate.logging import get_logger
 from torch import Tensor, device
 from transformers import set_seed
 
+from modeling.adapters import check_adapter, merge_adapter
 from modeling.arguments import QuantizeArguments, parse_arguments, run_script
 from modeling.bases import (
     DTYPES,
@@ -35,7 +36,6 @@ from modeling.bases import (
 )
 from modeling.classifier import PreferenceMixin
 from modeling.files import check_replaceable, replace_folder
-from modeling.loading import check_adapter, merge_adapter
 from modeling.probes import build_probe_encoder, compute_probe_logits, load_probe_battles, measure_change
 
 logger = get_logger("bothways.quantize")

@@ -25,6 +25,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoConfig, Trainer, TrainingArguments, set_seed
 
+from modeling.adapters import add_adapters, collect_trained_weights
 from modeling.arguments import TrainArguments, parse_arguments, run_script
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.battles import LABELS, load_battles, split_folds
@@ -32,7 +33,7 @@ from modeling.checkpoints import find_checkpoint
 from modeling.encoding import BattleCollator, BattleEncoder, build_encoding, encode_dataset
 from modeling.files import check_replaceable
 from modeling.launch import call_on_main, check_launch, check_shared_folder, describe_launch, prepare_deepspeed
-from modeling.loading import MEMBER_FILE, MemberFacts, add_adapters, collect_trained_weights, save_member
+from modeling.loading import MEMBER_FILE, MemberFacts, save_member
 from modeling.losses import smooth_labels
 from modeling.memory import MemoryPlan, measure_peak_memory, measure_resident, plan_memory
 from modeling.metrics import compute_trainer_metrics

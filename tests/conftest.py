@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast, set_seed
 
+from modeling.adapters import add_adapters, collect_trained_weights
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer, save_base, unpack_gguf
 from modeling.battles import LABELS, load_battles
 from modeling.encoding import build_encoding
-from modeling.loading import MEMBER_FILE, MemberFacts, add_adapters, collect_trained_weights, save_member
+from modeling.loading import MEMBER_FILE, MemberFacts, save_member
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO_DATA = REPOSITORY / "modeling" / "data"

@@ -7,9 +7,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2ForSequenceClassification
 
+from modeling.adapters import add_adapters, merge_adapter
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer, save_base
 from modeling.judge import Judge
-from modeling.loading import MEMBER_FILE, add_adapters, load_judge, merge_adapter, read_member
+from modeling.loading import MEMBER_FILE, load_judge, read_member
 from tests.test_classifier import make_batch
 
 QUANTIZATIONS = ["float32", "bfloat16", "8bit", "4bit"]

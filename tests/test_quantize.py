@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import weakref
@@ -17,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma2ForSequenceClassification, PreTrainedModel, Qwen2Config, Qwen2ForSequenceClassification
 
 from modeling import bases as bases_module
+from modeling.adapters import merge_adapter
 from modeling.arguments import QuantizeArguments
 from modeling.bases import BaseFiles, load_base, load_tokenizer
-from modeling.loading import merge_adapter
 from modeling.probes import build_probe_encoder, load_probe_battles
 from tests.test_classifier import SMALL, make_batch
 from tests.test_recipes import quick  # noqa: F401 (a fixture that takes effect by itself)
@@ -114,7 +115,7 @@ def test_the_reported_change_is_what_one_computes_by_hand(name, made, plain_back
     pattern = r"8 probe battles.*change of a logit (\S+) \(largest logit (\S+)\), of a probability (\S+)"
     reported = [float(number) for number in re.search(pattern, log).groups()]
     assert reported == pytest.approx([logit, largest, probability], rel=0.005)
-    assert (logit == 0) == (name == "none")
+    assert (logit == 0) is (name == "none")
 
 
 @pytest.mark.parametrize("name", ["none", "8bit", "nf4"])
@@ -237,8 +238,7 @@ def foreign(tmp_path_factory, plain_backbone, three_labels) -> dict[str, Path]:
     path = folder / "names" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "target_modules": ["c_attn"]}))
     (folder / "pickle" / "adapter_model.safetensors").rename(folder / "pickle" / "adapter_model.bin")
-    weights = folder / "torn" / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    os.truncate(folder / "torn" / "adapter_model.safetensors", 1000)
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -268,8 +268,8 @@ def test_a_foreign_adapter_is_refused_before_weights_are_loaded(
 def test_a_base_is_not_quantised_twice(flags, bases, members, tmp_path, monkeypatch, caplog):
     """Nor merged into once quantised, nor passed off as unquantised; found before its weights are loaded."""
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", Mock(side_effect=AssertionError("weights were loaded")))
-    flags = ["--merge_adapter", members["ab"]] if flags == ["merge"] else flags
-    flags = ["--base", bases["8bit"].folder, *flags, "--output_dir", tmp_path / "out"]
+    more = ["--merge_adapter", members["ab"]] if flags == ["merge"] else flags
+    flags = ["--base", bases["8bit"].folder, *more, "--output_dir", tmp_path / "out"]
     said = fail("quantize", *flags, monkeypatch=monkeypatch, caplog=caplog)
     assert "expected unquantised weights; found quantised ones. Start from the original base" in said
     assert not any(tmp_path.iterdir())
@@ -285,8 +285,7 @@ def test_a_base_that_was_damaged_while_saved_replaces_nothing(plain_backbone, tm
     """One int8 weight that comes back from the disk otherwise: the base that stood there stays."""
     flags = ["--base", plain_backbone, "--quantization", "8bit", "--output_dir", tmp_path / "base"]
     call("quantize", *flags, monkeypatch=monkeypatch)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
-    save = bases_module.save_base
+    before, save = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}, bases_module.save_base
 
     def damage(folder, *arguments):
         save(folder, *arguments)

@@ -25,9 +25,10 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2MLP
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from modeling import probes
+from modeling.adapters import LORA_MODULES, add_adapters
 from modeling.bases import find_base, load_base
 from modeling.classifier import find_family
-from modeling.loading import LORA_MODULES, add_adapters, read_member
+from modeling.loading import read_member
 from tests.conftest import DEMO_DATA, REPOSITORY
 from tests.test_classifier import SMALL
 from tests.test_scripts import call

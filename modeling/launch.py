@@ -1,12 +1,14 @@
 """The processes of a launch: whether those that were asked for really run together, and what one decides for all."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DeepSpeedPlugin, broadcast_object_list, gather_object
 from torch import nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 # Elements that DeepSpeed sends at once. Its own 500 million would take 2 GB a buffer: more than a 9B base's adapters.
 BUCKET_SIZE = 50_000_000
@@ -19,6 +21,15 @@ def prepare_deepspeed(plugin: DeepSpeedPlugin) -> None:
     zero |= {"reduce_bucket_size": BUCKET_SIZE, "allgather_bucket_size": BUCKET_SIZE} | zero
     zero.setdefault("stage3_param_persistence_threshold", "auto")  # by the hidden size; else small bases are not shared
     plugin.set_deepspeed_weakref()  # transformers loads weights by a copy of it
+
+
+@contextmanager
+def suspend_sharding(plugin: DeepSpeedPlugin | None) -> Iterator[None]:
+    """Lets transformers build a network as if there were no ZeRO-3, which would share its weights out."""
+    unset_hf_deepspeed_config()
+    yield
+    if plugin:
+        plugin.set_deepspeed_weakref()
 
 
 def check_launch(accelerator: Accelerator) -> None:

@@ -13,6 +13,8 @@ import math
 import resource
 import sys
 import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +26,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import DefaultDeviceType
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 from transformers.integrations import replace_with_bnb_linear
-from transformers.modeling_utils import local_torch_dtype
 
 from modeling.adapters import add_adapters
 from modeling.bases import DTYPES, HEAD, SLOTS
@@ -40,7 +42,8 @@ OPTIMIZER_BLOCK, MIN_8BIT_SIZE = 256, 4096  # of bitsandbytes' 8-bit optimizers;
 STATELESS, ONE_STATE = ("sgd", "lomo", "adalomo"), ("lion", "rmsprop", "adagrad")
 # glibc's malloc keeps freed blocks that later tensors do not fit: over five settings of batch, length, dtype and layers
 # a process held 1.43 to 1.75 times what was alive; with every tensor mapped by itself 1.02 times, but 1.5 times slower.
-HEAP_OVERHEAD = 1.5
+# Tensors of 32 MiB and more are mapped by themselves anyhow (DEFAULT_MMAP_THRESHOLD_MAX).
+HEAP_OVERHEAD, HEAP_LIMIT = 1.5, 32 << 20
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ def plan_memory(
     batch_size: int,
     length: int,
     optim: str,
+    lora_dropout: float = 0.0,
     gradient_checkpointing: bool = False,
+    use_reentrant: bool = False,
     num_processes: int = 1,
     zero_stage: int = 0,
     device_type: str = "cpu",
@@ -82,11 +87,17 @@ def plan_memory(
         batch_size: Battles of one forward pass.
         length: Tokens of the longest battle.
         optim: Name of the optimizer, as TrainingArguments has it.
+        lora_dropout: Above 0 each projection keeps an input and a mask of its own.
+        use_reentrant: Of gradient checkpointing. False keeps the input of every 8-bit layer all the same:
+            bitsandbytes holds it as `ctx.A`, which is no saved tensor that the checkpoint could drop.
         zero_stage: DeepSpeed's, 0 without it.
         device_type: "cpu" adds what its heap wastes.
         resident: Bytes that the process holds already.
     """
-    network = build_network(config, dtype="float32" if zero_stage == 3 else dtype, r=r, freeze_layers=freeze_layers)
+    held = "float32" if zero_stage == 3 else dtype
+    network = build_network(config, dtype=held, r=r, freeze_layers=freeze_layers, lora_dropout=lora_dropout)
+    if gradient_checkpointing:
+        network.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     trained = [p.numel() for p in network.parameters() if p.requires_grad]
     shared = num_processes if zero_stage >= 2 else 1
     # Gradients are reduced from buckets beside them, which in DDP are as large as all of them.
@@ -99,28 +110,30 @@ def plan_memory(
     if zero_stage:
         parts["copy of the share to update"] = FLOAT32 * sum(trained) // shared
     parts["gradients"] = FLOAT32 * sum(trained) // shared
-    parts["buckets"] = FLOAT32 * min(bucket, sum(trained))
+    parts["buckets"] = FLOAT32 * bucket
     parts["optimizer"] = sum(count_optimizer(optim, size) for size in trained) // shared
-    activations = count_activations(network, batch_size, length, gradient_checkpointing, dtype == "bfloat16")
-    parts["activations"] = int(activations * (HEAP_OVERHEAD if device_type == "cpu" else 1))
+    parts["activations"], heap = count_activations(network, batch_size, length, dtype == "bfloat16", device_type)
+    if device_type == "cpu":
+        parts["freed, kept by malloc"] = int(heap * (HEAP_OVERHEAD - 1))
     return MemoryPlan({name: size for name, size in parts.items() if size})
 
 
-def build_network(config: PreTrainedConfig, *, dtype: str, r: int, freeze_layers: int) -> PeftModel:
+def build_network(
+    config: PreTrainedConfig, *, dtype: str, r: int, freeze_layers: int, lora_dropout: float = 0.0
+) -> PeftModel:
     """The network that train.py trains, of fake tensors; quantised where the config says so."""
     settings = config.to_dict()
     quantization = settings.pop("quantization_config", None)
     family = find_family(config.model_type)
     names = {"model_type": family.config_class.model_type, "id2label": SLOTS}
     quantized = BitsAndBytesConfig.from_dict(quantization or {})
-    # Not by from_config, which under ZeRO-3 shares the weights out.
-    with torch.device("meta"), local_torch_dtype(DTYPES[dtype]):
-        model = family(family.config_class.from_dict({**settings, **names}))
+    with torch.device("meta"):
+        model = family._from_config(family.config_class.from_dict({**settings, **names}), dtype=DTYPES[dtype])
         if quantization is not None:
             replace_with_bnb_linear(model, quantized.llm_int8_skip_modules or [HEAD], quantized)
         # What PEFT asks, to choose its layers.
         model.is_loaded_in_8bit, model.is_loaded_in_4bit = quantized.load_in_8bit, quantized.load_in_4bit
-        model = add_adapters(model, r=r, alpha=r, dropout=0.0, freeze_layers=freeze_layers)
+        model = add_adapters(model, r=r, alpha=r, dropout=lora_dropout, freeze_layers=freeze_layers)
     with FakeTensorMode():
         for module in model.modules():
             _fill_module(module, quantized, DTYPES[dtype])
@@ -195,47 +208,72 @@ def count_optimizer(optim: str, size: int) -> int:
 
 
 def count_activations(
-    network: PeftModel, batch_size: int, length: int, gradient_checkpointing: bool, bfloat16: bool
-) -> int:
-    """Most bytes alive at one time in a forward and backward pass, beside weights and finished gradients."""
-    if gradient_checkpointing:
-        network.activation_checkpointing_enable({"use_reentrant": False})
+    network: PeftModel, batch_size: int, length: int, bfloat16: bool, device_type: str
+) -> tuple[int, int]:
+    """Most bytes alive at one time in a forward and backward pass, beside weights and finished gradients; and of
+    these in tensors below HEAP_LIMIT."""
     network.base_model.model.reads_in_bfloat16 = bfloat16
     network.train()
-    tracker = _PeakTracker()
+    tracker = _PeakTracker([p for p in network.parameters() if not p.requires_grad])
     for parameter in network.parameters():
         if parameter.requires_grad:  # its gradient has a row of its own in the table
             parameter.register_post_accumulate_grad_hook(lambda p: tracker.release(p.grad.untyped_storage()._cdata))
-    with next(network.parameters()).fake_mode:
+    with next(network.parameters()).fake_mode, _act_as(device_type, bfloat16):
         ids = torch.ones((batch_size, length), dtype=torch.int64)
         labels = torch.ones((batch_size, len(SLOTS)))
         with tracker:
             network(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward()
-    return tracker.peak
+    return tracker.peak, tracker.heap_peak
+
+
+@contextmanager
+def _act_as(device_type: str, bfloat16: bool) -> Iterator[None]:
+    """Makes PEFT believe that it runs on a GPU, though the fake tensors are a CPU's, which need no CUDA build.
+
+    PEFT asks whether CUDA's autocast is on, so that on a CPU it turns the input of every adapter to float32 and
+    autocast turns it back: each adapter then keeps a copy of its own.
+    """
+    autocast, recomputed_on = torch.is_autocast_enabled("cuda"), DefaultDeviceType.get_device_type()
+    torch.set_autocast_enabled("cuda", device_type == "cuda" and bfloat16)
+    DefaultDeviceType.set_device_type("cpu")  # checkpoints would otherwise switch CUDA's autocast off to recompute
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", autocast)
+        DefaultDeviceType.set_device_type(recomputed_on)
 
 
 class _PeakTracker(TorchDispatchMode):
     """Adds up the storages that operations make, for as long as each lives."""
 
-    def __init__(self):
+    def __init__(self, frozen: Sequence[Tensor]):
         super().__init__()
+        self.frozen = {weight.untyped_storage()._cdata for weight in frozen}
         self.sizes: dict[int, int] = {}
-        self.live = self.peak = 0
+        self.live = self.peak = self.heap_live = self.heap_peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        # Autocast's bf16 copies of a base held in float32: ZeRO-3, which alone holds it so, has a linear layer of its
+        # own that drops them at once (deepspeed/runtime/zero/linear.py).
+        if func is torch.ops.aten._to_copy.default and given <= self.frozen:
+            return made
         for storage in (t.untyped_storage() for t in tree_leaves(made) if isinstance(t, Tensor)):
             if storage._cdata not in given and storage._cdata not in self.sizes:
                 self.sizes[storage._cdata] = storage.nbytes()
-                self.live += storage.nbytes()
-                weakref.finalize(storage, self.release, storage._cdata)
-        self.peak = max(self.peak, self.live)
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self.release, storage._cdata).atexit = False
         return made
 
     def release(self, storage: int) -> None:
-        self.live -= self.sizes.pop(storage, 0)
+        self._add(-self.sizes.pop(storage, 0))
+
+    def _add(self, size: int) -> None:
+        self.live += size
+        self.heap_live += size if abs(size) < HEAP_LIMIT else 0
+        self.peak, self.heap_peak = max(self.peak, self.live), max(self.heap_peak, self.heap_live)
 
 
 # --- measured ---------------------------------------------------------------------------------------------------------

@@ -32,7 +32,14 @@ from modeling.battles import LABELS, load_battles, split_folds
 from modeling.checkpoints import find_checkpoint
 from modeling.encoding import BattleCollator, BattleEncoder, build_encoding, encode_dataset
 from modeling.files import check_replaceable
-from modeling.launch import call_on_main, check_launch, check_shared_folder, describe_launch, prepare_deepspeed
+from modeling.launch import (
+    call_on_main,
+    check_launch,
+    check_shared_folder,
+    describe_launch,
+    prepare_deepspeed,
+    suspend_sharding,
+)
 from modeling.loading import MEMBER_FILE, MemberFacts, save_member
 from modeling.losses import smooth_labels
 from modeling.memory import MemoryPlan, measure_peak_memory, measure_resident, plan_memory
@@ -192,20 +199,23 @@ def plan_run(
             "weights cannot be shared out over processes: each would keep all of them. Take "
             "configs/accelerate/zero2.yaml, which needs no more memory, or a base made with --quantization none."
         )
-    plan = plan_memory(
-        config,
-        dtype=dtype,
-        r=arguments.lora_r,
-        freeze_layers=arguments.freeze_layers,
-        batch_size=training.per_device_train_batch_size,
-        length=longest,
-        optim=str(training.optim.value),
-        gradient_checkpointing=training.gradient_checkpointing,
-        num_processes=training.world_size,
-        zero_stage=stage,
-        device_type=training.device.type,
-        resident=measure_resident() if training.device.type == "cpu" else 0,
-    )
+    with suspend_sharding(training.deepspeed_plugin):
+        plan = plan_memory(
+            config,
+            dtype=dtype,
+            r=arguments.lora_r,
+            lora_dropout=arguments.lora_dropout,
+            freeze_layers=arguments.freeze_layers,
+            batch_size=training.per_device_train_batch_size,
+            length=longest,
+            optim=str(training.optim.value),
+            gradient_checkpointing=training.gradient_checkpointing,
+            use_reentrant=(training.gradient_checkpointing_kwargs or {}).get("use_reentrant", False),
+            num_processes=training.world_size,
+            zero_stage=stage,
+            device_type=training.device.type,
+            resident=measure_resident() if training.device.type == "cpu" else 0,
+        )
     logger.info(f"Memory per device, estimated, for {training.per_device_train_batch_size} x {longest} tokens:\n{plan}")
     return plan
 

@@ -39,6 +39,8 @@ def test_every_make_target_and_flag_that_the_readme_names_exists():
         "per_device_train_batch_size",
         "learning_rate",
         "max_steps",
+        "report_to",
+        "resume_from_checkpoint",
     }
     for flag in set(re.findall(r"--([a-z_]+)", README)) - others:
         assert re.search(rf"^    {flag}: ", arguments, re.M), flag

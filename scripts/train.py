@@ -139,6 +139,9 @@ def prepare_run(arguments: TrainArguments, training: TrainingArguments) -> tuple
         prepare_deepspeed(training.deepspeed_plugin)
     training.output_dir = str(output.with_name(f"{output.name}.checkpoints"))
     training.run_name = training.run_name or name_run(arguments)
+    if training.ddp_find_unused_parameters is None:
+        # Adapters and head all have a part in each loss; looking for others fails with reentrant checkpointing.
+        training.ddp_find_unused_parameters = False
     training.remove_unused_columns = False  # the collator picks what the model takes
     training.label_names = ["labels"]
     training.include_num_input_tokens_seen = "non_padding"  # makes the Trainer log tokens/s

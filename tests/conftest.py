@@ -198,7 +198,8 @@ def build_training(bases) -> Callable:
     """Flags of ten steps of 8 battles, on an 8-bit base but in float32 and without dropout, so that one process and
     two can be compared; a checkpoint after every second step."""
 
-    def build(launcher: str, output: Path, base: str = "8bit") -> list:
+    def build(launcher: str, output: Path, base: str | None = None) -> list:
+        base = base or ("float32" if launcher == "zero3" else "8bit")  # ZeRO-3 refuses quantised ones
         flags = ["--base", bases[base].folder, "--train_file", DEMO_DATA / "demo_test.jsonl", "--orientation", "ab"]
         flags += ["--eval_file", DEMO_DATA / "demo_test.jsonl", "--output_dir", output, "--max_length", 128]
         flags += ["--freeze_layers", 0, "--head_dropout", 0, "--bf16", "false", "--train_sampling_strategy", "random"]
@@ -212,9 +213,9 @@ def build_training(bases) -> Callable:
 @pytest.fixture(scope="session")
 def launched(build_training, tmp_path_factory) -> Callable:
     """The folder of a member that a launcher's real command trained; made once for each."""
-    made: dict[tuple[str, str], Path] = {}
+    made: dict[tuple[str, str | None], Path] = {}
 
-    def make(launcher: str, base: str = "8bit") -> Path:
+    def make(launcher: str, base: str | None = None) -> Path:
         if (launcher, base) not in made:
             output = tmp_path_factory.mktemp("launched") / launcher
             flags = build_training(launcher, output, base)

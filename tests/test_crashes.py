@@ -102,6 +102,7 @@ def is_writing(checkpoints: Path) -> bool:
         ("one", 1, True),
         ("ddp", 1, False),
         ("zero2", 1, False),
+        ("zero3", 1, False),
         *(pytest.param(*case, True, marks=pytest.mark.crash) for case in (("one", 8), ("ddp", 6), ("zero2", 6))),
     ],
 )

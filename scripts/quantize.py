@@ -99,6 +99,7 @@ def load_plain(arguments: QuantizeArguments, files: BaseFiles) -> PreferenceMixi
     model = merge_adapter(whole, arguments.merge_adapter)
     for parameter in model.base_model.parameters():  # the head stays float32, as do buffers: rotary frequencies
         parameter.data = parameter.data.to(DTYPES[arguments.dtype])
+    model.reads_in_bfloat16 = arguments.dtype == "bfloat16"
     return model.to(PartialState().device)
 
 

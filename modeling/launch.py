@@ -35,8 +35,8 @@ def suspend_sharding(plugin: DeepSpeedPlugin | None) -> Iterator[None]:
 def check_launch(accelerator: Accelerator) -> None:
     """Raises a ValueError where the launcher started something else than it was told to: those runs exit with 0.
 
-    `distributed_type: MULTI_CPU` starts one process whatever num_processes says, `use_cpu: true` in the launcher alone
-    several that do not talk to each other, and ACCELERATE_USE_CPU=1 turns DeepSpeed off.
+    `use_cpu: true` in the launcher alone starts several processes that do not talk to each other, and
+    ACCELERATE_USE_CPU=1 turns DeepSpeed off. (That MULTI_CPU starts only one cannot be seen from inside it.)
     """
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:

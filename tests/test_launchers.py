@@ -128,6 +128,13 @@ def test_deepspeed_that_is_turned_off_is_an_error(build_training, tmp_path, monk
     assert "Launcher: expected DeepSpeed; found" in said and not (tmp_path / "ab").exists()
 
 
+def test_processes_that_do_not_find_each_other_are_an_error(build_training, tmp_path):
+    """`use_cpu` in the launcher alone: two runs of world size 1, both of which would have exited with 0."""
+    flags = [*build_training("ddp", tmp_path / "ab"), "--use_cpu", "false"]
+    said = fail(write_launcher(tmp_path, use_cpu=True), *flags)
+    assert "expected 2 processes that train together; found 1" in said and not (tmp_path / "ab").exists()
+
+
 def test_more_processes_than_battles_are_an_error(build_training, tmp_path):
     file = tmp_path / "one.jsonl"
     file.write_text((DEMO_DATA / "demo_test.jsonl").read_text(encoding="utf-8").splitlines()[0], encoding="utf-8")

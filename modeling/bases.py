@@ -207,13 +207,10 @@ def load_base(
     if quantization != "none":
         check_unquantized(files)
     family, config = _build_config(files, head)
+    four_bit = {"bnb_4bit_quant_type": bnb_4bit_quant_type, "bnb_4bit_use_double_quant": bnb_4bit_use_double_quant}
     options = {}
     if quantization != "none":
-        options["quantization_config"] = build_quantization_config(
-            quantization,
-            bnb_4bit_quant_type=bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=bnb_4bit_use_double_quant,
-        )
+        options["quantization_config"] = build_quantization_config(quantization, **four_bit)
     device = device or PartialState().device
     if options or hasattr(config, "quantization_config"):
         options["device_map"] = {"": device}  # bitsandbytes would take the GPU even when told to use the CPU

@@ -27,9 +27,11 @@ def prepare_deepspeed(plugin: DeepSpeedPlugin) -> None:
 def suspend_sharding(plugin: DeepSpeedPlugin | None) -> Iterator[None]:
     """Lets transformers build a network as if there were no ZeRO-3, which would share its weights out."""
     unset_hf_deepspeed_config()
-    yield
-    if plugin:
-        plugin.set_deepspeed_weakref()
+    try:
+        yield
+    finally:
+        if plugin:
+            plugin.set_deepspeed_weakref()
 
 
 def check_launch(accelerator: Accelerator) -> None:

@@ -142,11 +142,13 @@ class _RestartCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        """Gives the sampler the epoch, from which alone it draws its order."""
         # accelerate does not reach the sampler of a sharded data loader whose first batches are skipped.
         if self.trainer.sampler is not None:
             self.trainer.sampler.epoch = int(state.epoch or 0)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Logs with every checkpoint and at the end."""
         # The losses since the last log are in no checkpoint, so there must be none; nor any left at the end.
         if control.should_save or state.global_step >= state.max_steps:
             control.should_log = True
@@ -224,4 +226,5 @@ class _Clock(TrainerCallback):
         self.marks: list[tuple[float, int]] = []
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        """One mark: seconds, and tokens so far."""
         self.marks.append((time.perf_counter(), state.num_input_tokens_seen))

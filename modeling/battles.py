@@ -22,6 +22,7 @@ from modeling.files import Columns, read_columns
 logger = get_logger(__name__)
 LABELS = ("a", "b")
 ORIENTATIONS = ("ab", "ba")
+TRAINED_ORIENTATIONS = (*ORIENTATIONS, "both")  # what a member can have learned to read
 RESPONSES = ("response_a", "response_b")
 TEXTS = ("prompt", *RESPONSES)
 WINNERS = {"model_a": [1.0, 0.0], "model_b": [0.0, 1.0], "tie": [0.5, 0.5]}
@@ -256,6 +257,13 @@ def order_responses(orientation: str) -> tuple[str, str]:
     if orientation not in ORIENTATIONS:
         raise ValueError(f"orientation: expected one of {', '.join(ORIENTATIONS)}; found {orientation!r}.")
     return RESPONSES if orientation == "ab" else RESPONSES[::-1]
+
+
+def list_orders(orientation: str) -> tuple[str, ...]:
+    """The orders in which a member of this orientation reads: its own, or for "both" ab and ba."""
+    if orientation not in TRAINED_ORIENTATIONS:
+        raise ValueError(f"orientation: expected one of {', '.join(TRAINED_ORIENTATIONS)}; found {orientation!r}.")
+    return ORIENTATIONS if orientation == "both" else (orientation,)
 
 
 def orient_label(values: Sequence, orientation: str) -> list:

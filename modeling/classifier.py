@@ -31,7 +31,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from modeling.losses import soft_cross_entropy
+from modeling.losses import Distillation, compute_preference_loss
 
 
 class PreferenceHead(nn.Module):
@@ -68,6 +68,8 @@ class PreferenceMixin:
     _keep_in_fp32_modules_strict = ("score",)
     # Whether the body runs under bf16 autocast, in training and prediction alike; load_base says so.
     reads_in_bfloat16 = False
+    # How the loss mixes labels with a teacher's probabilities, where batches have these; train.py says so.
+    distillation = Distillation()
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
@@ -93,6 +95,8 @@ class PreferenceMixin:
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        teacher: Tensor | None = None,
+        weights: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
@@ -102,6 +106,8 @@ class PreferenceMixin:
             input_ids: Shape (battles, tokens), padded on either side.
             attention_mask: Shape (battles, tokens), 1 on real tokens; absent means that nothing is padded.
             labels: Probabilities over the slots' labels, shape (battles, labels); float.
+            teacher: A teacher's probabilities over them, NaN where a battle has none; same shape.
+            weights: Of the battles in the loss, shape (battles,).
 
         Returns:
             `loss` (when labels are given) in nats and `logits` of shape (battles, labels), both float32.
@@ -122,7 +128,9 @@ class PreferenceMixin:
         # Two labels are too few to save anything by bf16.
         with torch.autocast(hidden.device.type, enabled=False):
             logits = self.score(features.float())  # (B, L)
-        loss = None if labels is None else soft_cross_entropy(logits, labels)
+        loss = None
+        if labels is not None:
+            loss = compute_preference_loss(logits, labels, teacher, weights, self.distillation)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 

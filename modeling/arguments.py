@@ -9,8 +9,7 @@ import json
 import logging
 import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -18,8 +17,11 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
-from modeling.battles import BLANK_POLICIES, ORIENTATIONS, TIE_POLICIES
+from modeling.battles import TRAINED_ORIENTATIONS
+from modeling.checks import BAD_ROW_POLICIES, BLANK_POLICIES, SCHEMA_NAMES, TIE_POLICIES
 from modeling.encoding import TRUNCATIONS
+from modeling.folds import FOLD_METHODS
+from modeling.mixing import LEAK_POLICIES, TWIN_POLICIES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASE_HELP = (
@@ -59,24 +61,60 @@ class QuantizeArguments:
 
 @dataclass
 class BattleArguments:
-    """How rows that are not plain battles are treated, in train.py and predict.py alike."""
+    """How the rows of a file become battles, in train.py, predict.py and pseudolabel.py alike."""
 
+    schema: str = option("auto", "Schema of the files; auto sees it from the columns.", choices=list(SCHEMA_NAMES))
     tie_policy: str = option("keep", "Ties: keep them as [0.5, 0.5], or drop them.", choices=list(TIE_POLICIES))
     blank_policy: str = option(
         "error", "Null or blank texts: stop, drop the battle, or keep it as empty.", choices=list(BLANK_POLICIES)
     )
+    bad_row_policy: str = option(
+        "error", "Any other row that cannot be read: stop, or drop it.", choices=list(BAD_ROW_POLICIES)
+    )
+
+    @property
+    def row_policy(self) -> dict[str, str]:
+        """What `load_battles` is told."""
+        return {field.name: vars(self)[field.name] for field in fields(BattleArguments)}
 
 
 @dataclass
 class TrainArguments(BattleArguments):
     """Trains one member; every TrainingArguments flag works too. The same command goes on with an interrupted run."""
 
-    orientation: str = option(None, "Which answer the adapter reads first.", choices=list(ORIENTATIONS))
+    orientation: str = option(
+        None, "Which answer the adapter reads first, or both orders in each step.", choices=list(TRAINED_ORIENTATIONS)
+    )
     base: str = option(None, "Base to train on: the folder that quantize.py wrote, or its Hub id (with @revision).")
-    train_file: str = option(None, "Battles with outcomes: parquet, csv or jsonl.")
+    train_file: list[str] | None = option(
+        None, "Battles with outcomes, one source or more: files, folders of them, or Hub data sets."
+    )
+    train_weights: list[float] | None = option(None, "Weight of each source's battles in the loss; 1 if left out.")
+    train_confidences: list[float] | None = option(
+        None, "How sure each source's labels are, above 0.5 up to 1: at 0.9 a winner is trained as [0.9, 0.1]."
+    )
     eval_file: str | None = option(None, "Battles to evaluate on.")
-    num_folds: int | None = option(None, "Instead of eval_file: split train_file into this many folds by prompt.")
+    num_folds: int | None = option(None, "Instead of eval_file: split the first train_file into this many folds.")
     fold: int = option(0, "The fold to evaluate on.")
+    fold_method: str = option(
+        "prompt",
+        "Folds by prompt, near-identical ones together, balanced by label and language; or row modulo num_folds.",
+        choices=list(FOLD_METHODS),
+    )
+    leak_policy: str = option(
+        "drop",
+        "Training battles whose prompt is nearly one of the evaluation's: leave them out, keep them, or stop.",
+        choices=list(LEAK_POLICIES),
+    )
+    repeat_policy: str = option(
+        "keep", "Battles of one source that say the same as an earlier one.", choices=list(TWIN_POLICIES)
+    )
+    identical_policy: str = option("keep", "Battles whose two answers are the same.", choices=list(TWIN_POLICIES))
+    teacher_column: list[str] | None = option(
+        None, "Columns with a teacher's probabilities, [p_a, p_b] or p_a; several are averaged, null is none."
+    )
+    teacher_temperature: float = option(5.0, "Flattens teacher and student before they are compared.")
+    teacher_weight: float = option(0.9, "Share of the teacher in the loss; the label has the rest.")
     max_length: int = option(2200, "Tokens of an encoded battle, special tokens included.")
     truncation: str = option("balanced", "What is cut from longer battles.", choices=list(TRUNCATIONS))
     lora_r: int = option(64, "Rank of the adapters.")
@@ -92,6 +130,22 @@ class TrainArguments(BattleArguments):
         if self.eval_file and self.num_folds:
             raise ValueError(
                 "--eval_file and --num_folds: expected one of them; found both. Leave one out, or pass --num_folds 0."
+            )
+        for name in ("train_weights", "train_confidences"):
+            values = vars(self)[name]
+            if values is not None and len(values) != len(self.train_file):
+                raise ValueError(
+                    f"--{name}: expected a number for each of the {len(self.train_file)} of --train_file; found "
+                    f"{len(values)}. Give one each."
+                )
+        if not all(weight > 0 for weight in self.train_weights or ()):
+            raise ValueError(f"--train_weights {self.train_weights}: expected numbers above 0. Leave the source out.")
+        if not all(0.5 < confidence <= 1 for confidence in self.train_confidences or ()):
+            raise ValueError(f"--train_confidences {self.train_confidences}: expected numbers above 0.5, up to 1.")
+        if self.teacher_temperature <= 0 or not 0 <= self.teacher_weight <= 1:
+            raise ValueError(
+                f"--teacher_temperature {self.teacher_temperature} --teacher_weight {self.teacher_weight}: expected a "
+                "temperature above 0 and a weight from 0 to 1."
             )
 
 
@@ -113,6 +167,9 @@ class PredictArguments(ReadingArguments):
     """Reads battles with a judge and writes its verdicts."""
 
     output_dir: str = option(None, "Folder for predictions.parquet and submission.csv.")
+    folds: bool = option(
+        False, "Each battle by the members that did not train on it: --battles is what they had as --train_file."
+    )
 
     def __post_init__(self):
         require(self, "battles", "judge", "output_dir")
@@ -123,6 +180,10 @@ class PseudolabelArguments(ReadingArguments):
     """Labels battles with a judge's probabilities, to train on."""
 
     output: str = option(None, "Parquet file to write: the battles, with a label.")
+    exclude: list[str] | None = option(
+        None, "Training and evaluation files: battles with nearly one of their prompts are left out."
+    )
+    rows_per_part: int = option(4096, "Battles that are read, labelled and written at a time.")
     min_confidence: float | None = option(
         None, "Hard labels instead, for the battles whose likelier answer has at least this probability; no others."
     )
@@ -131,6 +192,27 @@ class PseudolabelArguments(ReadingArguments):
         require(self, "battles", "judge", "output")
         if self.min_confidence is not None and not 0.5 <= self.min_confidence <= 1:
             raise ValueError(f"--min_confidence {self.min_confidence}: expected 0.5 to 1.")
+        if not self.output.endswith(".parquet"):
+            raise ValueError(f"--output {self.output}: expected a file ending in .parquet; give it that ending.")
+        if self.rows_per_part < 1:
+            raise ValueError(f"--rows_per_part {self.rows_per_part}: expected 1 or more.")
+
+
+@dataclass
+class BenchmarkArguments:
+    """Times a step of the pipeline against the straightforward way to do it, in turns, and compares the results."""
+
+    what: str = option("encoding", "Step to time.", choices=["encoding"])
+    battles: str = option(None, "Battles to time it on: parquet, csv or jsonl.")
+    base: str = option(None, f"{BASE_HELP} A folder with a tokenizer alone will do.")
+    max_length: int = option(2200, "Tokens of an encoded battle, special tokens included.")
+    repeats: int = option(5, "Turns of each way; what is reported is their median.")
+    output: str = option(None, "JSON file to write.")
+
+    def __post_init__(self):
+        require(self, "battles", "base", "output")
+        if self.repeats < 1:
+            raise ValueError(f"--repeats {self.repeats}: expected 1 or more.")
 
 
 def require(arguments: object, *names: str) -> None:
@@ -211,29 +293,3 @@ def _suggest(name: str, known: set[str], prefix: str = "") -> str:
 def _raise_error(message: str) -> None:
     """Stands in for argparse's own error, which prints a usage of several screens."""
     raise ValueError(f"Arguments: {message}.")
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Calls a script's main; a user's mistake ends it with one clear line and exit code 2, not a traceback.
-
-    BOTHWAYS_TRACEBACK=1 shows where it was found.
-    """
-    # Of what goes well, the other processes of a launch would only repeat what the main one says.
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
-    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    # Otherwise a sum's last bit depends on the number of threads, and so on that of the processes. Costs no time.
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        # That is what accelerate launch gives each process where there is no GPU; share the cores out instead.
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    for chatty, level in (("httpx", logging.WARNING), ("datasets", logging.WARNING), ("bitsandbytes", logging.ERROR)):
-        logging.getLogger(chatty).setLevel(level)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        if os.environ.get("BOTHWAYS_TRACEBACK") == "1":
-            raise
-        logging.getLogger("bothways").critical(f"error: {error}")
-        raise SystemExit(2) from error

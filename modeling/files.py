@@ -1,32 +1,48 @@
 """Files in and out: tables of rows as plain columns, and results that are complete or absent. Knows no battles."""
 
 import csv
+import itertools
 import json
+import re
 import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 Columns = dict[str, list]
+CHUNK_ROWS = 2048
+LINE_LIMIT = 1 << 26  # characters; a file without line ends would otherwise be read whole into memory
+HUB_DATASET = re.compile(r"(?P<path>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>.+))?")
 
 
-def read_columns(path: Path) -> Columns:
-    """Columns of a parquet, csv or jsonl file as Python lists; empty cells of a csv are empty texts, never NaN."""
+def iterate_columns(source: str | Path, chunk_rows: int = CHUNK_ROWS) -> Iterator[Columns]:
+    """Columns of a file or data set as Python lists, `chunk_rows` rows at a time, so that any size fits the memory.
+
+    Args:
+        source: A parquet, csv or jsonl file (empty cells of a csv are empty texts, never NaN), or what
+            `datasets.load_dataset` takes: a folder of such files or a Hub id, each with an optional `@revision` and
+            `:split` ("train" if left out).
+        chunk_rows: Most rows of a chunk. A source without rows gives one chunk of empty columns.
+
+    Raises:
+        FileNotFoundError: If there is neither such a file nor such a data set.
+        ValueError: If the content is damaged: the message names the file and the line.
+    """
     readers = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
+    path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"Battles file {path}: expected a file; found {'a folder' if path.is_dir() else 'none'}."
-        )
+        yield from _read_dataset(str(source), chunk_rows)
+        return
     if path.suffix not in readers:
         raise ValueError(
             f"{path}: expected a file ending in {', '.join(readers)}; found {path.suffix or 'no ending'!r}."
         )
     try:
-        return readers[path.suffix](path)
+        yield from readers[path.suffix](path, chunk_rows)
     except UnicodeDecodeError as error:
         raise ValueError(
             # No offset: error.start counts from the piece of the file that was being decoded.
@@ -35,63 +51,108 @@ def read_columns(path: Path) -> Columns:
         ) from error
 
 
-def _read_parquet(path: Path) -> Columns:
+def _read_dataset(source: str, chunk_rows: int) -> Iterator[Columns]:
+    """A folder of data files or a Hub data set, streamed."""
+    name = HUB_DATASET.fullmatch(source)
+    problem = "none"
+    if name and not Path(source).suffix and (Path(name["path"]).is_dir() or name["path"].count("/") == 1):
+        try:
+            rows = datasets.load_dataset(
+                name["path"], revision=name["revision"], split=name["split"] or "train", streaming=True
+            )
+            empty = True
+            for chunk in rows.iter(batch_size=chunk_rows):
+                empty = False
+                yield {column: list(values) for column, values in chunk.items()}
+            if empty:
+                yield {column: [] for column in rows.column_names or []}
+            return
+        except (OSError, ValueError) as error:
+            problem = f"no data set either ({type(error).__name__}: {error})"
+    raise FileNotFoundError(
+        f"Battles file {source}: expected a file, a folder of data files, or a Hub data set (owner/name[@revision]"
+        f"[:split]); found {problem}. Check the name and, for the Hub, the connection and your login."
+    )
+
+
+def _read_parquet(path: Path, chunk_rows: int) -> Iterator[Columns]:
     try:
-        table = pq.read_table(path)
-        return {name: table[name].to_pylist() for name in table.column_names}
+        file = pq.ParquetFile(path, buffer_size=1 << 20)  # else a whole row group is read at once
+        names = file.schema_arrow.names
+        for batch in file.iter_batches(batch_size=chunk_rows):
+            yield {name: batch[name].to_pylist() for name in names}
+        if file.metadata.num_rows == 0:
+            yield {name: [] for name in names}
     except (pa.ArrowException, OSError) as error:  # damaged pages are a bare OSError
         raise ValueError(
             f"{path}: expected a parquet file; found damaged or other data ({error}). Write or copy the file again."
         ) from error
 
 
-def _read_csv(path: Path) -> Columns:
-    csv.field_size_limit(sys.maxsize)  # the default, 131,072 characters, is less than a long answer
+def _read_csv(path: Path, chunk_rows: int) -> Iterator[Columns]:
+    csv.field_size_limit(LINE_LIMIT)  # the default, 131,072 characters, is less than a long answer
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader((line for _, line in _bound_lines(path, file)), strict=True)
         try:
             header = next(reader, [])
-            columns: Columns = {name: [] for name in header}
-            if len(columns) != len(header):
+            if len(set(header)) != len(header):
                 raise ValueError(f"{path}: expected distinct column names; found {', '.join(header)}.")
-            for row in reader:
-                if len(row) != len(header):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: expected {len(header)} fields; found {len(row)}. "
-                        "Quote fields that hold commas or line breaks."
-                    )
-                for name, value in zip(header, row, strict=True):
-                    columns[name].append(value)
+            yield from _chunk_rows(_check_width(path, reader, header), chunk_rows, header)
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: malformed csv: {error}.") from error
-    if "label" in columns and "id" in columns:
-        columns["label"] = [
-            _parse_json(f"{path}, id {id!r}", text) for id, text in zip(columns["id"], columns["label"], strict=True)
-        ]
-    return columns
 
 
-def _read_jsonl(path: Path) -> Columns:
-    rows = []
+def _check_width(path: Path, reader: Iterator[list[str]], header: list[str]) -> Iterator[dict]:
+    for row in reader:
+        if len(row) != len(header):
+            raise ValueError(
+                f"{path}, line {reader.line_num}: expected {len(header)} fields; found {len(row)}. "
+                "Quote fields that hold commas or line breaks."
+            )
+        yield dict(zip(header, row, strict=True))
+
+
+def _read_jsonl(path: Path, chunk_rows: int) -> Iterator[Columns]:
     with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                row = _parse_json(f"{path}, line {number}", line)
-                if not isinstance(row, dict):
-                    raise ValueError(
-                        f"{path}, line {number}: expected one JSON object a line; found {line.strip()[:60]!r}."
-                    )
-                rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+        yield from _chunk_rows(_parse_lines(path, file), chunk_rows)
 
 
-def _parse_json(where: str, text: str) -> object:
-    """The JSON value, or a ValueError that says where it stood."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected JSON; found {text.strip()[:60]!r} ({error}).") from error
+def _parse_lines(path: Path, file: Iterable[str]) -> Iterator[dict]:
+    for number, line in _bound_lines(path, file):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                found = f"{line.strip()[:60]!r} ({error})"
+                raise ValueError(f"{path}, line {number}: expected JSON; found {found}.") from error
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{path}, line {number}: expected one JSON object a line; found {line.strip()[:60]!r}."
+                )
+            yield row
+
+
+def _bound_lines(path: Path, file) -> Iterator[tuple[int, str]]:
+    """The lines with their numbers; one that would not end is an error before it fills the memory."""
+    for number in itertools.count(1):
+        line = file.readline(LINE_LIMIT + 1)
+        if len(line) > LINE_LIMIT:
+            raise ValueError(
+                f"{path}, line {number}: expected at most {LINE_LIMIT:,} characters; found more, beginning with "
+                f"{line[:60]!r}. Is this a file of one row per line?"
+            )
+        if not line:
+            return
+        yield number, line
+
+
+def _chunk_rows(rows: Iterator[dict], chunk_rows: int, names: Iterable[str] = ()) -> Iterator[Columns]:
+    """Rows as columns; a key that a row lacks is None there, if a row of the same chunk has it."""
+    first = True
+    while (chunk := list(itertools.islice(rows, chunk_rows))) or first:
+        present = dict.fromkeys([*names, *(name for row in chunk for name in row)])
+        yield {name: [row.get(name) for row in chunk] for name in present}
+        first = False
 
 
 @contextmanager

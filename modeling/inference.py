@@ -20,7 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from modeling.battles import orient_label
-from modeling.encoding import BattleCollator
+from modeling.collation import BattleCollator
 
 DEFAULT_TOKENS_PER_BATCH = 8192
 

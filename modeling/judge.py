@@ -10,8 +10,9 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from modeling.battles import LABELS, ORIENTATIONS, name_winners
+from modeling.battles import LABELS, ORIENTATIONS, list_orders, name_winners
 from modeling.encoding import CUT_COLUMNS, BattleEncoder
+from modeling.folds import assign_folds, fingerprint_fold
 from modeling.inference import DEFAULT_TOKENS_PER_BATCH, predict_battles
 from modeling.loading import Member, load_judge
 
@@ -38,12 +39,12 @@ class Judge:
         """The (member, orientation) pairs to read.
 
         Args:
-            readings: "own": each member in the order it was trained in; "both": every member in both orders, which
-                makes p(A, B) = 1 - p(B, A).
+            readings: "own": each member in the order it was trained in, or both if it was trained in both; "both":
+                every member in both orders, which makes p(A, B) = 1 - p(B, A).
         """
         if readings not in READINGS:
             raise ValueError(f"--readings: expected one of {', '.join(READINGS)}; found {readings!r}.")
-        orders = {"own": lambda member: [member.facts.orientation], "both": lambda member: ORIENTATIONS}[readings]
+        orders = {"own": lambda member: list_orders(member.facts.orientation), "both": lambda _: ORIENTATIONS}[readings]
         return [(member, orientation) for member in self.members for orientation in orders(member)]
 
     def predict(
@@ -85,17 +86,67 @@ class Judge:
             lengths.append([[battle[name] for name in ("length", *CUT_COLUMNS)] for battle in reading])
         return _build_verdicts([row["id"] for row in rows], columns, np.array(lengths))
 
+    def predict_folds(self, battles: Dataset, *, progress_dir: Path | None = None, **options) -> pd.DataFrame:
+        """Verdicts on the battles that the members were trained on, each by those that did not see it.
+
+        Args:
+            battles: The members' training file, whole: the folds are made from it once more.
+            progress_dir, options: As for `predict`.
+
+        Returns:
+            The columns of `predict`, in the battles' order; a member's own column is NaN where it did not read.
+
+        Raises:
+            ValueError: If the members were not trained with folds, if a fold has none, or if the battles are not those
+                that they were trained with.
+        """
+        num_folds, method = self._check_folds()
+        folds = np.array(assign_folds(battles, num_folds, method))
+        parts = []
+        for fold in range(num_folds):
+            members = [member for member in self.members if member.facts.training["fold"] == fold]
+            held_out = battles.select(np.flatnonzero(folds == fold))
+            fingerprints = {member.facts.training["fold_fingerprint"] for member in members}
+            if fingerprints != {fingerprint_fold(held_out)}:
+                raise ValueError(
+                    f"--folds: expected the battles that fold {fold} of {num_folds} was held out from; found others. "
+                    "Give as --battles the first --train_file, with the same --schema and policies."
+                )
+            parts.append(Judge(members).predict(held_out, progress_dir=progress_dir, **options))
+        verdicts = pd.concat(parts)
+        own = [name for name in verdicts if name.startswith("p_a_")]
+        names = [name for name in verdicts if name not in own]
+        at = names.index("winner") + 1
+        return verdicts.set_index("id").loc[battles["id"][:]].reset_index()[[*names[:at], *own, *names[at:]]]
+
+    def _check_folds(self) -> tuple[int, str]:
+        """Number and method of the folds that the members were trained with."""
+        kinds = {(m.facts.training.get("num_folds"), m.facts.training.get("fold_method")) for m in self.members}
+        if len(kinds) > 1 or not (kinds := kinds.pop())[0]:
+            raise ValueError("--folds: expected members trained with the same --num_folds; found others in --judge.")
+        found = {member.facts.training["fold"] for member in self.members}
+        if missing := set(range(kinds[0])) - found:
+            raise ValueError(
+                f"--folds: expected members of all {kinds[0]} folds; found none of fold "
+                f"{', '.join(map(str, sorted(missing)))}. Train them with --fold."
+            )
+        return kinds
+
 
 def _encode_readings(readings: set[tuple[BattleEncoder, str]], rows: list[dict]) -> dict:
-    """Encoded battles per (encoder, orientation); the text is cleaned once for both orientations."""
+    """Encoded battles per (encoder, orientation); both orders of an encoder share its work."""
     encoded = {}
     start = time.perf_counter()
     for encoder in {encoder for encoder, _ in readings}:
-        cleaned = encoder.clean_battles(rows)
-        encoded |= {(encoder, order): encoder.encode(cleaned, order) for other, order in readings if other is encoder}
+        orders = [orientation for other, orientation in readings if other is encoder]
+        found = encoder.encode_orders(encoder.clean_battles(rows), orders)
+        encoded |= {(encoder, orientation): reading for orientation, reading in found.items()}
     tokens = sum(battle["length"] for reading in encoded.values() for battle in reading)
     speed = tokens / (time.perf_counter() - start)
-    logger.info(f"Encoded {len(rows)} battles, {len(encoded)} readings: {tokens:,} tokens, {speed:,.0f} tokens/s")
+    method = " or ".join(sorted({encoder.template.method for encoder, _ in readings}))
+    logger.info(
+        f"Encoded {len(rows)} battles, {len(encoded)} readings: {tokens:,} tokens, {speed:,.0f} tokens/s ({method})"
+    )
     return encoded
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling.adapters import attach_adapter, load_weights, write_adapter
 from modeling.bases import BaseFiles, download_repository, find_base, fingerprint_base, load_base, load_tokenizer
-from modeling.battles import LABELS, ORIENTATIONS
+from modeling.battles import LABELS, TRAINED_ORIENTATIONS
 from modeling.encoding import BattleEncoder, Encoding
 from modeling.files import replace_folder
 
@@ -97,10 +97,10 @@ def read_member(folder: Path) -> MemberFacts:
         facts = MemberFacts(**values)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"Judge {folder}: expected the facts of a member in {MEMBER_FILE}; found {error}.") from error
-    if facts.orientation not in ORIENTATIONS or facts.labels != list(LABELS):
+    if facts.orientation not in TRAINED_ORIENTATIONS or facts.labels != list(LABELS):
         raise ValueError(
-            f"Judge {folder}: expected an orientation of {', '.join(ORIENTATIONS)} and the labels {', '.join(LABELS)}; "
-            f"found {facts.orientation!r} and {', '.join(facts.labels)}."
+            f"Judge {folder}: expected an orientation of {', '.join(TRAINED_ORIENTATIONS)} and the labels "
+            f"{', '.join(LABELS)}; found {facts.orientation!r} and {', '.join(facts.labels)}."
         )
     return facts
 

@@ -4,7 +4,7 @@ Pure functions over arrays of shape (battles, labels); no model, no files. Every
 because an accuracy over 49 battles is uncertain by 13 points either way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import datasets
@@ -87,13 +87,31 @@ def _check(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
     return probabilities, labels
 
 
-def compute_trainer_metrics(evaluation: EvalPrediction) -> dict[str, float]:
-    """`Trainer(compute_metrics=...)`: the metric on the softmax of the logits. By slot or by label is the same."""
-    logits = evaluation.predictions.astype(float)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return PreferenceMetric().compute(
-        predictions=odds / odds.sum(axis=1, keepdims=True), references=evaluation.label_ids
-    )
+def build_trainer_metrics(num_orders: int, cut: Sequence[bool]) -> Callable[[EvalPrediction], dict[str, float]]:
+    """`Trainer(compute_metrics=...)`: the metric on the softmax of the logits, and on the battles that were cut alone.
+
+    Args:
+        num_orders: Readings of each battle, one after the other in the evaluation set: 1, or 2 (ab and ba), of which
+            the second is turned back and both are averaged. With 1, by slot or by label is the same.
+        cut: Whether tokens of a battle were left out.
+    """
+    cut = np.asarray(cut, bool)
+
+    def compute(evaluation: EvalPrediction) -> dict[str, float]:
+        """Figures of one evaluation, from logits and labels by slot, shape (battles * num_orders, labels)."""
+        logits = evaluation.predictions.astype(float)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        readings = (odds / odds.sum(axis=1, keepdims=True)).reshape(-1, num_orders, logits.shape[1])
+        readings[:, 1:] = readings[:, 1:, ::-1]
+        probabilities, labels = readings.mean(axis=1), evaluation.label_ids[::num_orders]
+        figures = PreferenceMetric().compute(predictions=probabilities, references=labels)
+        for name, part in (("cut", cut), ("uncut", ~cut)):
+            if part.any() and not part.all():
+                accuracy = compute_accuracy(probabilities[part], labels[part])
+                figures |= {f"accuracy_{name}": accuracy.value, f"battles_{name}": accuracy.count}
+        return figures
+
+    return compute
 
 
 class PreferenceMetric(evaluate.Metric):

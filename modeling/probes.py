@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from modeling.battles import load_battles
-from modeling.encoding import BattleCollator, BattleEncoder, build_encoding
+from modeling.collation import BattleCollator
+from modeling.encoding import BattleEncoder, build_encoding
 
 PROBE_FILE = Path(__file__).resolve().parent / "data" / "demo_test.jsonl"
 PROBE_LANGUAGES = ("Arabic", "Chinese", "English", "Greek", "Hindi", "Japanese", "Russian", "Thai")  # eight scripts

@@ -15,7 +15,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -82,6 +82,10 @@ class PreferenceTrainer(Trainer):
         grouped = strategy == "group_by_length"
         self.sampler = EpochSampler(self.train_dataset["length"][:], step if grouped else None, seed)
         return self.sampler
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler:
+        """The data set's own order; the Trainer's grouping by length would shuffle it."""
+        return SequentialSampler(eval_dataset)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with groups of their own for the head's parameters where it has another rate."""
@@ -191,7 +195,9 @@ def describe_settings(
     launch = {"num_processes": training.world_size, "zero_stage": plugin.zero_stage if plugin else None}
     digest = hashlib.sha256()
     for battle in train_set:
-        digest.update(np.array([*battle["input_ids"], -1]).tobytes() + np.array(battle["label"]).tobytes())
+        for name in ("input_ids", "swapped_ids", "label", "teacher", "weight"):
+            if (value := battle.get(name)) is not None:
+                digest.update(name.encode() + np.array(value).tobytes())
     return {**settings, **launch, **more, "train_battles": f"{len(train_set)}, {digest.hexdigest()[:16]}"}
 
 

@@ -20,9 +20,11 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from modeling.arguments import PredictArguments, parse_arguments, run_script
+from modeling.arguments import PredictArguments, parse_arguments
 from modeling.battles import LABELS, load_battles
+from modeling.encoding import CUT_COLUMNS
 from modeling.judge import Judge
+from modeling.launch import run_script
 from modeling.metrics import compute_accuracy, compute_baselines, compute_log_loss
 
 logger = get_logger("bothways.predict")
@@ -33,11 +35,11 @@ PROGRESS = ".bothways-progress"
 def main() -> None:
     (arguments,) = parse_arguments(PredictArguments, verb="predict")
     state = PartialState(cpu=arguments.use_cpu)
-    battles = load_battles(arguments.battles, tie_policy=arguments.tie_policy, blank_policy=arguments.blank_policy)
+    battles = load_battles(arguments.battles, **arguments.row_policy)
     judge = Judge.from_pretrained(arguments.judge)
     output = Path(arguments.output_dir)
     start = time.perf_counter()
-    verdicts = judge.predict(
+    verdicts = (judge.predict_folds if arguments.folds else judge.predict)(
         battles,
         readings=arguments.readings,
         tokens_per_batch=arguments.tokens_per_batch,
@@ -64,13 +66,20 @@ def write_verdicts(output: Path, verdicts: pd.DataFrame) -> list[Path]:
 
 
 def compare(verdicts: pd.DataFrame, battles: Dataset) -> str:
-    """A table: accuracy and log loss of the judge, of each reading alone and of the baselines."""
+    """A table: accuracy and log loss of the judge, on cut battles and on whole ones, of each reading and baseline."""
     labels = np.array(battles["label"])
-    rows = [("judge", verdicts[[f"p_{label}" for label in LABELS]].to_numpy())]
-    readings = [name for name in verdicts if name.startswith("p_a_")]
-    rows += [(name, np.column_stack([verdicts[name], 1 - verdicts[name]])) for name in readings]
+    p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
+    everything = np.full(len(p), True)
+    rows = [("judge", p, everything)]
+    cut = verdicts[list(CUT_COLUMNS)].to_numpy().any(axis=1)
+    if cut.any() and not cut.all():
+        rows += [("judge, cut battles", p, cut), ("judge, whole battles", p, ~cut)]
+    for name in (name for name in verdicts if name.startswith("p_a_")):
+        rows.append((name, np.column_stack([verdicts[name], 1 - verdicts[name]]), verdicts[name].notna().to_numpy()))
     lines = [f"{'':<24}{'accuracy [95%]':<34}log loss [95%]"]
-    lines += [f"{name:<24}{compute_accuracy(p, labels)!s:<34}{compute_log_loss(p, labels)}" for name, p in rows]
+    for name, each, part in rows:
+        accuracy, log_loss = (compute(each[part], labels[part]) for compute in (compute_accuracy, compute_log_loss))
+        lines.append(f"{name:<24}{accuracy!s:<34}{log_loss}")
     baselines = compute_baselines(battles["response_a"], battles["response_b"], labels)
     return "\n".join([*lines, *(f"{name:<24}{accuracy}" for name, accuracy in baselines.items())])
 

@@ -22,7 +22,7 @@ from torch import Tensor, device
 from transformers import set_seed
 
 from modeling.adapters import check_adapter, merge_adapter
-from modeling.arguments import QuantizeArguments, parse_arguments, run_script
+from modeling.arguments import QuantizeArguments, parse_arguments
 from modeling.bases import (
     DTYPES,
     BaseFiles,
@@ -36,6 +36,7 @@ from modeling.bases import (
 )
 from modeling.classifier import PreferenceMixin
 from modeling.files import check_replaceable, replace_folder
+from modeling.launch import run_script
 from modeling.probes import build_probe_encoder, compute_probe_logits, load_probe_battles, measure_change
 
 logger = get_logger("bothways.quantize")

@@ -26,24 +26,29 @@ from peft import PeftModel
 from transformers import AutoConfig, Trainer, TrainingArguments, set_seed
 
 from modeling.adapters import add_adapters, collect_trained_weights
-from modeling.arguments import TrainArguments, parse_arguments, run_script
+from modeling.arguments import TrainArguments, parse_arguments
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
-from modeling.battles import LABELS, load_battles, split_folds
+from modeling.battles import LABELS, list_orders, load_battles
 from modeling.checkpoints import find_checkpoint
-from modeling.encoding import BattleCollator, BattleEncoder, build_encoding, encode_dataset
+from modeling.collation import BattleCollator, encode_dataset, encode_evaluation
+from modeling.duplicates import DuplicateIndex
+from modeling.encoding import BattleEncoder, build_encoding
 from modeling.files import check_replaceable
+from modeling.folds import fingerprint_fold, split_folds
 from modeling.launch import (
     call_on_main,
     check_launch,
     check_shared_folder,
     describe_launch,
     prepare_deepspeed,
+    run_script,
     suspend_sharding,
 )
 from modeling.loading import MEMBER_FILE, MemberFacts, save_member
-from modeling.losses import smooth_labels
+from modeling.losses import Distillation, smooth_labels
 from modeling.memory import MemoryPlan, measure_peak_memory, measure_resident, plan_memory
-from modeling.metrics import compute_trainer_metrics
+from modeling.metrics import build_trainer_metrics
+from modeling.mixing import describe_battles, drop_leaks, drop_twins, mix_sources
 from modeling.training import PreferenceTrainer, compute_train_loss, describe_settings, rehearse
 
 logger = get_logger("bothways.train")
@@ -58,9 +63,10 @@ def main() -> None:
     tokenizer = load_tokenizer(base.folder, **base.source)
     encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, arguments.max_length, arguments.truncation))
     train_set = smooth_dataset(encode_dataset(train_battles, encoder, arguments.orientation), smoothing)
-    eval_set = encode_dataset(eval_battles, encoder, arguments.orientation) if eval_battles is not None else None
+    eval_set = None if eval_battles is None else encode_evaluation(eval_battles, encoder, arguments.orientation)
+    num_orders = len(list_orders(arguments.orientation))
     logger.info(f"First battle as read:\n{tokenizer.decode(train_set[0]['input_ids'])}")
-    plan = plan_run(arguments, training, base, dtype, max(train_set["length"]))
+    plan = plan_run(arguments, training, base, dtype, -(-max(train_set["length"]) // num_orders))
     run = describe_settings(arguments, training, train_set, base=fingerprint, label_smoothing_factor=smoothing)
     checkpoint = None
     if not arguments.dry_run:
@@ -76,7 +82,7 @@ def main() -> None:
         train_dataset=train_set,
         eval_dataset=eval_set,
         data_collator=BattleCollator(encoder.encoding.pad_token_id),
-        compute_metrics=compute_trainer_metrics,
+        compute_metrics=build_trainer_metrics(num_orders, eval_set["cut"][::num_orders] if eval_set else ()),
     )
     check_launch(trainer.accelerator)
     if arguments.dry_run:
@@ -93,7 +99,7 @@ def main() -> None:
             encoding=encoder.encoding.to_dict(),
             head={"head_dropout": model.config.head_dropout, "head_hidden_size": model.config.head_hidden_size},
             base_fingerprint=fingerprint,
-            training=describe_run(arguments, trainer, metrics),
+            training=describe_run(arguments, trainer, eval_battles, metrics),
         )
         weights = collect_trained_weights(model)
         if trainer.is_world_process_zero():
@@ -160,27 +166,41 @@ def name_run(arguments: TrainArguments) -> str:
 
 
 def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, Dataset | None]:
-    """Training battles, and those to evaluate on (or None)."""
+    """Training battles of all sources, and those to evaluate on (or None), of which no prompt is trained on."""
 
     def load(flag: str, file: str) -> Dataset:
-        options = {"tie_policy": arguments.tie_policy, "blank_policy": arguments.blank_policy}
-        battles = load_battles(file, **options, require_labels=True)
+        battles = load_battles(file, require_labels=True, **arguments.row_policy)
         if len(battles) == 0:
             raise ValueError(f"--{flag} {file}: expected battles; found none.")
         return battles
 
-    parts = load("train_file", arguments.train_file), None
-    if arguments.eval_file:
-        parts = parts[0], load("eval_file", arguments.eval_file)
-    elif arguments.num_folds:
-        parts = split_folds(parts[0], arguments.num_folds, arguments.fold)
-    logger.info(f"Battles: {len(parts[0])} for training, {len(parts[1]) if parts[1] else 0} for evaluation")
-    if len(parts[0]) < num_processes:
+    sources = [load("train_file", file) for file in arguments.train_file]
+    evaluation = load("eval_file", arguments.eval_file) if arguments.eval_file else None
+    if arguments.num_folds:
+        sources[0], evaluation = split_folds(sources[0], arguments.num_folds, arguments.fold, arguments.fold_method)
+    twins = {"repeat_policy": arguments.repeat_policy, "identical_policy": arguments.identical_policy}
+    guarded = [drop_twins(file, part, **twins) for file, part in zip(arguments.train_file, sources, strict=True)]
+    if evaluation is not None:
+        index = DuplicateIndex()
+        index.add(evaluation["prompt"][:])
+        pairs = zip(arguments.train_file, guarded, strict=True)
+        guarded = [drop_leaks(file, part, index, leak_policy=arguments.leak_policy) for file, part in pairs]
+    if (found := sum(map(len, guarded))) < num_processes:
         raise ValueError(
-            f"--num_processes {num_processes}: expected a battle for each process; found {len(parts[0])} for training. "
+            f"--num_processes {num_processes}: expected a battle for each process; found {found} for training. "
             "Start fewer processes, or give more battles."
         )
-    return parts
+    names = [Path(file).name for file in arguments.train_file]
+    battles = mix_sources(
+        list(zip(names, guarded, strict=True)),
+        arguments.train_weights,
+        arguments.train_confidences,
+        arguments.teacher_column or (),
+    )
+    logger.info(f"Training on {len(battles)} battles:\n{describe_battles(battles)}")
+    if evaluation is not None:
+        logger.info(f"Evaluating on {len(evaluation)} battles:\n{describe_battles(evaluation)}")
+    return battles, evaluation
 
 
 def smooth_dataset(battles: Dataset, smoothing: float) -> Dataset:
@@ -209,7 +229,7 @@ def plan_run(
             r=arguments.lora_r,
             lora_dropout=arguments.lora_dropout,
             freeze_layers=arguments.freeze_layers,
-            batch_size=training.per_device_train_batch_size,
+            batch_size=training.per_device_train_batch_size * len(list_orders(arguments.orientation)),
             length=longest,
             optim=str(training.optim.value),
             gradient_checkpointing=training.gradient_checkpointing,
@@ -226,8 +246,11 @@ def plan_run(
 def build_model(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles, dtype: str) -> PeftModel:
     """The base, frozen, with fresh adapters and a trainable head."""
     set_seed(training.seed)
+    model = load_base(base, dtype=dtype, device=training.device, head_dropout=arguments.head_dropout)
+    if arguments.teacher_column:
+        model.distillation = Distillation(arguments.teacher_weight, arguments.teacher_temperature)
     model = add_adapters(
-        load_base(base, dtype=dtype, device=training.device, head_dropout=arguments.head_dropout),
+        model,
         r=arguments.lora_r,
         alpha=arguments.lora_alpha,
         dropout=arguments.lora_dropout,
@@ -248,11 +271,14 @@ def measure_training(trainer: Trainer) -> dict[str, float]:
     }
 
 
-def describe_run(arguments: TrainArguments, trainer: Trainer, metrics: dict) -> dict:
+def describe_run(arguments: TrainArguments, trainer: Trainer, evaluation: Dataset | None, metrics: dict) -> dict:
     """What a reader of the member needs to know of its run; file names without their folders."""
     settings = asdict(arguments)
-    for name in ("train_file", "eval_file", "base"):
+    for name in ("eval_file", "base"):
         settings[name] = Path(settings[name]).name if settings[name] else None
+    settings["train_file"] = [Path(file).name for file in arguments.train_file]
+    if arguments.num_folds:
+        settings["fold_fingerprint"] = fingerprint_fold(evaluation)
     names = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "seed")
     settings |= {name: vars(trainer.args)[name] for name in names}
     launch = describe_launch(trainer.accelerator, trainer.model_wrapped)

@@ -11,7 +11,8 @@ import torch
 from transformers import TrainingArguments
 
 from modeling import arguments as module
-from modeling.arguments import REPOSITORY, PredictArguments, QuantizeArguments, parse_arguments, run_script
+from modeling.arguments import REPOSITORY, PredictArguments, QuantizeArguments, parse_arguments
+from modeling.launch import run_script
 
 RECIPES = sorted(path for path in REPOSITORY.glob("configs/*/*.yaml") if path.parent.name != "accelerate")
 # What only a recipe's user knows.
@@ -88,10 +89,10 @@ def test_what_is_not_understood_is_a_value_error_with_the_way_out(tmp_path, reci
         parse("predict", write_recipe(tmp_path, recipe), *argv.split())
 
 
-def test_orientation_has_no_default_and_is_one_of_two():
-    with pytest.raises(ValueError, match=r"Expected --orientation; .*Which answer the adapter reads first.*ab or ba"):
+def test_orientation_has_no_default_and_is_one_of_three():
+    with pytest.raises(ValueError, match=r"Expected --orientation; .*Which answer the adapter reads first.*ab or ba or both"):
         parse("train")
-    with pytest.raises(ValueError, match=r"--orientation: invalid choice: 'xy' \(choose from 'ab', 'ba'\)"):
+    with pytest.raises(ValueError, match=r"--orientation: invalid choice: 'xy' \(choose from 'ab', 'ba', 'both'\)"):
         parse("train", "--orientation", "xy")
 
 
@@ -154,7 +155,8 @@ def test_gemma2_recipe_has_the_seeds_numbers():
 
 def test_mistake_ends_a_script_with_one_line_and_code_2(monkeypatch):
     monkeypatch.delenv("BOTHWAYS_TRACEBACK", raising=False)
-    program = "from modeling.arguments import QuantizeArguments as Kind, parse_arguments, run_script\n"
+    program = "from modeling.arguments import QuantizeArguments as Kind, parse_arguments\n"
+    program += "from modeling.launch import run_script\n"
     program += "run_script(lambda: parse_arguments(Kind, verb='quantize'))"
     command = [sys.executable, "-c", program, "--bse", "b"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""Laws of battles.py: a bad row is named, nothing goes silently, sides mirror exactly, no prompt is on two sides."""
+"""Laws of battles.py: a bad row is named, nothing goes silently, sides mirror exactly."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 import modeling.battles
-from modeling.battles import load_battles, name_winners, order_responses, orient_label, split_folds, swap_responses
+from modeling.battles import load_battles, name_winners, order_responses, orient_label, swap_responses
 
 DATA = Path(modeling.battles.__file__).parent / "data"
 
@@ -44,7 +44,7 @@ def catch_error(path: Path, **options) -> str:
         ({"winner": "Model_A"}, "winner must be one of", "'Model_A'", "leave them out"),
         ({"winner": None}, "winner must be one of", "None", "Fix these rows"),
         ({"winner": math.nan}, "winner must be one of", "nan", "Fix these rows"),
-        ({"winner": ["model_a"]}, "winner must be one of", "['model_a']", "Fix these rows"),
+        ({"winner": ["model_a"]}, "winner must be 2 probabilities", "['model_a']", "Fix these rows"),
         ({"prompt": None}, "must not be null or blank", "{'prompt': None}", "--blank_policy drop"),
         ({"prompt": math.nan}, "must not be null or blank", "{'prompt': nan}", "keep (reads them as empty texts)"),
         ({"response_a": ""}, "must not be null or blank", "{'response_a': ''}", "--blank_policy drop"),
@@ -183,7 +183,7 @@ def test_lone_surrogates_are_repaired_with_a_warning_and_other_text_is_untouched
     assert f"{path}: battle 'x1': repaired broken Unicode" in caplog.text
 
 
-# --- sides and folds --------------------------------------------------------------------------------------------------
+# --- sides ------------------------------------------------------------------------------------------------------------
 
 
 def build_battles(num_battles: int = 40) -> Dataset:
@@ -218,41 +218,6 @@ def test_an_unknown_orientation_is_an_error(read):
 
 def test_winner_names_are_those_of_a_submission():
     assert name_winners([0.9, 0.5, 0.49]) == ["model_a", "model_a", "model_b"]
-
-
-def test_folds_are_disjoint_and_complete():
-    battles, held_out = build_battles(), []
-    for fold in range(3):
-        train, evaluation = split_folds(battles, 3, fold)
-        assert sorted(train["id"][:] + evaluation["id"][:]) == battles["id"][:]
-        assert not set(train["prompt"]) & set(evaluation["prompt"])
-        held_out += evaluation["id"][:]
-    assert sorted(held_out) == battles["id"][:]
-
-
-def test_variants_of_one_prompt_fall_on_one_side():
-    variants = ["Straße  {}?", "strasse {}?", " STRASSE\n{}?\t"]
-    rows = [build_row(3 * i + j, prompt=v.format(i), group=i) for i in range(20) for j, v in enumerate(variants)]
-    train, evaluation = split_folds(Dataset.from_list(rows), 2, 0)
-    assert len(train) % 3 == 0 and not set(train["group"]) & set(evaluation["group"])
-
-
-def test_folds_do_not_depend_on_the_order_or_the_other_rows():
-    battles = build_battles()
-    held_out = set(split_folds(battles, 2, 1)[1]["id"])
-    assert set(split_folds(battles.select(range(39, -1, -1)), 2, 1)[1]["id"]) == held_out
-    assert set(split_folds(battles.select(range(20)), 2, 1)[1]["id"]) == held_out & set(range(20))
-
-
-@pytest.mark.parametrize(("num_folds", "fold"), [(1, 0), (0, 0), (3, 3), (3, -1)])
-def test_a_fold_that_does_not_exist_is_an_error(num_folds, fold):
-    with pytest.raises(ValueError, match=f"--num_folds {num_folds} --fold {fold}: expected num_folds >= 2"):
-        split_folds(build_battles(), num_folds, fold)
-
-
-def test_a_fold_without_battles_is_an_error():
-    with pytest.raises(ValueError, match=r"found \d battles to train on and \d to evaluate on; .* Use fewer folds"):
-        split_folds(build_battles(2), 2, 0)
 
 
 # --- the packaged demo data -------------------------------------------------------------------------------------------

@@ -6,16 +6,8 @@ import pytest
 import torch
 
 from modeling.battles import TEXTS
-from modeling.encoding import (
-    CUT_COLUMNS,
-    ELISION,
-    BattleCollator,
-    BattleEncoder,
-    Encoding,
-    build_encoding,
-    encode_dataset,
-    share_room,
-)
+from modeling.collation import BattleCollator, encode_dataset
+from modeling.encoding import CUT_COLUMNS, ELISION, BattleEncoder, Encoding, build_encoding, share_room
 
 MARKERS = ("<prompt>:", "<response_a>:", "<response_b>:")
 # What users type to break out of their field; ftfy would even make a marker of the escaped one.

@@ -3,13 +3,16 @@
 import csv
 import json
 from pathlib import Path
+from unittest.mock import Mock, call
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import modeling.files
 from modeling.battles import load_battles
-from modeling.files import read_columns, replace_folder
+from modeling.files import iterate_columns, replace_folder
 
 HEADER = "id,prompt,response_a,response_b,winner"
 MARK = "mark.json"
@@ -45,6 +48,11 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         path.write_text("".join(lines), encoding="utf-8", newline="")
     return path
+
+
+def read_columns(path: Path) -> dict[str, list]:
+    (columns,) = iterate_columns(path)
+    return columns
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
@@ -87,7 +95,11 @@ def test_an_empty_csv_cell_is_an_empty_text_and_blank_only_where_a_text_is_neede
         ("f.csv", f'{HEADER}\nx,"p"q,a,b,tie\n', "line 2: malformed csv"),
         ("f.csv", f'{HEADER}\nx,"p,a,b,tie\n', "malformed csv: unexpected end of data"),
         ("f.csv", f"{HEADER},id\nx,p,a,b,tie,y\n", "expected distinct column names"),
-        ("f.csv", 'id,label\nx,"[1, 0"\n', r"id 'x': expected JSON; found '\[1, 0'"),
+        (
+            "f.csv",
+            'id,prompt,response_a,response_b,label\nx,p,a,b,"[1, 0"\n',
+            r"battle 'x': label must be 2 .*'\[1, 0'",
+        ),
         ("f.csv", 'prompt,label\np,"[1, 0]"\n', "missing columns id, response_a, response_b; found prompt, label"),
         ("f.csv", "", "missing columns id, prompt, response_a, response_b; found no columns"),
         ("f.jsonl", '{"id": 1}\n\n{"id": 2\n', "line 3: expected JSON; found '{\"id\": 2'"),
@@ -124,11 +136,58 @@ def test_a_damaged_parquet_is_an_error_that_names_it(tmp_path, damage):
         load_battles(path)
 
 
-def test_a_missing_file_and_a_folder_are_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"f\.csv: expected a file; found none"):
-        load_battles(tmp_path / "f.csv")
-    with pytest.raises(FileNotFoundError, match="expected a file; found a folder"):
-        load_battles(tmp_path)
+@pytest.mark.parametrize("name", ["f.csv", "owner/none.parquet", "owner/none", "a/b/c", "none", "owner/n@1:train"])
+def test_a_source_that_is_nowhere_is_an_error_with_the_way_out(name):
+    """The names that could be a Hub data set's are looked for there; no network here."""
+    with pytest.raises(FileNotFoundError, match=f"Battles file {name}: expected a file, .*; found no.* Check the name"):
+        load_battles(name)
+
+
+def test_a_folder_of_data_files_is_streamed_in_parts(tmp_path):
+    """What a Hub data set is, once downloaded; `datasets` reads both by the same code."""
+    rows = [row | {"prompt": f"p{row['id']}"} for row in build_rows()[:9]]
+    write_rows(tmp_path / "train-0.jsonl", rows[:5])
+    write_rows(tmp_path / "train-1.jsonl", rows[5:])
+    chunks = list(iterate_columns(tmp_path, 4))
+    assert [len(chunk["id"]) for chunk in chunks] == [4, 4, 1]
+    assert load_battles(tmp_path)["prompt"][:] == [row["prompt"] for row in rows]
+    with pytest.raises(FileNotFoundError, match=r"found no data set either .*[Ss]plit"):
+        load_battles(f"{tmp_path}:validation")
+
+
+def test_a_hub_data_set_is_asked_for_by_id_revision_and_split(monkeypatch):
+    rows = {name: [name, name] for name in ("prompt", "response_a", "response_b")} | {"id": [1, 2]}
+    asked = Mock(return_value=Mock(iter=lambda batch_size: iter([rows])))
+    monkeypatch.setattr(datasets, "load_dataset", asked)
+    assert load_battles("lmarena-ai/arena-140k@v2:test")["id"][:] == [1, 2]
+    load_battles("lmarena-ai/arena-140k")
+    assert asked.call_args_list == [
+        call("lmarena-ai/arena-140k", revision="v2", split="test", streaming=True),
+        call("lmarena-ai/arena-140k", revision=None, split="train", streaming=True),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_parts_of_any_size_give_the_same_rows(tmp_path, suffix):
+    path = write_rows(tmp_path / f"battles{suffix}", build_rows()[:13])
+    whole = read_columns(path)
+    for chunk_rows in (1, 5, 13, 14):
+        chunks = list(iterate_columns(path, chunk_rows))
+        assert all(0 < len(chunk["id"]) <= chunk_rows for chunk in chunks)
+        assert {name: [value for chunk in chunks for value in chunk[name]] for name in whole} == whole
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_file_of_one_endless_line_is_an_error_before_it_fills_the_memory(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(modeling.files, "LINE_LIMIT", 1000)
+    path = tmp_path / f"f{suffix}"
+    path.write_text(f"{HEADER}\n{'x' * 1001}\n" if suffix == ".csv" else f'{{"id": "{"x" * 1001}"}}\n')
+    with pytest.raises(ValueError, match=rf"f\{suffix}, line \d: expected at most 1,000 characters; found more, begin"):
+        load_battles(path)
+    path = tmp_path / "quoted.csv"
+    path.write_text(HEADER + '\n"' + "x\n" * 600 + '",p,a,b,tie\n')
+    with pytest.raises(ValueError, match="malformed csv: field larger than field limit"):
+        load_battles(path)
 
 
 # --- results are complete or absent -----------------------------------------------------------------------------------

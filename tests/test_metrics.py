@@ -10,7 +10,7 @@ import pytest
 from transformers import EvalPrediction
 
 from modeling import metrics
-from modeling.metrics import PreferenceMetric, compute_accuracy, compute_log_loss
+from modeling.metrics import PreferenceMetric, build_trainer_metrics, compute_accuracy, compute_log_loss
 
 Z = NormalDist().inv_cdf(0.975)
 A, B, TIE = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
@@ -127,6 +127,19 @@ def test_trainer_metrics_read_logits_with_a_softmax(shift):
     """Logits (2, 0) and (0, 1) on a, with p_a = 1 / (1 + e^-2) and 1 / (1 + e): loss (ln(1 + e^-2) + ln(1 + e)) / 2,
     one of two right. A number added to every logit changes nothing, and exp() must not overflow on it."""
     logits = np.array([[2, 0], [0, 1]], dtype=np.float32) + np.float32(shift)
-    figures = metrics.compute_trainer_metrics(EvalPrediction(predictions=logits, label_ids=np.array([A, A])))
+    compute = build_trainer_metrics(1, [False, False])
+    figures = compute(EvalPrediction(predictions=logits, label_ids=np.array([A, A])))
     assert figures["log_loss"] == pytest.approx((log1p(exp(-2)) + log1p(e)) / 2)
     assert (figures["accuracy"], figures["battles"]) == (0.5, 2)
+    assert "accuracy_cut" not in figures
+
+
+def test_trainer_metrics_average_two_orders_and_tell_cut_battles_apart():
+    """Two battles, each read ab and then ba, with softmax(ln 3, 0) = (3/4, 1/4) and equal logits (1/2, 1/2).
+    The first: 3/4 for a as ab, and 3/4 for the first slot, b, as ba: 1/2 on average. The second: 3/4 and 1/2, so 5/8."""
+    logits = np.log(np.array([[3, 1], [3, 1], [3, 1], [1, 1]]))
+    labels = np.array([A, B, A, B], dtype=float)  # by slot
+    figures = build_trainer_metrics(2, [True, False])(EvalPrediction(predictions=logits, label_ids=labels))
+    assert figures["log_loss"] == pytest.approx(-(np.log(1 / 2) + np.log(5 / 8)) / 2)
+    assert figures["battles"] == 2 and figures["accuracy_uncut"] == 1.0
+    assert (figures["battles_cut"], figures["battles_uncut"]) == (1, 1)

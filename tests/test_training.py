@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from modeling.adapters import add_adapters
 from modeling.bases import load_base
-from modeling.encoding import BattleCollator
+from modeling.collation import BattleCollator
 from modeling.training import EpochSampler, PreferenceTrainer, compute_train_loss, describe_settings
 from tests.conftest import DEMO_DATA, call, fail, read_run
 

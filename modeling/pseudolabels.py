@@ -1,0 +1,100 @@
+"""A judge's probabilities as labels: rows matched by id, part by part, each part on disk before the next is read."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from modeling.battles import LABELS, TEXTS
+from modeling.encoding import CUT_COLUMNS
+from modeling.judge import Judge
+
+
+def label_battles(battles: Dataset, verdicts: pd.DataFrame, min_confidence: float | None) -> pa.Table:
+    """The battles with the judge's probabilities as their label, or with hard labels where it is sure enough.
+
+    Args:
+        battles: Rows; a label that they have is replaced.
+        verdicts: What `Judge.predict` said of them, in any order: rows are matched by id.
+        min_confidence: None keeps all battles and labels them softly; else those whose likelier answer has at least
+            this probability get a hard label, and the others are left out.
+
+    Returns:
+        The battles' columns, `label`, and of the verdicts `tokens` and the tokens cut of each field.
+    """
+    rows = battles.with_format("arrow")[:]
+    verdicts = verdicts.set_index("id").loc[rows["id"].to_pylist()]
+    p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
+    kept = np.full(len(p), True) if min_confidence is None else p.max(axis=1) >= min_confidence
+    labels = p if min_confidence is None else np.eye(len(LABELS))[p.argmax(axis=1)]
+    counts = {name: pa.array(verdicts[name].to_numpy()) for name in ("tokens", *CUT_COLUMNS)}
+    made = {"label": pa.array(labels.tolist(), pa.list_(pa.float64())), **counts}
+    carried = {name: rows[name] for name in rows.column_names if name not in made}
+    return pa.table({**carried, **made}).filter(pa.array(kept))
+
+
+def describe_judge(judge: Judge, readings: str) -> dict[str, str]:
+    """Where a pseudo-label comes from, a column each: names, weights, orders read, and the day (UTC)."""
+    plan = judge.plan_readings(readings)
+    return {
+        "judge": "+".join(member.name for member in judge.members),
+        "judge_revision": "+".join(f"{m.fingerprint}@{m.facts.base_fingerprint}" for m in judge.members),
+        "judge_readings": "+".join(f"{member.name}:{orientation}" for member, orientation in plan),
+        "judged_on": datetime.now(UTC).date().isoformat(),
+    }
+
+
+class PartFolder:
+    """The parts of an output that were finished, each named by what it was made from.
+
+    A part is written beside and renamed, so one that is there is whole; one of other battles or of another judge has
+    another name. What was there at the start is listed once, so that every process of a launch decides the same.
+    """
+
+    def __init__(self, folder: Path, finished: Sequence[str]):
+        self.folder, self.finished = folder, set(finished)
+        self.parts: list[Path] = []
+
+    @staticmethod
+    def list_finished(folder: Path) -> list[str]:
+        """Names of the parts in a folder."""
+        return sorted(path.name for path in folder.glob("part-*.parquet"))
+
+    def begin(self, battles: Dataset, settings: Mapping) -> bool:
+        """Notes the next part; False if it is finished already, from the same battles with the same settings."""
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for battle in battles.select_columns(["id", *TEXTS]):
+            digest.update(json.dumps(list(battle.values())).encode())
+        self.parts.append(self.folder / f"part-{len(self.parts):06}-{digest.hexdigest()[:16]}.parquet")
+        return self.parts[-1].name not in self.finished
+
+    def write(self, rows: pa.Table, made_by: Mapping[str, str]) -> None:
+        """Finishes the part that was begun last, its rows with a column for each fact of `made_by`."""
+        facts = {name: pa.array([value] * len(rows), pa.string()) for name, value in made_by.items()}
+        carried = {name: rows[name] for name in rows.column_names if name not in facts}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({**carried, **facts}), beside := self.parts[-1].with_suffix(".new"))
+        beside.rename(self.parts[-1])
+
+    def join(self, output: Path) -> int:
+        """Writes all parts as one parquet file, beside and then renamed; returns its number of rows."""
+        schemas = [pq.read_schema(part).remove_metadata() for part in self.parts]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        count, beside = 0, output.with_name(f".{output.name}.new")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(beside, schema) as writer:
+            for part in self.parts:
+                table = pq.read_table(part)
+                empty = {name: pa.nulls(len(table), schema.field(name).type) for name in schema.names}
+                columns = {**empty, **dict(zip(table.column_names, table.columns, strict=True))}
+                writer.write_table(pa.table({name: columns[name] for name in schema.names}).cast(schema))
+                count += len(table)
+        beside.rename(output)
+        return count

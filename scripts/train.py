@@ -188,7 +188,7 @@ def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, 
     if (found := sum(map(len, guarded))) < num_processes:
         raise ValueError(
             f"--num_processes {num_processes}: expected a battle for each process; found {found} for training. "
-            "Start fewer processes, or give more battles."
+            "Start fewer processes, give more battles, or see above which were left out."
         )
     names = [Path(file).name for file in arguments.train_file]
     battles = mix_sources(

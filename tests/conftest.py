@@ -201,7 +201,8 @@ def build_training(bases) -> Callable:
     def build(launcher: str, output: Path, base: str | None = None) -> list:
         base = base or ("float32" if launcher == "zero3" else "8bit")  # ZeRO-3 refuses quantised ones
         flags = ["--base", bases[base].folder, "--train_file", DEMO_DATA / "demo_test.jsonl", "--orientation", "ab"]
-        flags += ["--eval_file", DEMO_DATA / "demo_test.jsonl", "--output_dir", output, "--max_length", 128]
+        flags += ["--eval_file", DEMO_DATA / "demo_test.jsonl", "--leak_policy", "keep"]
+        flags += ["--output_dir", output, "--max_length", 128]
         flags += ["--freeze_layers", 0, "--head_dropout", 0, "--bf16", "false", "--train_sampling_strategy", "random"]
         flags += ["--per_device_train_batch_size", 8 if launcher == "one" else 4, "--max_steps", 10]
         flags += ["--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 2]

@@ -90,7 +90,7 @@ def test_what_is_not_understood_is_a_value_error_with_the_way_out(tmp_path, reci
 
 
 def test_orientation_has_no_default_and_is_one_of_three():
-    with pytest.raises(ValueError, match=r"Expected --orientation; .*Which answer the adapter reads first.*ab or ba or both"):
+    with pytest.raises(ValueError, match=r"Expected --orientation; .*Which answer .* reads first.*ab or ba or both"):
         parse("train")
     with pytest.raises(ValueError, match=r"--orientation: invalid choice: 'xy' \(choose from 'ab', 'ba', 'both'\)"):
         parse("train", "--orientation", "xy")

@@ -136,7 +136,7 @@ def test_trainer_metrics_read_logits_with_a_softmax(shift):
 
 def test_trainer_metrics_average_two_orders_and_tell_cut_battles_apart():
     """Two battles, each read ab and then ba, with softmax(ln 3, 0) = (3/4, 1/4) and equal logits (1/2, 1/2).
-    The first: 3/4 for a as ab, and 3/4 for the first slot, b, as ba: 1/2 on average. The second: 3/4 and 1/2, so 5/8."""
+    The first: 3/4 for a as ab, 3/4 for the first slot, b, as ba: 1/2 on average. The second: 3/4 and 1/2, so 5/8."""
     logits = np.log(np.array([[3, 1], [3, 1], [3, 1], [1, 1]]))
     labels = np.array([A, B, A, B], dtype=float)  # by slot
     figures = build_trainer_metrics(2, [True, False])(EvalPrediction(predictions=logits, label_ids=labels))

@@ -10,6 +10,7 @@ import pytest
 
 from modeling import inference, judge
 from modeling.battles import load_battles
+from modeling.folds import split_folds
 from modeling.loading import read_member
 from tests.conftest import DEMO_BACKBONE, DEMO_DATA, LAUNCH, REPOSITORY, call, fail, run, succeed
 
@@ -68,6 +69,7 @@ def test_training_fits_a_visible_rule_and_predict_reproduces_its_evaluation(base
     for orientation in ("ab", "ba"):
         flags = ["--base", bases["8bit"].folder, "--orientation", orientation, "--max_length", 96]
         flags += ["--train_file", tmp_path / "train.parquet", "--eval_file", tmp_path / "test.parquet"]
+        flags += ["--leak_policy", "keep"]  # seven prompts for all
         flags += ["--freeze_layers", 0, "--num_train_epochs", 3, "--learning_rate", 3e-3]
         call("train", *flags, "--output_dir", tmp_path / "{orientation}", monkeypatch=monkeypatch)
         trained = read_member(tmp_path / orientation).training["metrics"]
@@ -194,7 +196,7 @@ def test_scripts_without_the_package_say_what_to_run(tmp_path):
         ([], "Expected --orientation; found neither flag nor YAML key. --orientation: Which answer"),
         (["--orientation", "abc"], "invalid choice: 'abc'"),
         (["--orientation", "ab", "--base", "nowhere/at/all"], "run `make demo` first"),
-        (["--orientation", "ab", "--train_file", "none.jsonl"], "Battles file none.jsonl: expected a file; found none"),
+        (["--orientation", "ab", "--train_file", "none.jsonl"], "Battles file none.jsonl: expected a file, a folder"),
         (["--orientation", "ab", "--train_file", "setup.cfg"], "expected a file ending in .parquet, .csv, .jsonl"),
         (["--orientation", "ab", "--output_dir", "configs"], "expected a new or empty folder"),
         (
@@ -237,3 +239,95 @@ def test_predict_answers_bad_rows_with_their_ids_and_writes_nothing(
 
 def test_the_demo_recipe_names_the_packaged_weights():
     assert DEMO_BACKBONE in (REPOSITORY / "configs" / "demo" / "quantize.yaml").read_text()
+
+
+def test_one_adapter_for_both_orders_learns_from_teacher_and_weights_and_reads_both_ways(
+    members, bases, tmp_path, monkeypatch, caplog
+):
+    """Two sources, one of them a judge's own output with a teacher column; the member then reads ab and ba."""
+    rows = load_battles(DEMO_DATA / "demo_test.jsonl").to_pandas()
+    rows["id"], rows["label"] = rows["id"].astype(str), rows["label"].map(list)
+    rows[:8].assign(teacher=[0.9] * 4 + [None] * 4).to_parquet(tmp_path / "first.parquet")
+    rows[8:16].to_parquet(tmp_path / "second.parquet")
+    rows[16:24].to_parquet(tmp_path / "test.parquet")
+    flags = ["--base", bases["float32"].folder, "--orientation", "both", "--max_length", 96, "--max_steps", 2]
+    flags += ["--train_file", tmp_path / "first.parquet", tmp_path / "second.parquet", "--train_weights", 1, 0.5]
+    flags += ["--train_confidences", 1, 0.9, "--teacher_column", "teacher", "--eval_file", tmp_path / "test.parquet"]
+    call("train", *flags, "--freeze_layers", 0, "--output_dir", tmp_path / "{orientation}", monkeypatch=monkeypatch)
+    facts = read_member(tmp_path / "both")
+    assert facts.orientation == "both" and facts.training["metrics"]["eval_battles"] == 8
+    assert facts.training["train_file"] == ["first.parquet", "second.parquet"]
+    judge = ["--judge", tmp_path / "both", "--battles", tmp_path / "test.parquet", "--output_dir", tmp_path / "out"]
+    call("predict", *judge, monkeypatch=monkeypatch)
+    predictions = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert {"p_a_both_ab", "p_a_both_ba"} < set(predictions)
+    labels = np.array(rows["label"][16:24].tolist())
+    log_loss = -(labels * np.log(predictions[["p_a", "p_b"]].to_numpy())).sum(axis=1).mean()
+    assert log_loss == pytest.approx(facts.training["metrics"]["eval_log_loss"], abs=2e-3)
+
+
+def test_each_battle_is_predicted_by_the_members_that_did_not_train_on_it(bases, tmp_path, monkeypatch, caplog):
+    rows = load_battles(DEMO_DATA / "demo_test.jsonl").to_pandas()[:24]
+    rows["label"] = rows["label"].map(list)
+    rows.to_parquet(battles := tmp_path / "battles.parquet")
+    folders = [tmp_path / f"fold{fold}" for fold in range(2)]
+    for fold, folder in enumerate(folders):
+        flags = ["--base", bases["float32"].folder, "--orientation", "ab", "--max_length", 96, "--max_steps", 1]
+        flags += ["--train_file", battles, "--num_folds", 2, "--fold", fold, "--freeze_layers", 0]
+        call("train", *flags, "--output_dir", folder, monkeypatch=monkeypatch)
+    flags = ["--battles", battles, "--judge", *folders, "--output_dir", tmp_path / "out"]
+    call("predict", *flags, "--folds", "true", monkeypatch=monkeypatch)
+    found = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert found["id"].tolist() == rows["id"].tolist() and found["p_a"].notna().all()
+    dataset = load_battles(battles)
+    for fold, folder in enumerate(folders):
+        held_out = split_folds(dataset, 2, fold)[1]
+        read = found[f"p_a_{folder.name}_ab"].notna()
+        assert set(found["id"][read]) == set(held_out["id"])
+        alone = judge.Judge.from_pretrained(folder).predict(held_out).set_index("id")["p_a"]
+        expected = found[read].set_index("id")["p_a"].loc[alone.index]
+        assert np.allclose(alone, expected, atol=1e-5)
+
+    call_flags = ["--battles", tmp_path / "other.parquet", "--judge", *folders, "--output_dir", tmp_path / "o"]
+    rows[1:].to_parquet(tmp_path / "other.parquet")
+    said = fail("predict", *call_flags, "--folds", "true", monkeypatch=monkeypatch, caplog=caplog)
+    assert "--folds: expected the battles that fold" in said
+    flags[3:5] = [folders[0]]
+    said = fail("predict", *flags, "--folds", "true", monkeypatch=monkeypatch, caplog=caplog)
+    assert "expected members of all 2 folds; found none of fold 1" in said
+
+
+def test_a_pool_is_labelled_in_parts_without_training_prompts_and_goes_on_after_a_crash(
+    members, tmp_path, monkeypatch, caplog
+):
+    """Parts of 10 are the labels of one part of 72, and those that were finished are not read again."""
+    pool = load_battles(DEMO_DATA / "demo_test.jsonl").to_pandas().drop(columns="label")
+    pool.to_parquet(battles := tmp_path / "pool.parquet")
+    pool[5:9].assign(prompt=pool["prompt"][5:9].str.upper()).to_parquet(tmp_path / "train.parquet")
+    flags = ["--battles", battles, "--judge", *members.values(), "--exclude", tmp_path / "train.parquet"]
+    call("pseudolabel", *flags, "--output", tmp_path / "whole.parquet", monkeypatch=monkeypatch)
+    whole = pd.read_parquet(tmp_path / "whole.parquet")
+    assert set(pool["id"]) - set(whole["id"]) >= set(pool["id"][5:9]) and len(whole) >= 60
+    assert set(whole["judge"]) == {"ab+ba"} and set(whole["judge_readings"]) == {"ab:ab+ba:ba"}
+    assert {"judge_revision", "judged_on", "tokens", "cut_prompt", "language"} < set(whole)
+
+    reads, real = [], judge.Judge.predict
+
+    def stop_at_the_fourth(self, part, **options):
+        reads.append(len(part))
+        if len(reads) == 4:
+            raise KeyboardInterrupt
+        return real(self, part, **options)
+
+    monkeypatch.setattr(judge.Judge, "predict", stop_at_the_fourth)
+    parts = [*flags, "--output", tmp_path / "parts.parquet", "--rows_per_part", 10]
+    with pytest.raises(KeyboardInterrupt):
+        call("pseudolabel", *parts, monkeypatch=monkeypatch)
+    assert not (tmp_path / "parts.parquet").exists()
+    reads.extend([0] * 4)  # so that it goes through
+    call("pseudolabel", *parts, monkeypatch=monkeypatch)
+    assert len(reads) == 8 + 8 - 3  # three parts were finished
+    found = pd.read_parquet(tmp_path / "parts.parquet")
+    assert found["id"].tolist() == whole["id"].tolist()
+    assert np.allclose(np.stack(found["label"]), np.stack(whole["label"]), atol=1e-5)
+    assert not list(tmp_path.glob(".parts*"))

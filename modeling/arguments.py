@@ -200,13 +200,14 @@ class PseudolabelArguments(ReadingArguments):
 
 @dataclass
 class BenchmarkArguments:
-    """Times a step of the pipeline against the straightforward way to do it, in turns, and compares the results."""
+    """Times encoding against the straightforward way, in turns, or streams a pool and measures its memory."""
 
-    what: str = option("encoding", "Step to time.", choices=["encoding"])
+    what: str = option("encoding", "What to measure.", choices=["encoding", "streaming"])
     battles: str = option(None, "Battles to time it on: parquet, csv or jsonl.")
     base: str = option(None, f"{BASE_HELP} A folder with a tokenizer alone will do.")
     max_length: int = option(2200, "Tokens of an encoded battle, special tokens included.")
     repeats: int = option(5, "Turns of each way; what is reported is their median.")
+    rows: int = option(1_000_000, "Battles to stream: those of the file again and again, each with an id of its own.")
     output: str = option(None, "JSON file to write.")
 
     def __post_init__(self):

@@ -5,6 +5,9 @@ TOKENIZERS_PARALLELISM=false python scripts/benchmark.py --battles train.parquet
 
 Encoding: battles to ids, in both orders. The straightforward way is a competition notebook's: ftfy on every field and
 the tokenizer on every filled template, row by row, once for each order.
+
+Streaming, `--what streaming`: a file of a million battles is read, checked, compared with prompts to leave out, encoded
+in both orders and dealt out in parts, as pseudolabel.py does but for the model; seconds and the peak of memory.
 """
 
 from importlib.util import find_spec
@@ -15,20 +18,27 @@ if find_spec("modeling") is None:
 import json
 import os
 import platform
+import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import ftfy
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from modeling.arguments import BenchmarkArguments, parse_arguments
 from modeling.bases import BaseFiles, find_base, load_tokenizer
-from modeling.battles import ORIENTATIONS, TEXTS, load_battles, order_responses
+from modeling.battles import ORIENTATIONS, TEXTS, iterate_battles, load_battles, order_responses
+from modeling.duplicates import DuplicateIndex
 from modeling.encoding import TEMPLATE, BattleEncoder, build_encoding
 from modeling.launch import run_script
+from modeling.pseudolabels import PartFolder
 
 VERSIONS = ("bothways", "ftfy", "tokenizers", "transformers")
 WAYS = ("straightforward", "ours")
@@ -37,9 +47,9 @@ Ids = dict[str, list[list[int]]]  # per orientation, of each battle
 
 def main() -> None:
     (arguments,) = parse_arguments(BenchmarkArguments, verb="benchmark")
-    figures = {"encoding": benchmark_encoding}[arguments.what](arguments)
-    figures = {"what": arguments.what, **figures, "machine": describe_machine()}
-    print(format_table(figures))
+    measure = {"encoding": benchmark_encoding, "streaming": benchmark_streaming}[arguments.what]
+    figures = {"what": arguments.what, **measure(arguments), "machine": describe_machine()}
+    print(format_table(figures) if arguments.what == "encoding" else json.dumps(figures, indent=2))
     output = Path(arguments.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -77,6 +87,49 @@ def benchmark_encoding(arguments: BenchmarkArguments) -> dict:
         "method": encoder.template.method,
         **seconds,
     }
+
+
+def benchmark_streaming(arguments: BenchmarkArguments) -> dict:
+    """Seconds of each step, battles, tokens, and the peak of this process's memory."""
+    tokenizer = load_any_tokenizer(arguments.base)
+    encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, arguments.max_length, "balanced"))
+    seconds, num_tokens, count = dict.fromkeys(("check", "encode and deal out"), 0.0), 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        pool = Path(folder) / "pool.parquet"
+        write_repeated(Path(arguments.battles), pool, arguments.rows)
+        start = time.perf_counter()
+        checked = sum(map(len, iterate_battles(pool, blank_policy="keep")))
+        seconds["check"] = time.perf_counter() - start
+        excluded, parts = DuplicateIndex(), PartFolder(Path(folder) / "parts", [])
+        start = time.perf_counter()
+        for battles in tqdm(iterate_battles(pool, chunk_rows=4096, blank_policy="keep"), total=-(-checked // 4096)):
+            excluded.find(battles["prompt"][:])
+            parts.begin(battles, {})
+            readings = encoder.encode_orders(encoder.clean_battles(battles), ORIENTATIONS)
+            num_tokens += sum(battle["length"] for reading in readings.values() for battle in reading)
+            parts.write(battles.with_format("arrow")[:], {"judge": "none"})
+        count = parts.join(Path(folder) / "soft.parquet")
+        seconds["encode and deal out"] = time.perf_counter() - start
+        size = pool.stat().st_size
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "battles": checked,
+        "written": count,
+        "tokens": num_tokens,
+        "file_gb": size / 1e9,
+        "seconds": seconds,
+        "peak_memory_gb": peak / 1e9,
+        "base": arguments.base,
+    }
+
+
+def write_repeated(source: Path, target: Path, rows: int) -> None:
+    """A parquet file of the source's battles again and again, each with an id of its own."""
+    texts = pa.table({name: load_battles(source, blank_policy="keep")[name][:] for name in TEXTS})
+    with pq.ParquetWriter(target, texts.schema.append(pa.field("id", pa.int64()))) as writer:
+        for start in range(0, rows, len(texts)):
+            part = texts.slice(0, rows - start)
+            writer.write_table(part.append_column("id", pa.array(range(start, start + len(part)), pa.int64())))
 
 
 def load_any_tokenizer(base: str) -> PreTrainedTokenizerBase:

@@ -27,6 +27,7 @@ from transformers import AutoConfig, Trainer, TrainingArguments, set_seed
 
 from modeling.adapters import add_adapters, collect_trained_weights
 from modeling.arguments import TrainArguments, parse_arguments
+from modeling.audit import audit_battles
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.battles import LABELS, list_orders, load_battles
 from modeling.checkpoints import find_checkpoint
@@ -62,6 +63,7 @@ def main() -> None:
     fingerprint = fingerprint_base(base)  # now: the base may be replaced while we train
     tokenizer = load_tokenizer(base.folder, **base.source)
     encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, arguments.max_length, arguments.truncation))
+    logger.info(f"Encoding will do this:\n{audit_battles(train_battles, encoder, arguments.orientation)}")
     train_set = smooth_dataset(encode_dataset(train_battles, encoder, arguments.orientation), smoothing)
     eval_set = None if eval_battles is None else encode_evaluation(eval_battles, encoder, arguments.orientation)
     num_orders = len(list_orders(arguments.orientation))

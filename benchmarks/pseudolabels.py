@@ -42,8 +42,8 @@ from modeling.duplicates import DuplicateIndex, group_texts
 from modeling.encoding import BattleEncoder, build_encoding
 from modeling.folds import assign_folds
 from modeling.inference import build_batches
-from modeling.loading import MemberFacts, save_member
 from modeling.losses import Distillation, compute_preference_loss, soft_cross_entropy
+from modeling.members import MemberFacts, save_member
 from modeling.metrics import compute_accuracy, compute_baselines
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -110,7 +110,8 @@ def load_data(arguments: argparse.Namespace) -> tuple[SimpleNamespace, SimpleNam
     """Training, pool and test battles, with features scaled by the training battles', and how they were made."""
     train, test = (load_battles(file, tie_policy="drop") for file in (arguments.train, arguments.test))
     # As scripts/pseudolabel.py --exclude does it: a pool must not hold prompts that are trained or tested on.
-    known, pool = DuplicateIndex(), load_battles(arguments.pool).shuffle(seed=0).select(range(POOL))
+    pool = load_battles(arguments.pool, blank_policy="keep").shuffle(seed=0).select(range(POOL))
+    known = DuplicateIndex()
     known.add(train["prompt"][:])
     leaks = sum(map(bool, known.find(test["prompt"][:])))
     known.add(test["prompt"][:])

@@ -9,8 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from modeling.bases import HEAD, BaseFiles, build_empty_base, download_repository
+from modeling.bases import HEAD, BaseFiles, build_empty_base
 from modeling.classifier import PreferenceMixin
+from modeling.hub import download_repository
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OLD_HEAD = re.compile(r"\.(score|classifier)\.")

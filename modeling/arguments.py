@@ -7,6 +7,7 @@ values.
 import difflib
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from modeling.folds import FOLD_METHODS
 from modeling.mixing import LEAK_POLICIES, TWIN_POLICIES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TOKEN_FLAGS = ("__hub_token", "__push_to_hub_token")  # TrainingArguments', which take - for _ too
 BASE_HELP = (
     "Backbone: a folder, a Hub id (with @revision, if wanted), a .gguf file, or package:<installed package>/<file>."
 )
@@ -49,9 +51,14 @@ class QuantizeArguments:
     dtype: str = option("bfloat16", "What is not quantised is saved in this.", choices=["bfloat16", "float32"])
     head_hidden_size: int | None = option(None, "Width of the head: hidden_size // 2 if left out, 0 for a linear head.")
     seed: int = option(0, "Seed of the fresh head.")
+    push_to_hub: bool = option(False, "Upload the base as --hub_model_id once it is written.")
+    hub_model_id: str | None = option(None, "Hub id, USER/NAME; the repository is created when needed.")
+    hub_private: bool = option(True, "Only you and those you name can see the repository.")
 
     def __post_init__(self):
         require(self, "base", "output_dir")
+        if self.push_to_hub != bool(self.hub_model_id):
+            raise ValueError("--push_to_hub and --hub_model_id: expected both or neither; found one. Give the other.")
         if self.quantization != "4bit" and (self.bnb_4bit_quant_type != "nf4" or self.bnb_4bit_use_double_quant):
             raise ValueError(
                 "--bnb_4bit_quant_type and --bnb_4bit_use_double_quant: expected with --quantization 4bit alone; "
@@ -138,14 +145,26 @@ class TrainArguments(BattleArguments):
                     f"--{name}: expected a number for each of the {len(self.train_file)} of --train_file; found "
                     f"{len(values)}. Give one each."
                 )
-        if not all(weight > 0 for weight in self.train_weights or ()):
-            raise ValueError(f"--train_weights {self.train_weights}: expected numbers above 0. Leave the source out.")
+        if not all(0 < weight < math.inf for weight in self.train_weights or ()):
+            raise ValueError(
+                f"--train_weights {self.train_weights}: expected finite numbers above 0. To give a source no weight, "
+                "leave it out."
+            )
         if not all(0.5 < confidence <= 1 for confidence in self.train_confidences or ()):
             raise ValueError(f"--train_confidences {self.train_confidences}: expected numbers above 0.5, up to 1.")
-        if self.teacher_temperature <= 0 or not 0 <= self.teacher_weight <= 1:
+        if not 0 < self.teacher_temperature < math.inf or not 0 <= self.teacher_weight <= 1:
             raise ValueError(
                 f"--teacher_temperature {self.teacher_temperature} --teacher_weight {self.teacher_weight}: expected a "
                 "temperature above 0 and a weight from 0 to 1."
+            )
+        if self.fold and not self.num_folds:
+            raise ValueError(f"--fold {self.fold}: expected --num_folds too; found none. Give it, or leave --fold out.")
+        defaults = {field.name: field.default for field in fields(self)}
+        idle = [name for name in ("teacher_weight", "teacher_temperature") if vars(self)[name] != defaults[name]]
+        if idle and not self.teacher_column:
+            raise ValueError(
+                f"{', '.join(f'--{name}' for name in idle)}: expected --teacher_column too; found none. Name the "
+                "columns with a teacher's probabilities, or leave it out."
             )
 
 
@@ -154,11 +173,17 @@ class ReadingArguments(BattleArguments):
     """How a judge reads battles, in predict.py and pseudolabel.py alike."""
 
     battles: str = option(None, "Battles to read: parquet, csv or jsonl.")
-    judge: list[str] | None = option(None, "Member folders or Hub ids, one or more.")
-    readings: str = option(
-        "own", "Each member reads the order it was trained in, or every member reads both.", choices=["own", "both"]
+    judge: list[str] | None = option(None, "Members or whole judges, one or more: folders or Hub ids (with @revision).")
+    readings: str | None = option(
+        None,
+        "Each member reads the order it was trained in, or every member reads both; as the judge says if left out.",
+        choices=["own", "both"],
     )
     tokens_per_batch: int = option(8192, "Tokens of one forward pass, padding included.")
+    skip_probes: bool = option(False, "Do not check that each member still answers as it did when it was saved.")
+    dtype: str | None = option(
+        None, "Read in this instead of what each member was trained in.", choices=["bfloat16", "float32"]
+    )
     use_cpu: bool = option(False, "Run on the CPU even where there is a GPU.")
 
 
@@ -183,6 +208,9 @@ class PseudolabelArguments(ReadingArguments):
     exclude: list[str] | None = option(
         None, "Training and evaluation files: battles with nearly one of their prompts are left out."
     )
+    exclude_schema: str = option(
+        "auto", "Schema of the files of --exclude, which --schema is not about.", choices=list(SCHEMA_NAMES)
+    )
     rows_per_part: int = option(4096, "Battles that are read, labelled and written at a time.")
     min_confidence: float | None = option(
         None, "Hard labels instead, for the battles whose likelier answer has at least this probability; no others."
@@ -196,6 +224,108 @@ class PseudolabelArguments(ReadingArguments):
             raise ValueError(f"--output {self.output}: expected a file ending in .parquet; give it that ending.")
         if self.rows_per_part < 1:
             raise ValueError(f"--rows_per_part {self.rows_per_part}: expected 1 or more.")
+
+
+@dataclass
+class EvaluateArguments(ReadingArguments):
+    """Scores predictions against outcomes: a report with intervals, a page, and pictures."""
+
+    output_dir: str = option(None, "Folder for report.json, report.html and figures/.")
+    predictions: str | None = option(None, "The predictions.parquet of --battles; a --judge reads them anew instead.")
+    against: str | None = option(None, "Another judge's predictions.parquet of the same battles, to compare with.")
+    train_file: str | None = option(None, "Battles that the judge was trained on, for the baselines that learn.")
+    draws: int = option(1000, "Draws of the bootstrap of prompts that the intervals come from.")
+    seed: int = option(0, "Seed of the draws.")
+    show_battles: int = option(0, "So many of the most wrong battles are shown, with their texts, in report.html.")
+    calibrate: str | None = option(
+        None, "Make the probabilities honest first, by other battles.", choices=["temperature", "isotonic"]
+    )
+    calibrate_predictions: str | None = option(None, "Predictions of the battles to calibrate on, such as --folds'.")
+    calibrate_battles: str | None = option(None, "The battles to calibrate on: neither trained on nor scored.")
+
+    def __post_init__(self):
+        require(self, "battles", "output_dir")
+        if not self.predictions and not self.judge:
+            raise ValueError("Expected --predictions or --judge; found neither. scripts/predict.py writes predictions.")
+        given = [bool(self.calibrate), bool(self.calibrate_predictions), bool(self.calibrate_battles)]
+        if any(given) and not all(given):
+            raise ValueError(
+                "--calibrate, --calibrate_predictions and --calibrate_battles: expected all or none; found "
+                f"{sum(given)}. Give the others too."
+            )
+        if self.draws < 100 or self.show_battles < 0:
+            raise ValueError(
+                f"--draws {self.draws} --show_battles {self.show_battles}: expected 100 draws or more, and no fewer "
+                "battles than 0."
+            )
+
+
+@dataclass
+class AppArguments:
+    """Serves a judge as a web page and an API."""
+
+    judge: list[str] | None = option(None, "Members or whole judges, one or more: folders or Hub ids (with @revision).")
+    host: str | None = option(
+        None, "Address to listen on; left out, GRADIO_SERVER_NAME, which Spaces set, or 127.0.0.1."
+    )
+    port: int = option(7860, "Port to listen on; 0 for any that is free.")
+    max_characters: int = option(20_000, "Most characters of a text.")
+    max_battles: int = option(1000, "Most battles of an uploaded file.")
+    max_bytes: int = option(10_000_000, "Most bytes of an uploaded file.")
+    max_waiting: int = option(100, "Most requests that wait; more are turned away.")
+    skip_probes: bool = option(False, "Do not check that each member still answers as it did when it was saved.")
+    use_cpu: bool = option(False, "Run on the CPU even where there is a GPU.")
+
+    def __post_init__(self):
+        require(self, "judge")
+        for name in ("max_characters", "max_battles", "max_bytes", "max_waiting"):
+            if vars(self)[name] < 1:
+                raise ValueError(f"--{name} {vars(self)[name]}: expected 1 or more.")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"--port {self.port}: expected 0 to 65535.")
+
+
+@dataclass
+class PublishArguments:
+    """Uploads a member, a whole judge or a base to the Hub, or writes a member as one plain checkpoint."""
+
+    member: str | None = option(None, "Folder of one member; with --merged also a Hub id.")
+    judge: list[str] | None = option(
+        None, "Instead: folders of members, or the folder of a judge, which get one repository together."
+    )
+    base: str | None = option(None, "Instead: folder of a base, as quantize.py wrote it.")
+    repo: str | None = option(None, "Hub id, USER/NAME; the repository is created when needed.")
+    base_repo: str | None = option(None, "Hub id to push the base to, where that is only in a folder here.")
+    private: bool = option(True, "Only you and those you name can see what is uploaded.")
+    revision: str | None = option(None, "Branch of --repo to commit to, created when needed; main if left out.")
+    commit_message: str | None = option(None, "Of the commit in --repo.")
+    readings: str | None = option(
+        None,
+        "How the judge reads: each member in its own order (if nothing else is said), or every member in both.",
+        choices=["own", "both"],
+    )
+    merged: bool = option(False, "Merge the adapter into its base first, into one checkpoint in --output_dir.")
+    output_dir: str | None = option(None, "Folder for the merged member.")
+    dtype: str = option("bfloat16", "Of the merged weights.", choices=["bfloat16", "float32"])
+    dry_run: bool = option(False, "List what would be uploaded, and where; nothing is sent.")
+
+    def __post_init__(self):
+        given = [f"--{name}" for name in ("member", "judge", "base") if vars(self)[name]]
+        if len(given) != 1:
+            found = " and ".join(given) or "neither"
+            raise ValueError(f"Expected one of --member, --judge and --base; found {found}. Say what to upload.")
+        others = [f"--{name}" for name in ("base_repo", "revision", "commit_message", "readings") if vars(self)[name]]
+        if self.base and others:
+            raise ValueError(f"--base: expected --repo, --private and --dry_run alone; found {', '.join(others)}.")
+        if self.merged and (not self.member or self.dry_run or self.base_repo):
+            raise ValueError(
+                "--merged: expected --member, without --base_repo (its weights are in the merged ones) and --dry_run; "
+                "found others. Merge without --repo first, then publish --output_dir as a --member."
+            )
+        if self.merged != bool(self.output_dir):
+            raise ValueError("--merged and --output_dir: expected both or neither; found one. Give the other too.")
+        if not self.merged:
+            require(self, "repo")
 
 
 @dataclass
@@ -258,6 +388,9 @@ def parse_arguments(*kinds: type, verb: str, argv: Sequence[str] | None = None) 
     on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
     automatic = ["--use_cpu", "true"] if "use_cpu" in known and on_cpu else []
     argv = [*automatic, *_read_recipe(path, known), *argv]
+    if any(flag.partition("=")[0].replace("-", "_") in TOKEN_FLAGS for flag in argv):
+        # Before anything is logged; other users see it in the list of processes.
+        raise ValueError("--hub_token: expected no token in a command. Log in with `hf auth login`, or set HF_TOKEN.")
     _, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(f"Unknown argument {unknown[0]!r}.{_suggest(unknown[0].lstrip('-'), known, '--')}")

@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,6 +24,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from modeling.classifier import PreferenceMixin, find_family
+from modeling.hub import download_repository
 
 HEAD = "score"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -122,19 +121,6 @@ def _find_packaged(base: str) -> BaseFiles:
     if not path.is_file():
         raise FileNotFoundError(f"Base {base}: expected the file {file} in the package; found none.")
     return BaseFiles(path.parent, path.name)
-
-
-def download_repository(name: str, role: str, patterns: Sequence[str]) -> tuple[Path, str, str]:
-    """Folder, id and commit of a Hub repository given as id or id@revision."""
-    repo, _, revision = name.partition("@")
-    try:
-        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns)))
-    except (OSError, HFValidationError) as error:
-        raise FileNotFoundError(
-            f"{role} {name}: expected a folder here or a Hub repository; found neither ({type(error).__name__}). "
-            "If it is the demo's, run `make demo` first; otherwise check the name, the connection and your login."
-        ) from error
-    return folder, repo, folder.name
 
 
 def fingerprint_base(files: BaseFiles) -> str:

@@ -36,15 +36,11 @@ def load_battles(source: str | Path, *, require_labels: bool = False, **policy: 
         FileNotFoundError: If there is no such file or data set.
         ValueError: If a column is missing or a row is unusable: the message names the file and the row ids.
     """
-    parts = [part.data.table for part in iterate_battles(source, require_labels=require_labels, **policy)]
-    try:
-        # A column may be null throughout one part, and be absent from another where a jsonl leaves it out.
-        return Dataset(pa.concat_tables(parts, promote_options="permissive").combine_chunks())
-    except pa.ArrowException as error:
-        raise ValueError(
-            f"{source}: expected each column to have one storable type throughout; found otherwise ({error}). "
-            "Give it one type or remove it."
-        ) from error
+    reader = BattleReader(str(source), RowPolicy(**policy), require_labels)
+    parts = [part.data.table for part in _read_parts(reader, source, CHUNK_ROWS)]
+    # A column may be null throughout one part, and be absent from another where a jsonl leaves it out.
+    table = pa.concat_tables(parts, promote_options="permissive")
+    return Dataset(table.select([name for name in table.column_names if name not in reader.left_out]).combine_chunks())
 
 
 def iterate_battles(
@@ -53,9 +49,13 @@ def iterate_battles(
     """`load_battles` in parts of at most `chunk_rows` rows, for sources that do not fit the memory.
 
     Nothing is yielded from the first unusable row on; the error, after the last row, counts them all. Whoever may not
-    act on a part before the rest is checked goes through the source twice.
+    act on a part before the rest is checked goes through the source twice. A column that is left out because its values
+    have no one type is in the parts before it was seen.
     """
-    reader = BattleReader(str(source), RowPolicy(**policy), require_labels)
+    return _read_parts(BattleReader(str(source), RowPolicy(**policy), require_labels), source, chunk_rows)
+
+
+def _read_parts(reader: BattleReader, source: str | Path, chunk_rows: int) -> Iterator[Dataset]:
     battles, found = None, False
     for columns in iterate_columns(source, chunk_rows):
         battles = reader.read(columns)

@@ -10,8 +10,10 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
 
+from modeling.cleaning import is_blank
+from modeling.conversations import FIX, RowError
 from modeling.files import Columns
-from modeling.schemas import FIX, LABELS, OUTCOMES, SCHEMAS, TEXTS, RowError, find_schema, hash_texts
+from modeling.schemas import CONTRADICTED, LABELS, OUTCOMES, SCHEMAS, TEXTS, find_schema, hash_texts
 
 logger = get_logger(__name__)
 SCHEMA_NAMES = ("auto", *SCHEMAS)
@@ -20,6 +22,8 @@ BLANK_POLICIES = ("error", "drop", "keep")
 BAD_ROW_POLICIES = ("error", "drop")
 REPEATED = "an id must stand on 1 row, because predictions are keyed by id"
 BLANK = "prompt, response_a and response_b must not be null or blank"
+UNLIKE_IDS = "ids must be all text or all whole numbers"
+ID_WAY_OUT = "Give every row an id of one kind, or pass --bad_row_policy drop to leave these rows out."
 BLANK_WAY_OUT = "Fix these rows, or pass --blank_policy drop (leaves them out) or keep (reads them as empty texts)."
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -31,7 +35,8 @@ class RowPolicy:
     schema: One of `SCHEMA_NAMES`; "auto" recognises it from the columns.
     tie_policy: "keep" labels a tie [0.5, 0.5]; "drop" leaves ties out.
     blank_policy: For a null or blank text: "error", "drop", or "keep" (null becomes the empty text).
-    bad_row_policy: For any other row that cannot be read: "error" or "drop".
+    bad_row_policy: For any other row that cannot be read: "error" or "drop"; and for a column beside the battle's own
+        that has no one type.
     """
 
     schema: str = "auto"
@@ -81,7 +86,9 @@ class BattleReader:
         self.repeats: Counter = Counter()
         self.faults: dict[str, Fault] = {}
         self.dropped: dict[tuple[str, str], Fault] = {}
-        self.repaired = Fault()
+        self.repaired, self.contradicted = Fault(), Fault()
+        self.kinds: dict[str, pa.DataType] = {}  # of the columns that are carried along
+        self.left_out: dict[str, str] = {}  # those that had no one type, and why
 
     def read(self, columns: Columns) -> Dataset:
         """The battles of one chunk of columns; those with a fault are left out.
@@ -117,6 +124,14 @@ class BattleReader:
             )
         if self.repaired.count:
             logger.warning(f"{self.source}: {self.repaired}: repaired broken Unicode (lone surrogates became U+FFFD).")
+        for name, why in self.left_out.items():
+            logger.warning(
+                f"{self.source}: left out column {name}, whose values have no one type (--bad_row_policy drop): {why}"
+            )
+        if self.contradicted.count:
+            logger.warning(
+                f"{self.source}: {self.contradicted}: the prompt is not what the messages say; took the messages"
+            )
         if self.repeats and REPEATED in self.faults:
             odd = self.faults[REPEATED] = Fault(self.faults[REPEATED].way_out)
             for id, times in self.repeats.items():
@@ -131,6 +146,11 @@ class BattleReader:
         self.schema = SCHEMAS[name]
         if name != "p_a" and "p_a" in columns:
             logger.info(f"{self.source}: labels come from {name}; --schema p_a would take them from p_a")
+        if self.policy.schema == "auto" and name == "lmsys" and OUTCOMES.isdisjoint(columns):
+            logger.warning(
+                f"{self.source}: the texts of its first rows are lists of turns, so it is read as lmsys without "
+                "outcomes; --schema unlabelled would take the texts as they are"
+            )
         labelled = any(name in columns for name in self.schema.outcomes)
         self.id_column = next((name for name in self.schema.ids if name in columns), None)
         unidentified = self.id_column is None and not self.schema.hashed_ids
@@ -154,12 +174,9 @@ class BattleReader:
     def _read_id(self, row: Mapping, number: int) -> object:
         """The row's id, or None where it has none that can key predictions."""
         id = hash_texts(row) if self.id_column is None else row[self.id_column]
-        whole = isinstance(id, str | int) and not isinstance(id, bool)
-        if not whole or type(id) is not type(next(iter(self.ids), id)):
-            raise ValueError(
-                f"{self.source}: ids must be all text or all whole numbers; found "
-                f"{'both' if whole else f'{id!r} in row {number}'}. Give every row an id of one kind."
-            )
+        is_kind = isinstance(id, str | int) and not isinstance(id, bool)
+        if not is_kind or type(id) is not type(next(iter(self.ids), id)):
+            return self._leave_out(f"row {number}", RowError(UNLIKE_IDS, id, ID_WAY_OUT))
         if isinstance(id, str) and (not id.strip() or SURROGATE.search(id)):
             return self._leave_out(
                 id, RowError("ids must be non-blank, valid Unicode text", id, "Give every row an id.")
@@ -177,10 +194,12 @@ class BattleReader:
         """Texts and label of a row, or None if it is left out."""
         try:
             battle = self.schema.read_row(row, id)
+            if battle.pop(CONTRADICTED, False):
+                self.contradicted.add(id, None)
             battle |= {name: self._read_text(battle[name], name, id) for name in TEXTS}
         except RowError as error:
             return self._leave_out(id, error)
-        blank = {name: row.get(name, battle[name]) for name in TEXTS if not battle[name].strip()}
+        blank = {name: row.get(name, battle[name]) for name in TEXTS if is_blank(battle[name])}
         if blank and self.policy.blank_policy != "keep":
             return self._leave_out(id, RowError(BLANK, blank, BLANK_WAY_OUT))
         if self.policy.tie_policy == "drop" and len(set(battle.get("label", LABELS))) == 1:
@@ -213,16 +232,30 @@ class BattleReader:
         """A table of the columns, each of one type."""
         arrays = {}
         for name, values in columns.items():
-            if name not in self.made:
-                pairs = zip(columns["id"], values, strict=True)
-                values = [self._read_text(value, name, id) if isinstance(value, str) else value for id, value in pairs]
+            if name in self.left_out:
+                continue
             try:
-                arrays[name] = pa.array(values, from_pandas=True)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
+                arrays[name] = self._build_column(name, values, columns["id"])
+            except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+                carried = name not in self.made
+                if carried and self.policy.bad_row_policy == "drop":
+                    self.left_out[name] = str(error)
+                    continue
+                way_out = " or remove it, or pass --bad_row_policy drop to leave the column out" if carried else ""
                 raise ValueError(
-                    f"{self.source}: column {name}: expected values of one storable type; found otherwise ({error}). "
-                    "Give it one type or remove it."
+                    f"{self.source}: column {name}: expected values of one storable type throughout; found otherwise "
+                    f"({error}). Give it one type{way_out}."
                 ) from error
         if not columns["id"]:
             arrays.update({name: pa.array([], pa.string()) for name in ("id", *TEXTS)})
         return Dataset(pa.table(arrays))
+
+    def _build_column(self, name: str, values: list, ids: list) -> pa.Array:
+        """Arrow's array of the values; its error if they have no one type among them, or with those of other chunks."""
+        if name not in self.made:
+            pairs = zip(ids, values, strict=True)
+            values = [self._read_text(value, name, id) if isinstance(value, str) else value for id, value in pairs]
+        array = pa.array(values, from_pandas=True)
+        kinds = [pa.schema([(name, kind)]) for kind in (array.type, self.kinds.get(name, array.type))]
+        self.kinds[name] = pa.unify_schemas(kinds, promote_options="permissive").field(name).type
+        return array

@@ -1,4 +1,4 @@
-"""Mends broken Unicode as ftfy.fix_text does, calling it only for the lines that it may change."""
+"""Mends broken Unicode as ftfy.fix_text does, calling it only for the lines that it may change; knows what is blank."""
 
 import re
 import unicodedata
@@ -16,6 +16,19 @@ UNTOUCHED = (
     "\U0001f300-\U0001faff"
 )
 _UNTOUCHED = re.compile(f"[{UNTOUCHED}]*")
+
+# Characters that nobody sees, which ftfy leaves: soft hyphen, joiners, marks of direction, Hangul fillers, variation
+# selectors, the braille cell without dots. White space is not among them, nor are tags, which tell flags apart.
+INVISIBLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0"
+)
+_BLANK = re.compile(rf"[\s{INVISIBLE}]*")
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to read in a text: white space and invisible characters alone."""
+    return bool(_BLANK.fullmatch(text))
 
 
 def mend_text(text: str) -> str:

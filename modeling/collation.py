@@ -25,8 +25,9 @@ def encode_dataset(battles: Dataset, encoder: BattleEncoder, orientation: str) -
         orientation: "ab" or "ba", or "both": each battle is then read in both orders.
 
     Returns:
-        Columns `input_ids`; `length`, the tokens of all readings; `cut`, whether any were left out; `label` and
-        `teacher` by slot; `weight`; and for "both" `swapped_ids`, the same battle with its answers exchanged.
+        Columns `input_ids`; `length`, the tokens of all readings; `cut`, whether any were left out, and of each field
+        how many (of "both", in the first reading); `label` and `teacher` by slot; `weight`; and for "both"
+        `swapped_ids`, the same battle with its answers exchanged.
     """
     orders = list_orders(orientation)
     kept = [name for name in (*BY_SLOT, "weight") if name in battles.column_names]
@@ -58,20 +59,20 @@ def encode_dataset(battles: Dataset, encoder: BattleEncoder, orientation: str) -
     speed = tokens / (time.perf_counter() - start)
     cuts = ", ".join(f"{count:,} of {name}" for name, count in zip(TEXTS, cut.values(), strict=True))
     logger.info(f"Encoded {len(encoded)} battles {orientation}: {tokens:,} tokens, {speed:,.0f} tokens/s; cut {cuts}")
-    return encoded.remove_columns(list(CUT_COLUMNS))
+    return encoded
 
 
 def encode_evaluation(battles: Dataset, encoder: BattleEncoder, orientation: str) -> Dataset:
     """`encode_dataset` for an evaluation: a row for each reading, the two of a battle one after the other, long first.
 
-    A fixed order, as the Trainer must not choose one: it does not say which prediction is whose.
+    A fixed order, as the Trainer must not choose one: it does not say which prediction is whose; the column `row` does.
     """
     readings = [encode_dataset(battles, encoder, order) for order in list_orders(orientation)]
     lengths = readings[0]["length"][:]
     rows = sorted(range(len(battles)), key=lambda row: (-lengths[row], row))
-    return concatenate_datasets(readings).select(
-        [row + len(battles) * order for row in rows for order in range(len(readings))]
-    )
+    places = [(row, order) for row in rows for order in range(len(readings))]
+    ordered = concatenate_datasets(readings).select([row + len(battles) * order for row, order in places])
+    return ordered.add_column("row", [row for row, _ in places])
 
 
 class BattleCollator:

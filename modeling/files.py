@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,10 @@ import pyarrow.parquet as pq
 Columns = dict[str, list]
 CHUNK_ROWS = 2048
 LINE_LIMIT = 1 << 26  # characters; a file without line ends would otherwise be read whole into memory
-HUB_DATASET = re.compile(r"(?P<path>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>.+))?")
+SOURCE = re.compile(r"(?P<path>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>.+))?")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# Names of files, wherever they are; any other ending, of "mix-v1.2" say, may be a Hub id's.
+FILE_ENDING = re.compile(r".*\.(parquet|csv|tsv|jsonl|json|ndjson|txt|arrow|feather|xlsx|gz|bz2|xz|zst|zip|tar)", re.I)
 
 
 def iterate_columns(source: str | Path, chunk_rows: int = CHUNK_ROWS) -> Iterator[Columns]:
@@ -53,13 +56,11 @@ def iterate_columns(source: str | Path, chunk_rows: int = CHUNK_ROWS) -> Iterato
 
 def _read_dataset(source: str, chunk_rows: int) -> Iterator[Columns]:
     """A folder of data files or a Hub data set, streamed."""
-    name = HUB_DATASET.fullmatch(source)
+    path, revision, split = split_source(source)
     problem = "none"
-    if name and not Path(source).suffix and (Path(name["path"]).is_dir() or name["path"].count("/") == 1):
+    if Path(path).is_dir() or (HUB_ID.fullmatch(path) and not FILE_ENDING.fullmatch(path)):
         try:
-            rows = datasets.load_dataset(
-                name["path"], revision=name["revision"], split=name["split"] or "train", streaming=True
-            )
+            rows = datasets.load_dataset(path, revision=revision, split=split or "train", streaming=True)
             empty = True
             for chunk in rows.iter(batch_size=chunk_rows):
                 empty = False
@@ -73,6 +74,34 @@ def _read_dataset(source: str, chunk_rows: int) -> Iterator[Columns]:
         f"Battles file {source}: expected a file, a folder of data files, or a Hub data set (owner/name[@revision]"
         f"[:split]); found {problem}. Check the name and, for the Hub, the connection and your login."
     )
+
+
+def split_source(source: str) -> tuple[str, str | None, str | None]:
+    """Path or Hub id, revision and split of what `iterate_columns` takes; what stands on the disk is a path whole."""
+    name = None if Path(source).exists() else SOURCE.fullmatch(source)
+    return (name["path"], name["revision"], name["split"]) if name else (source, None, None)
+
+
+def check_writable(flag: str, output: Path, sources: Mapping[str, Sequence[str]]) -> None:
+    """Raises a ValueError, before hours of work, if a file cannot be written or would replace what it is made from.
+
+    Args:
+        flag: What the file was given as.
+        output: The file, which need not be there.
+        sources: What is read, as `iterate_columns` takes it, by its flag.
+    """
+    if output.is_dir():
+        raise ValueError(f"{flag} {output}: expected a file; found a folder. Name a file in it.")
+    if file := next((parent for parent in output.parents if parent.is_file()), None):
+        raise ValueError(f"{flag} {output}: expected a folder {file}; found a file. Name another folder.")
+    for name, given in sources.items():
+        for path in (Path(split_source(source)[0]) for source in given):
+            same = path.is_file() and output.is_file() and path.samefile(output)  # also through links
+            if same or (path.is_dir() and path.resolve() in output.resolve().parents):
+                raise ValueError(
+                    f"{flag} {output}: expected a file apart from what is read; found {name} {path}. What stands "
+                    "there would be replaced, or be more the next time. Name another file."
+                )
 
 
 def _read_parquet(path: Path, chunk_rows: int) -> Iterator[Columns]:

@@ -14,34 +14,45 @@ from modeling.battles import LABELS, ORIENTATIONS, list_orders, name_winners
 from modeling.encoding import CUT_COLUMNS, BattleEncoder
 from modeling.folds import assign_folds, fingerprint_fold
 from modeling.inference import DEFAULT_TOKENS_PER_BATCH, predict_battles
-from modeling.loading import Member, load_judge
+from modeling.loading import Member, find_readings, load_judge
+from modeling.members import READINGS
 
 logger = get_logger(__name__)
-
-READINGS = ("own", "both")
 
 
 class Judge:
     """Example: `Judge.from_pretrained(["outputs/demo/ab", "outputs/demo/ba"]).predict(battles)`."""
 
-    def __init__(self, members: Sequence[Member]):
+    def __init__(self, members: Sequence[Member], readings: str = "own"):
         if not members:
             raise ValueError("Judge: expected at least one member; found none.")
-        self.members = list(members)
+        self.members, self.readings = list(members), readings
 
     @classmethod
-    def from_pretrained(cls, names: str | Path | Sequence[str | Path], device: torch.device | None = None) -> "Judge":
-        """Loads members from folders or Hub ids; what they need to read battles as in training comes with them."""
-        names = [names] if isinstance(names, str | Path) else names
-        return cls(load_judge([str(name) for name in names], device))
+    def from_pretrained(
+        cls,
+        names: str | Path | Sequence[str | Path],
+        device: torch.device | None = None,
+        *,
+        skip_probes: bool = False,
+        dtype: str | None = None,
+    ) -> "Judge":
+        """Loads members, or whole judges, from folders or Hub ids, with what they need to read battles as in training.
 
-    def plan_readings(self, readings: str) -> list[tuple[Member, str]]:
+        Args and errors as for `load_judge`.
+        """
+        names = [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
+        members = load_judge(names, device, skip_probes=skip_probes, dtype=dtype)
+        return cls(members, find_readings(names))
+
+    def plan_readings(self, readings: str | None = None) -> list[tuple[Member, str]]:
         """The (member, orientation) pairs to read.
 
         Args:
-            readings: "own": each member in the order it was trained in, or both if it was trained in both; "both":
-                every member in both orders, which makes p(A, B) = 1 - p(B, A).
+            readings: "own": each member in the order it was trained in, or both if it was trained in both; "both": every
+                member in both orders, which makes p(A, B) = 1 - p(B, A); None: as the judge says of itself.
         """
+        readings = self.readings if readings is None else readings
         if readings not in READINGS:
             raise ValueError(f"--readings: expected one of {', '.join(READINGS)}; found {readings!r}.")
         orders = {"own": lambda member: list_orders(member.facts.orientation), "both": lambda _: ORIENTATIONS}[readings]
@@ -51,7 +62,7 @@ class Judge:
         self,
         battles: Dataset | Sequence[Mapping],
         *,
-        readings: str = "own",
+        readings: str | None = None,
         tokens_per_batch: int = DEFAULT_TOKENS_PER_BATCH,
         progress_dir: Path | None = None,
     ) -> pd.DataFrame:
@@ -80,11 +91,12 @@ class Judge:
                 orientation,
                 pad_token_id=member.encoder.encoding.pad_token_id,
                 tokens_per_batch=tokens_per_batch,
-                name=f"{member.name} reads {orientation}@{member.fingerprint} on {member.facts.base_fingerprint}",
+                name=f"{member.name} reads {orientation}@{member.fingerprint} on {member.facts.base_fingerprint} "
+                f"in {member.dtype}",
                 progress_dir=progress_dir,
             )
             lengths.append([[battle[name] for name in ("length", *CUT_COLUMNS)] for battle in reading])
-        return _build_verdicts([row["id"] for row in rows], columns, np.array(lengths))
+        return build_verdicts([row["id"] for row in rows], columns, np.array(lengths))
 
     def predict_folds(self, battles: Dataset, *, progress_dir: Path | None = None, **options) -> pd.DataFrame:
         """Verdicts on the battles that the members were trained on, each by those that did not see it.
@@ -112,7 +124,7 @@ class Judge:
                     f"--folds: expected the battles that fold {fold} of {num_folds} was held out from; found others. "
                     "Give as --battles the first --train_file, with the same --schema and policies."
                 )
-            parts.append(Judge(members).predict(held_out, progress_dir=progress_dir, **options))
+            parts.append(Judge(members, self.readings).predict(held_out, progress_dir=progress_dir, **options))
         verdicts = pd.concat(parts)
         own = [name for name in verdicts if name.startswith("p_a_")]
         names = [name for name in verdicts if name not in own]
@@ -150,8 +162,17 @@ def _encode_readings(readings: set[tuple[BattleEncoder, str]], rows: list[dict])
     return encoded
 
 
-def _build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarray) -> pd.DataFrame:
-    """One table from the readings' probabilities, (battles, labels) each, and lengths, (readings, battles, 4)."""
+def build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarray) -> pd.DataFrame:
+    """One row per battle from what its readings gave.
+
+    Args:
+        ids: Of the battles.
+        columns: Probabilities by label, shape (battles, labels), by the reading's name: member and order.
+        lengths: Tokens and tokens cut of each field, shape (readings, battles, 4).
+
+    Returns:
+        The columns of `Judge.predict`.
+    """
     mean = np.mean(list(columns.values()), axis=0)
     verdicts = pd.DataFrame({"id": ids})
     for label, name in enumerate(LABELS):

@@ -1,43 +1,29 @@
-"""Members, from disk or Hub and back, and the judges they make up.
-
-A member folder holds a LoRA adapter with its head, the tokenizer, and `member.json`: whatever is needed to read
-battles again exactly as in training.
-"""
+"""Members from disk or Hub as models that read, and the judges they make up: bases shared, probes replayed."""
 
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedTokenizerBase
 
-from modeling.adapters import attach_adapter, load_weights, write_adapter
-from modeling.bases import BaseFiles, download_repository, find_base, fingerprint_base, load_base, load_tokenizer
-from modeling.battles import LABELS, TRAINED_ORIENTATIONS
+from modeling.adapters import attach_adapter, load_weights
+from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
+from modeling.classifier import PreferenceMixin
 from modeling.encoding import BattleEncoder, Encoding
-from modeling.files import replace_folder
+from modeling.hub import download_repository
+from modeling.members import ADAPTER_FILES, PROBES_FILE, MemberFacts, is_merged, read_json, read_judge, read_member
+from modeling.probes import replay_probes
 
-MEMBER_FILE = "member.json"
-MEMBER_FORMAT = 1
+logger = get_logger(__name__)
 
-
-@dataclass(frozen=True)
-class MemberFacts:
-    """What `member.json` says: how this adapter was trained to read, and on which base."""
-
-    orientation: str
-    labels: list[str]
-    dtype: str
-    encoding: dict
-    head: dict
-    base_fingerprint: str
-    training: dict
-    format: int = MEMBER_FORMAT
+MEMBER_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.md", "*.png")
 
 
 @dataclass(frozen=True)
@@ -45,102 +31,110 @@ class Member:
     """A loaded member of a judge. Members of one base share its weights: `activate` before each use."""
 
     name: str
-    adapter: str  # what peft calls it
+    adapter: str | None  # what peft calls it; None where it is merged into the weights
     facts: MemberFacts
-    model: PeftModel
+    model: PeftModel | PreferenceMixin
     encoder: BattleEncoder
     fingerprint: str
+    folder: Path
+    dtype: str  # in which it reads, its own unless another was asked for
 
-    def activate(self) -> PeftModel:
+    def activate(self) -> PeftModel | PreferenceMixin:
         """The shared model with this member's adapter and head switched on."""
-        self.model.set_adapter(self.adapter, inference_mode=True)
+        if self.adapter is not None:
+            self.model.set_adapter(self.adapter, inference_mode=True)
         return self.model.eval()
 
 
-def save_member(
-    folder: Path,
-    model: PeftModel,
-    weights: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    base: BaseFiles,
-    facts: MemberFacts,
-) -> None:
-    """Writes a member folder: beside, then renamed, so that a member is complete or absent.
-
-    Args:
-        weights: What `collect_trained_weights` returned for the model.
-    """
-    with replace_folder(folder, MEMBER_FILE) as beside:
-        base_name = base.repo or os.path.relpath(base.folder.resolve(), folder.resolve())
-        write_adapter(beside, model, weights, base_name, base.revision)
-        tokenizer.save_pretrained(beside)
-        (beside / MEMBER_FILE).write_text(json.dumps(asdict(facts), indent=2) + "\n", encoding="utf-8")
-
-
-def read_member(folder: Path) -> MemberFacts:
-    """The facts of a member folder.
+def list_members(names: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Name and folder of each member that folders or Hub ids stand for; a judge stands for all of its members.
 
     Raises:
-        ValueError: If a file is missing or the facts are not of this version.
+        FileNotFoundError: If there is no such folder or repository.
+        ValueError: If a judge.json names something else than folders beside it.
     """
-    for name in (MEMBER_FILE, "adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"Judge {folder}: expected a member folder with {name}; found none. Give what train.py wrote."
-            )
-    try:
-        values = json.loads((folder / MEMBER_FILE).read_text(encoding="utf-8"))
-        if values["format"] != MEMBER_FORMAT:
-            raise ValueError(
-                f"Judge {folder}: expected format {MEMBER_FORMAT} in {MEMBER_FILE}; found {values['format']!r}."
-            )
-        facts = MemberFacts(**values)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"Judge {folder}: expected the facts of a member in {MEMBER_FILE}; found {error}.") from error
-    if facts.orientation not in TRAINED_ORIENTATIONS or facts.labels != list(LABELS):
-        raise ValueError(
-            f"Judge {folder}: expected an orientation of {', '.join(TRAINED_ORIENTATIONS)} and the labels "
-            f"{', '.join(LABELS)}; found {facts.orientation!r} and {', '.join(facts.labels)}."
-        )
-    return facts
+    for name in names:
+        folder = _find_folder(name)
+        judge = read_judge(folder)
+        yield from ((member, folder / member) for member in judge["members"]) if judge else [(name, folder)]
 
 
-def load_judge(names: Sequence[str], device: torch.device | None = None) -> list[Member]:
+def find_readings(names: Sequence[str]) -> str:
+    """How a judge says that it reads, "own" or "both"; "own" where there are members and no judge."""
+    judge = read_judge(_find_folder(names[0])) if len(names) == 1 else None
+    return judge["readings"] if judge else "own"
+
+
+def _find_folder(name: str) -> Path:
+    return Path(name) if Path(name).is_dir() else download_repository(name, "Judge", MEMBER_PATTERNS)[0]
+
+
+def load_judge(
+    names: Sequence[str],
+    device: torch.device | None = None,
+    *,
+    skip_probes: bool = False,
+    dtype: str | None = None,
+) -> list[Member]:
     """The members of a judge, from folders or the Hub. A base that several share is loaded once.
+
+    Args:
+        names: Members or whole judges.
+        device: Where to; the process's own if None.
+        skip_probes: Do not check that each member still answers its probe battles as when it was saved.
+        dtype: "float32" or "bfloat16" to read in; each member's own if None.
 
     Raises:
         FileNotFoundError: If a member or its base can be found nowhere.
-        ValueError: If a member is incomplete, or its base is not the one it was trained on.
+        ValueError: If a member is incomplete or changed, its base is not the one it was trained on, or its probes
+            moved more than their tolerance.
     """
     members: list[Member] = []
     models: dict[tuple, PeftModel] = {}
-    for name in names:
-        folder = (
-            Path(name)
-            if Path(name).is_dir()
-            else download_repository(name, "Judge", ["*.json", "*.safetensors", "*.model", "*.jinja"])[0]
-        )
+    for name, folder in list_members(names):
         facts = read_member(folder)
-        files = find_member_base(folder, facts)
-        key = (files.folder, facts.dtype, *facts.head.values())
+        reads_in = dtype or facts.dtype
         # Not the folder's name: peft takes an adapter called "0" or "model" for a part of its parameters' names.
-        slot = f"member{len(members)}"
-        model = models.get(key) or load_base(files, dtype=facts.dtype, device=device, **facts.head)
-        config = LoraConfig.from_pretrained(folder)
-        config.base_model_name_or_path = None  # relative to the member, which peft would warn about
-        models[key] = attach_adapter(model, slot, config, load_weights(folder), folder)
+        slot = None if is_merged(folder) else f"member{len(members)}"
+        if slot is None:
+            model = load_base(BaseFiles(folder), dtype=reads_in, device=device)
+        else:
+            files = find_member_base(folder, facts)
+            key = (files.folder, reads_in, *facts.head.values())
+            model = models.get(key) or load_base(files, dtype=reads_in, device=device, **facts.head)
+            model = models[key] = attach_member(model, slot, folder)
         encoding = Encoding.from_dict(facts.encoding)
-        encoder = next((m.encoder for m in members if m.model is models[key] and m.encoder.encoding == encoding), None)
+        encoder = next((m.encoder for m in members if m.model is model and m.encoder.encoding == encoding), None)
         encoder = encoder or BattleEncoder(load_tokenizer(folder), encoding)
-        fingerprint = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
         display = name_member(name, [member.name for member in members])
-        members.append(Member(display, slot, facts, models[key], encoder, fingerprint))
+        fingerprint = hashlib.sha256(json.dumps(facts.files, sort_keys=True).encode()).hexdigest()[:16]
+        members.append(Member(display, slot, facts, model, encoder, fingerprint, folder, reads_in))
+    for member in members:
+        check_probes(member, skip_probes)
     return members
+
+
+def attach_member(model: PreferenceMixin | PeftModel, slot: str, folder: Path) -> PeftModel:
+    """The model with the adapter of a member folder as one more."""
+    config = LoraConfig.from_pretrained(folder)
+    config.base_model_name_or_path = None  # relative to the member, which peft would warn about
+    return attach_adapter(model, slot, config, load_weights(folder), folder)
+
+
+def check_probes(member: Member, skip: bool) -> None:
+    """Replays a member's probes and says how far they moved; a ValueError beyond the tolerance (law 11)."""
+    PartialState()  # accelerate's logger needs it
+    if skip:
+        logger.warning(f"{member.name}: its probe battles are not read (--skip_probes): nothing says if it has changed")
+        return
+    probes = read_json(member.folder / PROBES_FILE, "Judge")
+    change = replay_probes(f"Judge {member.folder}", member.activate(), member.encoder, probes, member.dtype)
+    logger.info(f"{member.name}: probabilities of its probe battles moved by at most {change:.2g} since it was saved")
 
 
 def find_member_base(folder: Path, facts: MemberFacts) -> BaseFiles:
     """The base that a member's adapter_config.json names, checked to be the one it was trained on."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / ADAPTER_FILES[0], "Judge")
     name, revision = config["base_model_name_or_path"], config.get("revision")
     local = Path(os.path.normpath(folder.resolve() / name))
     if not local.is_dir() and revision is None:

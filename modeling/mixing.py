@@ -11,7 +11,7 @@ from datasets import Sequence as Floats
 from modeling.battles import RESPONSES, TEXTS
 from modeling.checks import Fault
 from modeling.duplicates import DuplicateIndex, normalize_text
-from modeling.schemas import RowError, check_label
+from modeling.schemas import RowError, read_probability
 
 logger = get_logger(__name__)
 LEAK_POLICIES = ("drop", "keep", "error")
@@ -26,35 +26,49 @@ MIXED = Features(
 
 
 def drop_twins(source: str, battles: Dataset, *, repeat_policy: str, identical_policy: str) -> Dataset:
-    """The battles of a source; those that compare nothing, or say what an earlier one said, are counted and may go.
+    """The battles of a source; those that compare nothing, or what an earlier one compared, are counted and may go.
 
     Args:
         source: Names the battles in the log.
+        battles: With labels.
         repeat_policy: "keep" or "drop" for battles with the prompt and the two answers of an earlier one, in either
-            order; case and white space do not count.
+            order; case and white space do not count. Those with the other winner are counted by themselves: they are
+            no copies, but say that voters disagreed.
         identical_policy: "keep" or "drop" for battles whose answers are the same.
     """
-    repeats, identical, seen, dropped = Fault(), Fault(), set(), set()
-    for row, battle in enumerate(battles.select_columns(["id", *TEXTS])):
-        prompt, *answers = (normalize_text(battle[name]) for name in TEXTS)
-        said = hash((prompt, *sorted(answers)))
-        checks = (said in seen, repeats, repeat_policy), (answers[0] == answers[1], identical, identical_policy)
-        for is_one, fault, policy in checks:
-            if is_one:
-                fault.add(battle["id"], None)
-                if policy == "drop":
-                    dropped.add(row)
-        seen.add(said)
-    for fault, what, flag, policy in (
-        (repeats, "that repeat another", "repeat_policy", repeat_policy),
-        (identical, "whose two answers are the same", "identical_policy", identical_policy),
-    ):
-        if fault.count:
+    ids, dropped = battles["id"][:], set()
+    for (what, flag), rows in _find_twins(battles).items():
+        policy = {"repeat_policy": repeat_policy, "identical_policy": identical_policy}[flag]
+        fault = Fault()
+        for row in rows:
+            fault.add(ids[row], None)
+        if rows:
             did = {"keep": "kept", "drop": "dropped"}[policy]
-            logger.warning(
-                f"{source}: {did} {fault.count} of {len(battles)} battles {what} (--{flag} {policy}): {fault}"
-            )
-    return battles.select([row for row in range(len(battles)) if row not in dropped]) if dropped else battles
+            logger.warning(f"{source}: {did} {len(rows)} of {len(ids)} battles {what} (--{flag} {policy}): {fault}")
+        dropped.update(rows if policy == "drop" else ())
+    return battles.select([row for row in range(len(ids)) if row not in dropped]) if dropped else battles
+
+
+def _find_twins(battles: Dataset) -> dict[tuple[str, str], list[int]]:
+    """Rows of each kind of twin, by what they are and the flag that is about them."""
+    repeats, opposed, identical = [], [], []
+    leads: dict[int, float] = {}
+    for row, battle in enumerate(battles.select_columns([*TEXTS, "label"])):
+        prompt, *answers = (normalize_text(battle[name]) for name in TEXTS)
+        first, second = battle["label"] if answers[0] < answers[1] else reversed(battle["label"])
+        # How far the answer that sorts first leads: the same for a battle and the same one turned.
+        said, lead = hash((prompt, *sorted(answers))), first - second
+        if answers[0] == answers[1]:
+            identical.append(row)
+            lead = 0
+        if said in leads:
+            (opposed if leads[said] * lead < 0 else repeats).append(row)
+        leads.setdefault(said, lead)
+    return {
+        ("that repeat another", "repeat_policy"): repeats,
+        ("that repeat another with the other winner", "repeat_policy"): opposed,
+        ("whose two answers are the same", "identical_policy"): identical,
+    }
 
 
 def drop_leaks(source: str, battles: Dataset, evaluation: DuplicateIndex, *, leak_policy: str) -> Dataset:
@@ -102,8 +116,8 @@ def mix_sources(
         sources: Name and labelled battles of each.
         weights: Of each source's battles in the loss, scaled so that their mean over all battles is 1; None: all alike.
         confidences: Probability that a label of the source is right: a label [1, 0] becomes [c, 1 - c].
-        teacher_columns: Columns with a teacher's probabilities, as [p_a, p_b] or as p_a; the mean of those that are
-            not null becomes the column `teacher`.
+        teacher_columns: Columns with a teacher's probabilities, as [p_a, p_b] or as p_a, also as texts of a csv; the
+            mean of those that are not null (or empty) becomes the column `teacher`.
 
     Returns:
         Columns id (as text), prompt, response_a, response_b, label, language and train_source (the source's name), and
@@ -149,11 +163,9 @@ def average_teachers(source: str, battles: Dataset, columns: Sequence[str]) -> l
     for name in columns:
         odd = Fault()
         for row, value in enumerate(battles[name][:] if name in battles.column_names else []):
-            if value is None or value != value:
-                continue
-            p = [value, 1 - value] if isinstance(value, float | int) else value
             try:
-                answers[row].append(check_label(name, p))
+                if p := read_probability(name, value):
+                    answers[row].append(p)
             except RowError as error:
                 odd.add(battles[row]["id"], error.found)
         if odd.count:

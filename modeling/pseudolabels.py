@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from modeling.battles import LABELS, TEXTS
+from modeling.battles import LABELS
 from modeling.encoding import CUT_COLUMNS
 from modeling.judge import Judge
 
@@ -34,13 +34,14 @@ def label_battles(battles: Dataset, verdicts: pd.DataFrame, min_confidence: floa
     p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
     kept = np.full(len(p), True) if min_confidence is None else p.max(axis=1) >= min_confidence
     labels = p if min_confidence is None else np.eye(len(LABELS))[p.argmax(axis=1)]
-    counts = {name: pa.array(verdicts[name].to_numpy()) for name in ("tokens", *CUT_COLUMNS)}
+    # Without their type a part without battles would have none, and make the joined column fractional.
+    counts = {name: pa.array(verdicts[name].to_numpy(), pa.int64()) for name in ("tokens", *CUT_COLUMNS)}
     made = {"label": pa.array(labels.tolist(), pa.list_(pa.float64())), **counts}
     carried = {name: rows[name] for name in rows.column_names if name not in made}
     return pa.table({**carried, **made}).filter(pa.array(kept))
 
 
-def describe_judge(judge: Judge, readings: str) -> dict[str, str]:
+def describe_judge(judge: Judge, readings: str | None) -> dict[str, str]:
     """Where a pseudo-label comes from, a column each: names, weights, orders read, and the day (UTC)."""
     plan = judge.plan_readings(readings)
     return {
@@ -49,6 +50,15 @@ def describe_judge(judge: Judge, readings: str) -> dict[str, str]:
         "judge_readings": "+".join(f"{member.name}:{orientation}" for member, orientation in plan),
         "judged_on": datetime.now(UTC).date().isoformat(),
     }
+
+
+def describe_training(judge: Judge) -> str:
+    """The files that the members say they were trained and evaluated on."""
+    facts = [member.facts.training for member in judge.members]
+    files = dict.fromkeys(
+        file for training in facts for file in [*(training.get("train_file") or ()), training.get("eval_file")] if file
+    )
+    return ", ".join(files) or "not recorded"
 
 
 class PartFolder:
@@ -70,8 +80,8 @@ class PartFolder:
     def begin(self, battles: Dataset, settings: Mapping) -> bool:
         """Notes the next part; False if it is finished already, from the same battles with the same settings."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for battle in battles.select_columns(["id", *TEXTS]):
-            digest.update(json.dumps(list(battle.values())).encode())
+        for battle in battles:
+            digest.update(json.dumps(battle, default=repr).encode())
         self.parts.append(self.folder / f"part-{len(self.parts):06}-{digest.hexdigest()[:16]}.parquet")
         return self.parts[-1].name not in self.finished
 
@@ -82,6 +92,10 @@ class PartFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({**carried, **facts}), beside := self.parts[-1].with_suffix(".new"))
         beside.rename(self.parts[-1])
+
+    def list_ids(self) -> set:
+        """Ids of the battles that the part begun last has, once it is finished."""
+        return set(pq.read_table(self.parts[-1], columns=["id"])["id"].to_pylist())
 
     def join(self, output: Path) -> int:
         """Writes all parts as one parquet file, beside and then renamed; returns its number of rows."""

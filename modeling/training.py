@@ -5,7 +5,7 @@ that are complete or worthless. Everything else is transformers' own.
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -137,6 +137,18 @@ class PreferenceTrainer(Trainer):
             ) from error
         finally:
             self.args.save_total_limit = keep
+
+
+class EvaluationRecorder:
+    """A Trainer's `compute_metrics` that also keeps the logits of the last evaluation, which the Trainer lets go."""
+
+    def __init__(self, compute: Callable[[EvalPrediction], dict[str, float]]):
+        self.compute = compute
+        self.logits: np.ndarray | None = None
+
+    def __call__(self, evaluation: EvalPrediction) -> dict[str, float]:
+        self.logits = evaluation.predictions.astype(float)
+        return self.compute(evaluation)
 
 
 class _RestartCallback(TrainerCallback):

@@ -36,7 +36,7 @@ def main() -> None:
     (arguments,) = parse_arguments(PredictArguments, verb="predict")
     state = PartialState(cpu=arguments.use_cpu)
     battles = load_battles(arguments.battles, **arguments.row_policy)
-    judge = Judge.from_pretrained(arguments.judge)
+    judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
     output = Path(arguments.output_dir)
     start = time.perf_counter()
     verdicts = (judge.predict_folds if arguments.folds else judge.predict)(

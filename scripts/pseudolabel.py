@@ -19,14 +19,17 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
+from datasets import Dataset
 from tqdm.auto import tqdm
 
 from modeling.arguments import PseudolabelArguments, parse_arguments
 from modeling.battles import iterate_battles
+from modeling.checks import Fault
 from modeling.duplicates import DuplicateIndex
+from modeling.files import check_writable
 from modeling.judge import Judge
 from modeling.launch import call_on_main, run_script
-from modeling.pseudolabels import PartFolder, describe_judge, label_battles
+from modeling.pseudolabels import PartFolder, describe_judge, describe_training, label_battles
 
 logger = get_logger("bothways.pseudolabel")
 
@@ -35,35 +38,38 @@ def main() -> None:
     (arguments,) = parse_arguments(PseudolabelArguments, verb="pseudolabel")
     state = PartialState(cpu=arguments.use_cpu)
     output = Path(arguments.output)
-    progress = output.with_name(f".{output.name}.progress")
+    read = {"--battles": [arguments.battles], "--exclude": arguments.exclude or []}
+    call_on_main(check_writable, "--output", output, read)
     num_battles = call_on_main(check_pool, arguments)
     excluded = index_prompts(arguments)
-    judge = Judge.from_pretrained(arguments.judge)
+    judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
+    if not arguments.exclude:
+        logger.warning(
+            "--exclude: expected the training and evaluation files; found none, so no battle is left out. The judge "
+            f"says that it was made with: {describe_training(judge)}"
+        )
     made_by = describe_judge(judge, arguments.readings)
-    settings = {name: value for name, value in made_by.items() if name != "judged_on"}
-    settings |= {"min_confidence": arguments.min_confidence, "tokens_per_batch": arguments.tokens_per_batch}
+    progress = output.with_name(f".{output.name}.progress")
     parts = PartFolder(progress, call_on_main(PartFolder.list_finished, progress))
-    num_excluded = 0
+    left_out = {"have a prompt of --exclude": Fault(), "have no sure answer (--min_confidence)": Fault()}
     pool = iterate_battles(arguments.battles, chunk_rows=arguments.rows_per_part, **arguments.row_policy)
     with tqdm(total=num_battles, unit="battles", desc="Pool", disable=not state.is_main_process) as bar:
         for battles in pool:
-            found = excluded.find(battles["prompt"][:])
-            kept = battles.select([row for row, duplicates in enumerate(found) if not duplicates])
-            num_excluded += len(battles) - len(kept)
-            if parts.begin(kept, settings):
-                verdicts = judge.predict(
-                    kept,
-                    readings=arguments.readings,
-                    tokens_per_batch=arguments.tokens_per_batch,
-                    progress_dir=progress,
-                )
-                if state.is_main_process:
-                    parts.write(label_battles(kept, verdicts, arguments.min_confidence), made_by)
+            kept = drop_known(battles, excluded)
+            label_part(arguments, judge, kept, parts, made_by)
+            if state.is_main_process:
+                for fault, before, after in zip(
+                    left_out.values(), (battles["id"], kept["id"]), (set(kept["id"]), parts.list_ids()), strict=True
+                ):
+                    for id in (id for id in before if id not in after):
+                        fault.add(id, None)
             bar.update(len(battles))
     if state.is_main_process:
         count = parts.join(output)
         shutil.rmtree(progress, ignore_errors=True)
-        logger.info(f"{num_excluded} of {num_battles} battles left out: their prompts stand in --exclude")
+        for what, fault in left_out.items():
+            if fault.count:
+                logger.warning(f"{arguments.battles}: left out {fault.count} of {num_battles} that {what}: {fault}")
         logger.info(f"{count} of {num_battles} battles labelled: {output}")
 
 
@@ -75,10 +81,35 @@ def check_pool(arguments: PseudolabelArguments) -> int:
 def index_prompts(arguments: PseudolabelArguments) -> DuplicateIndex:
     """The prompts that must not be among the labelled ones."""
     index = DuplicateIndex()
+    policy = {"schema": arguments.exclude_schema, "bad_row_policy": arguments.bad_row_policy, "blank_policy": "keep"}
     for file in arguments.exclude or ():
-        for battles in iterate_battles(file, blank_policy="keep"):
+        for battles in iterate_battles(file, **policy):
             index.add(battles["prompt"][:])
     return index
+
+
+def drop_known(battles: Dataset, excluded: DuplicateIndex) -> Dataset:
+    """The battles whose prompts are not among the excluded ones."""
+    found = excluded.find(battles["prompt"][:])
+    return battles.select([row for row, duplicates in enumerate(found) if not duplicates])
+
+
+def label_part(
+    arguments: PseudolabelArguments, judge: Judge, battles: Dataset, parts: PartFolder, made_by: dict[str, str]
+) -> None:
+    """Writes the next part, unless an earlier run did."""
+    settings = {name: value for name, value in made_by.items() if name != "judged_on"}
+    settings |= {name: vars(arguments)[name] for name in ("min_confidence", "tokens_per_batch", "dtype")}
+    if not parts.begin(battles, settings):
+        return
+    verdicts = judge.predict(
+        battles,
+        readings=arguments.readings,
+        tokens_per_batch=arguments.tokens_per_batch,
+        progress_dir=parts.folder,
+    )
+    if PartialState().is_main_process:
+        parts.write(label_battles(battles, verdicts, arguments.min_confidence), made_by)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 python scripts/quantize.py                                          # configs/demo/quantize.yaml
 python scripts/quantize.py configs/gemma2-9b/quantize.yaml
 python scripts/quantize.py --base DIR --quantization 4bit --output_dir outputs/base
+python scripts/quantize.py --base DIR --output_dir outputs/base --push_to_hub true --hub_model_id USER/NAME
 """
 
 from importlib.util import find_spec
@@ -36,8 +37,10 @@ from modeling.bases import (
 )
 from modeling.classifier import PreferenceMixin
 from modeling.files import check_replaceable, replace_folder
+from modeling.hub import check_repository_name
 from modeling.launch import run_script
 from modeling.probes import build_probe_encoder, compute_probe_logits, load_probe_battles, measure_change
+from modeling.publishing import check_base_repository, name_upload, publish_base
 
 logger = get_logger("bothways.quantize")
 BASE_FILE = "config.json"  # which marks a folder as a base that may be replaced
@@ -50,6 +53,9 @@ def main() -> None:
     (arguments,) = parse_arguments(QuantizeArguments, verb="quantize")
     output = Path(arguments.output_dir)
     check_replaceable(output, BASE_FILE)
+    if arguments.push_to_hub:
+        check_repository_name("--hub_model_id", arguments.hub_model_id)
+        check_base_repository(arguments.hub_model_id, arguments.hub_private)
     base = find_base(arguments.base)
     check_unquantized(base)
     if arguments.merge_adapter:
@@ -81,6 +87,10 @@ def main() -> None:
     size = sum(file.stat().st_size for file in output.iterdir())
     report_change(arguments, plain, saved, size)
     logger.info(f"Base of {num_parameters:,} parameters, {arguments.quantization}, {size / 1e6:.0f} MB: {output}")
+    if arguments.push_to_hub:
+        with name_upload(f"--base {output} --repo {arguments.hub_model_id}"):
+            pushed = publish_base(output, arguments.hub_model_id, arguments.hub_private)
+        logger.info(f"Base {'pushed' if pushed.changed else 'is there already'}: {pushed.repo}@{pushed.commit}")
 
 
 @dataclass(frozen=True)

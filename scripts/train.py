@@ -16,50 +16,57 @@ if find_spec("modeling") is None:
     raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
 
 import tempfile
-from dataclasses import asdict
+import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoConfig, Trainer, TrainingArguments, set_seed
+from transformers import AutoConfig, TrainingArguments, set_seed
 
 from modeling.adapters import add_adapters, collect_trained_weights
 from modeling.arguments import TrainArguments, parse_arguments
 from modeling.audit import audit_battles
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.battles import LABELS, list_orders, load_battles
+from modeling.cards import write_card
 from modeling.checkpoints import find_checkpoint
 from modeling.collation import BattleCollator, encode_dataset, encode_evaluation
 from modeling.duplicates import DuplicateIndex
 from modeling.encoding import BattleEncoder, build_encoding
 from modeling.files import check_replaceable
-from modeling.folds import fingerprint_fold, split_folds
+from modeling.folds import split_folds
 from modeling.launch import (
     call_on_main,
     check_launch,
     check_shared_folder,
-    describe_launch,
     prepare_deepspeed,
     run_script,
     suspend_sharding,
 )
-from modeling.loading import MEMBER_FILE, MemberFacts, save_member
 from modeling.losses import Distillation, smooth_labels
-from modeling.memory import MemoryPlan, measure_peak_memory, measure_resident, plan_memory
+from modeling.members import MEMBER_FILE, MemberFacts, save_member
+from modeling.memory import MemoryPlan, measure_resident, plan_memory
 from modeling.metrics import build_trainer_metrics
 from modeling.mixing import describe_battles, drop_leaks, drop_twins, mix_sources
-from modeling.training import PreferenceTrainer, compute_train_loss, describe_settings, rehearse
+from modeling.probes import record_probes
+from modeling.provenance import describe_fold, describe_run, describe_source, measure_training, read_evaluation
+from modeling.publishing import check_publishable, publish_member
+from modeling.reports import build_report
+from modeling.training import EvaluationRecorder, PreferenceTrainer, describe_settings, rehearse
 
 logger = get_logger("bothways.train")
 
 
 def main() -> None:
+    start = time.perf_counter()
     arguments, training = parse_arguments(TrainArguments, TrainingArguments, verb="train")
     output, dtype, smoothing = prepare_run(arguments, training)
-    train_battles, eval_battles = load_parts(arguments, training.world_size)
+    train_battles, eval_battles, data = load_parts(arguments, training.world_size)
     base = find_base(arguments.base)
+    publish_to = plan_push(arguments, training, base)
     fingerprint = fingerprint_base(base)  # now: the base may be replaced while we train
     tokenizer = load_tokenizer(base.folder, **base.source)
     encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, arguments.max_length, arguments.truncation))
@@ -76,6 +83,7 @@ def main() -> None:
         checkpoint = call_on_main(find_checkpoint, Path(training.output_dir), run, training.resume_from_checkpoint)
 
     model = build_model(arguments, training, base, dtype)
+    recorder = EvaluationRecorder(build_trainer_metrics(num_orders, eval_set["cut"][::num_orders] if eval_set else ()))
     trainer = PreferenceTrainer(
         run=run,
         head_learning_rate=arguments.head_learning_rate,
@@ -84,7 +92,7 @@ def main() -> None:
         train_dataset=train_set,
         eval_dataset=eval_set,
         data_collator=BattleCollator(encoder.encoding.pad_token_id),
-        compute_metrics=build_trainer_metrics(num_orders, eval_set["cut"][::num_orders] if eval_set else ()),
+        compute_metrics=recorder,
     )
     check_launch(trainer.accelerator)
     if arguments.dry_run:
@@ -92,8 +100,11 @@ def main() -> None:
         return print(f"{plan}\n{report}") if trainer.is_world_process_zero() else None
     metrics = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
     metrics |= measure_training(trainer)
+    weights = collect_trained_weights(model)
+    probes = record_probes(model, encoder, list_orders(arguments.orientation), dtype)
 
-    def save() -> None:
+    def save(report: dict | None = None) -> None:
+        described = describe_run(arguments, trainer, data, metrics, time.perf_counter() - start)
         facts = MemberFacts(
             orientation=arguments.orientation,
             labels=list(LABELS),
@@ -101,18 +112,22 @@ def main() -> None:
             encoding=encoder.encoding.to_dict(),
             head={"head_dropout": model.config.head_dropout, "head_hidden_size": model.config.head_hidden_size},
             base_fingerprint=fingerprint,
-            training=describe_run(arguments, trainer, eval_battles, metrics),
+            training=described | describe_fold(arguments, eval_battles),
         )
-        weights = collect_trained_weights(model)
         if trainer.is_world_process_zero():
-            save_member(output, model, weights, tokenizer, base, facts)
+            save_member(output, model, weights, tokenizer, base, facts, probes, partial(write_card, report=report))
 
     save()  # before the evaluation, which could fail after hours of training
     if eval_set is not None:
         metrics |= trainer.evaluate()
-        save()
+        verdicts = read_evaluation(recorder.logits, eval_set, eval_battles, arguments.orientation)
+        scored = {"battles": {"name": data[-1]["source"], "sha256": data[-1]["sha256"]}}
+        save(build_report(verdicts, eval_battles) | {"data": scored})
     trainer.log_metrics("all", metrics)
     logger.info(f"Member written: {output}")
+    if publish_to and trainer.is_world_process_zero():
+        pushed = publish_member(output, publish_to, private=training.hub_private_repo is not False)
+        logger.info(f"Member published: {pushed.url}")
 
 
 def prepare_run(arguments: TrainArguments, training: TrainingArguments) -> tuple[Path, str, float]:
@@ -137,8 +152,6 @@ def prepare_run(arguments: TrainArguments, training: TrainingArguments) -> tuple
             f"Found {training.n_gpu} GPUs and one process: expected one GPU per process. Launch with "
             "configs/accelerate/ddp.yaml, or set CUDA_VISIBLE_DEVICES to one of them."
         )
-    if training.push_to_hub:
-        raise ValueError("--push_to_hub: the Trainer would upload its optimizer state. Upload the member folder.")
     if not 0 <= training.label_smoothing_factor < 1:
         raise ValueError(f"--label_smoothing_factor {training.label_smoothing_factor}: expected 0 to below 1.")
     dtype, smoothing = "bfloat16" if training.bf16 else "float32", training.label_smoothing_factor
@@ -159,6 +172,18 @@ def prepare_run(arguments: TrainArguments, training: TrainingArguments) -> tuple
     return output, dtype, smoothing
 
 
+def plan_push(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles) -> str | None:
+    """The repository to publish the member in, checked before hours of training; None if it is to stay here."""
+    if not training.push_to_hub:
+        return None
+    if not training.hub_model_id:
+        raise ValueError("--push_to_hub: expected the repository too; found none. Pass --hub_model_id USER/NAME.")
+    training.push_to_hub = False  # the Trainer would upload its optimizer state
+    repo = training.hub_model_id.replace("{orientation}", arguments.orientation)
+    call_on_main(check_publishable, repo, base, training.hub_private_repo is not False)
+    return repo
+
+
 def name_run(arguments: TrainArguments) -> str:
     """Base, orientation and fold, for reports."""
     fold = f"-fold{arguments.fold}of{arguments.num_folds}" if arguments.num_folds else ""
@@ -167,8 +192,9 @@ def name_run(arguments: TrainArguments) -> str:
     return f"{path.parent.name if path.name == 'base' else path.name}-{arguments.orientation}{fold}"
 
 
-def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, Dataset | None]:
-    """Training battles of all sources, and those to evaluate on (or None), of which no prompt is trained on."""
+def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, Dataset | None, list[dict]]:
+    """Training battles of all sources, those to evaluate on (or None), of which no prompt is trained on, and what the
+    member will say of each source."""
 
     def load(flag: str, file: str) -> Dataset:
         battles = load_battles(file, require_labels=True, **arguments.row_policy)
@@ -199,10 +225,12 @@ def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, 
         arguments.train_confidences,
         arguments.teacher_column or (),
     )
+    data = [describe_source("train", file, part) for file, part in zip(arguments.train_file, guarded, strict=True)]
     logger.info(f"Training on {len(battles)} battles:\n{describe_battles(battles)}")
     if evaluation is not None:
+        data.append(describe_source("eval", arguments.eval_file or arguments.train_file[0], evaluation))
         logger.info(f"Evaluating on {len(evaluation)} battles:\n{describe_battles(evaluation)}")
-    return battles, evaluation
+    return battles, evaluation, data
 
 
 def smooth_dataset(battles: Dataset, smoothing: float) -> Dataset:
@@ -261,30 +289,6 @@ def build_model(arguments: TrainArguments, training: TrainingArguments, base: Ba
     trainable, total = model.get_nb_trainable_parameters()
     logger.info(f"Parameters: {trainable:,} trainable of {total:,}")
     return model
-
-
-def measure_training(trainer: Trainer) -> dict[str, float]:
-    """What the Trainer does not report of a run, or only of the part since its last restart."""
-    speeds = [entry["train_tokens_per_second"] for entry in trainer.state.log_history if "loss" in entry]
-    return {
-        "train_loss": compute_train_loss(trainer.state.log_history),
-        "train_tokens_per_second": speeds[-1],
-        "peak_memory_gb": measure_peak_memory() / 1e9,
-    }
-
-
-def describe_run(arguments: TrainArguments, trainer: Trainer, evaluation: Dataset | None, metrics: dict) -> dict:
-    """What a reader of the member needs to know of its run; file names without their folders."""
-    settings = asdict(arguments)
-    for name in ("eval_file", "base"):
-        settings[name] = Path(settings[name]).name if settings[name] else None
-    settings["train_file"] = [Path(file).name for file in arguments.train_file]
-    if arguments.num_folds:
-        settings["fold_fingerprint"] = fingerprint_fold(evaluation)
-    names = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "seed")
-    settings |= {name: vars(trainer.args)[name] for name in names}
-    launch = describe_launch(trainer.accelerator, trainer.model_wrapped)
-    return {**settings, "num_battles": len(trainer.train_dataset), "launch": launch, "metrics": metrics}
 
 
 if __name__ == "__main__":

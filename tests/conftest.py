@@ -28,7 +28,7 @@ from modeling.adapters import add_adapters, collect_trained_weights
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer, save_base, unpack_gguf
 from modeling.battles import LABELS, load_battles
 from modeling.encoding import build_encoding
-from modeling.loading import MEMBER_FILE, MemberFacts, save_member
+from modeling.members import MEMBER_FILE, MemberFacts, save_member
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO_DATA = REPOSITORY / "modeling" / "data"

@@ -20,6 +20,7 @@ USERS_FLAGS = {
     "train": "--orientation ab --train_file train.parquet",
     "predict": "--battles test.parquet",
     "pseudolabel": "--battles pool.parquet",
+    "publish": "--member outputs/demo/ab --repo USER/NAME",
 }
 PREDICT = "battles: b.jsonl\njudge: [ab, ba]\noutput_dir: out\n"
 TRAIN = "orientation: ab\nbase: base\ntrain_file: t.jsonl\noutput_dir: out\n"
@@ -43,7 +44,7 @@ def write_recipe(folder, text: str) -> str:
 def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(tmp_path):
     recipe = write_recipe(tmp_path, PREDICT + "tokens_per_batch: 64\nreadings: both\nuse_cpu: true")
     expected = PredictArguments(
-        battles="b.jsonl", judge=["x", "y"], output_dir="out", tokens_per_batch=64, use_cpu=True
+        battles="b.jsonl", judge=["x", "y"], output_dir="out", readings="own", tokens_per_batch=64, use_cpu=True
     )
     assert parse("predict", recipe, "--readings", "own", "--judge", "x", "y") == (expected,)
     flags = ["--base", "b", "--output_dir", "o"]
@@ -79,7 +80,11 @@ def test_file_beside_the_script_is_not_read(tmp_path, monkeypatch):
         (PREDICT + "judge: []", "", r"--judge: expected at least one argument"),
         ("- battles\n- judge", "", r"recipe\.yaml: expected `key: value` lines; found a list"),
         ("judge: [a", "", r"recipe\.yaml: expected YAML; found"),
-        ("", "", r"Expected --battles, --judge, --output_dir; found neither flag nor YAML key.*Member folders or Hub"),
+        (
+            "",
+            "",
+            r"Expected --battles, --judge, --output_dir; found neither flag nor YAML key.*Members or whole",
+        ),
         (PREDICT + "output_dir:", "--judge x", r"Expected --output_dir; .*--output_dir: Folder for predictions"),
     ],
 )
@@ -121,6 +126,34 @@ def test_one_evaluation_set_and_not_two(tmp_path):
     with pytest.raises(ValueError, match="--eval_file and --num_folds: expected one of them; found both"):
         parse("train", *argv)
     assert parse("train", *argv, "--num_folds", "0")[0].eval_file == "e.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--fold 2", r"--fold 2: expected --num_folds too; found none"),
+        ("--teacher_weight 0.5", r"--teacher_weight: expected --teacher_column too; found none"),
+        (
+            "--teacher_weight 1 --teacher_temperature 2",
+            r"--teacher_weight, --teacher_temperature: expected --t",
+        ),
+        (
+            "--teacher_column t --teacher_temperature nan",
+            r"--teacher_temperature nan .* expected a temperature above",
+        ),
+        (
+            "--teacher_column t --teacher_temperature inf",
+            r"--teacher_temperature inf .* expected a temperature above",
+        ),
+        ("--teacher_column t --teacher_weight nan", r"--teacher_weight nan: .* a weight from 0 to 1"),
+        ("--train_weights inf", r"--train_weights \[inf\]: expected finite numbers above 0"),
+        ("--train_weights nan", r"--train_weights \[nan\]: expected finite numbers above 0"),
+        ("--train_confidences nan", r"--train_confidences \[nan\]: expected numbers above 0.5"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_or_harm_is_refused(tmp_path, argv, message):
+    with pytest.raises(ValueError, match=message):
+        parse("train", write_recipe(tmp_path, TRAIN), *argv.split())
 
 
 @pytest.mark.parametrize("verb", KINDS)

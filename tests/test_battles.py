@@ -49,6 +49,8 @@ def catch_error(path: Path, **options) -> str:
         ({"prompt": math.nan}, "must not be null or blank", "{'prompt': nan}", "keep (reads them as empty texts)"),
         ({"response_a": ""}, "must not be null or blank", "{'response_a': ''}", "--blank_policy drop"),
         ({"response_b": " \n\u3000"}, "must not be null or blank", r"{'response_b': ' \n\u3000'}", "--blank_policy"),
+        ({"prompt": "\u200b\ufeff"}, "must not be null or blank", r"{'prompt': '\u200b\ufeff'}", "--blank_policy"),
+        ({"response_a": "\u3164"}, "must not be null or blank", "{'response_a': '\u3164'}", "--blank_policy"),
         ({"prompt": 3}, "prompt must be text", "3", "Convert these rows to text"),
         ({"response_a": ["one"]}, "response_a must be text", "['one']", "Convert these rows to text"),
     ],
@@ -81,11 +83,12 @@ def test_a_missing_column_is_an_error_that_names_it(tmp_path, column):
     [
         (["x", "y", "x", "x"], "battle 'x': an id must stand on 1 row, .*; found 3. Make the ids unique"),
         ([7, 8, 7], "battle 7: an id must stand on 1 row"),
-        (["x", None], "ids must be all text or all whole numbers; found None in row 1. Give every row an id"),
-        (["x", 1], "ids must be all text or all whole numbers; found both"),
-        ([1.0, 2.0], "found 1.0 in row 0"),
-        ([1, math.nan], "found nan in row 1"),
-        ([True, False], "found True in row 0"),
+        (["x", None], "battle 'row 1': ids must be all text or all whole numbers; found None. Give every row an id"),
+        (["x", 1, "y", 2], "battles 'row 1', 'row 3': ids must be all text or all whole numbers; found 1, 2"),
+        ([1.0, 2.0], "battles 'row 0', 'row 1': ids must be .*; found 1.0, 2.0"),
+        ([1, math.nan], "battle 'row 1': ids must be .*; found nan"),
+        ([True, False], "battles 'row 0', 'row 1': ids must be .*; found True, False"),
+        ([None] * 7, "battles 'row 0', .*, 'row 4' and 2 more: ids must be .*--bad_row_policy drop"),
         (["x", " "], "battle ' ': ids must be non-blank"),
         (["x", "\ud800"], "ids must be non-blank, valid Unicode text"),
         ([1, 2**70], "column id: expected values of one storable type"),
@@ -93,6 +96,13 @@ def test_a_missing_column_is_an_error_that_names_it(tmp_path, column):
 )
 def test_ids_that_cannot_key_predictions_are_an_error(tmp_path, ids, message):
     assert re.search(message, catch_error(write_rows(tmp_path, [build_row(id) for id in ids])))
+
+
+def test_rows_without_an_id_of_the_first_kind_are_dropped_and_counted(tmp_path, caplog):
+    path = write_rows(tmp_path, [build_row(id) for id in (None, "x", 7, "y", None)])
+    assert load_battles(path, bad_row_policy="drop")["id"][:] == ["x", "y"]
+    said = "dropped 3 of 5 battles with a fault, ids must be all text or all whole numbers (--bad_row_policy drop)"
+    assert f"{path}: {said}: battles 'row 0', 'row 2', 'row 4'" in caplog.text
 
 
 def test_an_error_names_five_rows_and_counts_the_rest(tmp_path):
@@ -104,6 +114,13 @@ def test_an_error_names_five_rows_and_counts_the_rest(tmp_path):
 def test_an_extra_column_that_has_no_single_type_is_an_error(tmp_path, values):
     path = write_rows(tmp_path, [build_row(f"x{row}", turn=value) for row, value in enumerate(values)])
     assert re.search("column turn: expected .*; found otherwise .*. Give it one type or remove", catch_error(path))
+
+
+@pytest.mark.parametrize("values", [[1, "one"], [{"k": 1}, "one"], [2**70, 1]])
+def test_an_extra_column_that_has_no_single_type_is_left_out_where_asked(tmp_path, values, caplog):
+    path = write_rows(tmp_path, [build_row(f"x{row}", turn=value, note="n") for row, value in enumerate(values)])
+    assert load_battles(path, bad_row_policy="drop").column_names[4:] == ["label", "note"]
+    assert f"{path}: left out column turn, whose values have no one type (--bad_row_policy drop)" in caplog.text
 
 
 def test_two_outcome_columns_are_an_error(tmp_path):

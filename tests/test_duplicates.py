@@ -125,11 +125,15 @@ def test_short_and_blank_texts_are_duplicates_only_when_equal():
         ("C#", "c#"),
         ("5-3", "5-3"),
         ("?!", "?!"),
-        ("\ud83d", "\ud83d"),
+        ("What’s “it”? ", 'what\'s "it"'),
+        ("Tom &amp; Jerry &lt;3", "tom & jerry <3"),
+        ("schÃ¶n\u200b und\u00ad \ufefffe\u0301in", "schön und féin"),
+        ("\u3164 안녕\ufe0f", "안녕"),
+        ("\ud83d", "\ufffd"),
         ("", ""),
     ],
 )
-def test_normalizing_drops_what_does_not_change_a_task(text, normalized):
+def test_normalizing_drops_what_a_model_does_not_read_or_what_does_not_change_a_task(text, normalized):
     assert normalize_text(text) == normalized == normalize_text(normalized)
 
 
@@ -175,6 +179,62 @@ def test_found_pairs_are_those_of_an_exhaustive_comparison():
         found = index.find(crowd)
         assert found == [[j for j, b in enumerate(shingles) if len(a & b) >= threshold * len(a | b)] for a in shingles]
         assert list(map(len, found)) == nums_found * 40
+
+
+TEMPLATE = "You are given a product review and must decide whether it is positive or negative. Review: "
+
+
+def build_near_pairs(num_pairs: int) -> list[tuple[str, str]]:
+    """Prompts of one template, and each again with its last word changed: two have more in common than two strangers.
+
+    The template is 94 letters; ten words of 7 are 79 more. A pair differs in the last 7 and so in 7 shingles of 169,
+    0.92 alike; strangers share the template's 90 of 248, 0.36, which every second text of a large table proposes.
+    """
+    choose, pairs = random.Random(3), []
+    for _ in range(num_pairs):
+        words = ["".join(choose.choices(ascii_lowercase, k=7)) for _ in range(11)]
+        pairs.append(tuple(TEMPLATE + " ".join([*words[:9], last]) for last in words[9:]))
+    return pairs
+
+
+def test_of_a_crowd_made_from_one_template_each_finds_its_own_near_copy():
+    """Strangers may be the nearest in place, and far more of them than are ever compared."""
+    pairs = build_near_pairs(400)
+    index = DuplicateIndex()
+    index.add([text for text, _ in pairs])
+    assert index.find([copy for _, copy in pairs]) == [[number] for number in range(400)]
+
+
+def test_of_a_crowd_made_from_one_template_each_is_grouped_with_its_own_near_copy():
+    """The template at the end, so that a pair does not sort next to each other either."""
+    pairs = [[" ".join(reversed(text.split())) for text in pair] for pair in build_near_pairs(300)]
+    groups = group_texts([text for pair in pairs for text in pair])
+    assert groups[::2] == groups[1::2] and len(set(groups)) == 300
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        f"[Turn 1] {WORDS['English']}\n\n[Turn 2] Now in French.",
+        f"[User] {WORDS['English']}\n\n[Assistant] It falls.\n\n[User] Now in French.",
+        f"[System] Be brief.\n\n[User] {WORDS['English'].upper()}?\n\n[Assistant] It falls.\n\n[User] Why?",
+    ],
+)
+def test_a_conversation_is_a_duplicate_of_its_first_turn_both_ways(conversation):
+    for added, asked in ((WORDS["English"], conversation), (conversation, WORDS["English"])):
+        index = DuplicateIndex()
+        index.add(["something else", added])
+        assert index.find([asked]) == [[1]] and asked in index
+    assert group_texts([conversation, "something else", WORDS["English"]]) in ([0, 1, 0], [1, 0, 1])
+
+
+def test_conversations_that_begin_with_a_greeting_stay_apart():
+    texts = [f"[Turn 1] Hello\n\n[Turn 2] {words}" for words in (WORDS["English"], WORDS["Korean"])]
+    texts += ["Hello", "[Turn 1] 안녕\n\n[Turn 2] 안녕"]
+    assert len(set(group_texts(texts))) == 4
+    index = DuplicateIndex()
+    index.add(texts)
+    assert index.find(texts) == [[0], [1], [2], [3]]
 
 
 def test_joining_is_transitive():

@@ -12,7 +12,7 @@ import pytest
 
 import modeling.files
 from modeling.battles import load_battles
-from modeling.files import iterate_columns, replace_folder
+from modeling.files import check_writable, iterate_columns, replace_folder
 
 HEADER = "id,prompt,response_a,response_b,winner"
 MARK = "mark.json"
@@ -167,6 +167,34 @@ def test_a_hub_data_set_is_asked_for_by_id_revision_and_split(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("mlabonne/orpo-dpo-mix-40k-v1.2", ("mlabonne/orpo-dpo-mix-40k-v1.2", None, "train")),
+        ("o/mix.en@v1.0:test.small", ("o/mix.en", "v1.0", "test.small")),
+        ("my.data", ("my.data", None, "train")),
+        ("my.data:test", ("my.data", None, "test")),
+        ("at@home", ("at@home", None, "train")),
+    ],
+)
+def test_a_dot_is_no_sign_of_a_file(tmp_path, monkeypatch, source, asked):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my.data", "at@home"):
+        (tmp_path / name).mkdir()
+    load = Mock(return_value=Mock(iter=lambda batch_size: iter([{"id": [1]}])))
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert list(iterate_columns(source)) == [{"id": [1]}]
+    load.assert_called_once_with(asked[0], revision=asked[1], split=asked[2], streaming=True)
+
+
+@pytest.mark.parametrize("name", ["o/train.csv", "o/train.v2.JSONL", "o/train.json.gz", "./o/n", "o/n/m.v1", "n"])
+def test_a_missing_file_is_not_looked_for_on_the_hub(name, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", load := Mock())
+    with pytest.raises(FileNotFoundError, match=r"expected a file, .*; found none\. Check the name"):
+        list(iterate_columns(name))
+    load.assert_not_called()
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
 def test_parts_of_any_size_give_the_same_rows(tmp_path, suffix):
     path = write_rows(tmp_path / f"battles{suffix}", build_rows()[:13])
@@ -188,6 +216,31 @@ def test_a_file_of_one_endless_line_is_an_error_before_it_fills_the_memory(tmp_p
     path.write_text(HEADER + '\n"' + "x\n" * 600 + '",p,a,b,tie\n')
     with pytest.raises(ValueError, match="malformed csv: field larger than field limit"):
         load_battles(path)
+
+
+def test_a_file_does_not_replace_what_it_is_made_from(tmp_path):
+    """By another path and through links too; a folder is read whole, so that nothing may be written into it."""
+    pool, folder = write_rows(tmp_path / "pool.jsonl", build_rows()[:2]), tmp_path / "data"
+    folder.mkdir()
+    (tmp_path / "link.jsonl").symlink_to(pool)
+    (tmp_path / "second.jsonl").hardlink_to(pool)
+    (tmp_path / "parts").symlink_to(folder)
+    for output, read in (
+        (pool, pool),
+        (tmp_path / "data" / ".." / "pool.jsonl", pool),
+        (pool, tmp_path / "link.jsonl"),
+        (tmp_path / "link.jsonl", pool),
+        (pool, tmp_path / "second.jsonl"),
+        (folder / "new.parquet", folder),
+        (tmp_path / "parts" / "sub" / "new.parquet", f"{folder}:test"),
+    ):
+        with pytest.raises(ValueError, match=r"--output .*: expected a file apart from what is read; found --battles"):
+            check_writable("--output", output, {"--exclude": ["o/n"], "--battles": ["none.csv", str(read)]})
+    with pytest.raises(ValueError, match="data: expected a file; found a folder"):
+        check_writable("--output", folder, {})
+    with pytest.raises(ValueError, match=r"expected a folder .*pool\.jsonl; found a file"):
+        check_writable("--output", pool / "sub" / "new.parquet", {})
+    check_writable("--output", tmp_path / "new" / "new.parquet", {"--battles": [str(pool), str(folder)]})
 
 
 # --- results are complete or absent -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import yaml
 
 from modeling.battles import load_battles
 from modeling.judge import Judge
-from modeling.loading import read_member
+from modeling.members import read_member
 from tests.conftest import DEMO_DATA, LAUNCH, LAUNCHERS, REPOSITORY, call, read_run, run
 
 # distributed_type, ZeRO stage and class that the Trainer's model must have been wrapped in

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -10,7 +11,8 @@ from transformers import Gemma2ForSequenceClassification
 from modeling.adapters import add_adapters, merge_adapter
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer, save_base
 from modeling.judge import Judge
-from modeling.loading import MEMBER_FILE, load_judge, read_member
+from modeling.loading import load_judge
+from modeling.members import JUDGE_FILE, MEMBER_FILE, hash_file, read_member
 from tests.test_classifier import make_batch
 
 QUANTIZATIONS = ["float32", "bfloat16", "8bit", "4bit"]
@@ -142,8 +144,17 @@ def member(members, bases, tmp_path):
 
 
 def rewrite_tensors(member, change):
+    """Changes the weights and declares the new ones to be those that were saved."""
     tensors = load_file(member / "adapter_model.safetensors")
     save_file(change(tensors), member / "adapter_model.safetensors")
+    declare(member, "adapter_model.safetensors")
+
+
+def declare(member, name):
+    """Writes a file's present hash into member.json."""
+    facts = json.loads((member / MEMBER_FILE).read_text())
+    facts["files"][name] = hash_file(member / name)
+    (member / MEMBER_FILE).write_text(json.dumps(facts))
 
 
 def test_a_member_without_its_head_is_refused(member):
@@ -172,7 +183,7 @@ def test_a_member_whose_base_is_gone_says_so(member):
         load_judge([str(member)])
 
 
-@pytest.mark.parametrize("name", [MEMBER_FILE, "adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("name", [MEMBER_FILE, "probes.json", "adapter_config.json", "adapter_model.safetensors"])
 def test_an_incomplete_member_is_refused(member, name):
     (member / name).unlink()
     with pytest.raises(ValueError, match=f"expected a member folder with {name}; found none"):
@@ -182,9 +193,10 @@ def test_an_incomplete_member_is_refused(member, name):
 def test_a_damaged_member_is_refused(member):
     weights = member / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    declare(member, weights.name)
     with pytest.raises(ValueError, match="expected whole safetensors; found"):
         load_judge([str(member)])
-    for text in ("{", "[]", '{"format": 1}', '{"format": 1, "orientation": "ab", "more": 1}'):
+    for text in ("{", "[]", '{"format": 2}', '{"format": 2, "orientation": "ab", "more": 1}'):
         (member / MEMBER_FILE).write_text(text)
         with pytest.raises(ValueError, match=r"expected the facts of a member in member.json; found"):
             load_judge([str(member)])
@@ -193,8 +205,87 @@ def test_a_damaged_member_is_refused(member):
 def test_a_member_of_another_format_is_refused(member):
     facts = json.loads((member / MEMBER_FILE).read_text())
     (member / MEMBER_FILE).write_text(json.dumps({**facts, "format": 99}))
-    with pytest.raises(ValueError, match=r"expected format 1 in member.json; found 99"):
+    with pytest.raises(ValueError, match=r"expected format 2 in member.json; found 99"):
         load_judge([str(member)])
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "probes.json", "tokenizer.json"])
+def test_a_file_that_is_not_the_one_that_was_saved_is_named(member, name):
+    """One byte, anywhere: a tampered or half downloaded file answers nothing."""
+    content = bytearray((member / name).read_bytes())
+    content[-2] ^= 1
+    (member / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"expected {name} as it was saved \(\w{{16}}\); found another \(\w{{16}}\)"):
+        load_judge([str(member)])
+
+
+# --- probes: law 11 ---------------------------------------------------------------------------------------------------
+
+
+def test_loading_says_how_far_the_probes_moved(member, caplog):
+    caplog.set_level("INFO")
+    load_judge([str(member)])
+    assert "ab: probabilities of its probe battles moved by at most 0 since it was saved" in caplog.text
+
+
+def test_weights_that_answer_otherwise_are_refused_unless_the_probes_are_skipped(member, caplog):
+    """What no hash can see: the very files of the member, and another answer. Here the head's last layer, halved."""
+    rewrite_tensors(member, lambda t: {n: v / 2 if "score.out.weight" in n else v for n, v in t.items()})
+    expected = (
+        r"expected the probabilities that it gave its probe battles .* within 0.0001; found a change of 0\.\d+\. "
+        r"What changed since: neither versions nor dtype nor device.* pass --skip_probes true"
+    )
+    with pytest.raises(ValueError, match=expected):
+        load_judge([str(member)])
+    load_judge([str(member)], skip_probes=True)
+    assert "its probe battles are not read (--skip_probes)" in caplog.text
+
+
+def test_probes_that_moved_name_the_versions_that_changed(member):
+    probes = json.loads((member / "probes.json").read_text())
+    probes["computed_with"] |= {"torch": "1.0", "device": "cuda"}
+    probes["p_a"]["ab"][3] += 0.01
+    (member / "probes.json").write_text(json.dumps(probes))
+    declare(member, "probes.json")
+    with pytest.raises(
+        ValueError, match=r"change of 0.01\. What changed since: device cuda then, cpu now; torch 1.0 then"
+    ):
+        load_judge([str(member)])
+    (member / "probes.json").write_text(json.dumps({**probes, "format": 9}))
+    declare(member, "probes.json")
+    with pytest.raises(ValueError, match="expected probes of format 1"):
+        load_judge([str(member)])
+
+
+def test_another_dtype_is_read_within_its_tolerance(member, caplog):
+    """A float32 member in bf16: its probes move by less than bf16's tolerance, 0.02, but not by nothing."""
+    caplog.set_level("INFO")
+    (read,) = load_judge([str(member)], dtype="bfloat16")
+    moved = float(re.search(r"moved by at most (\S+) since", caplog.text)[1])
+    assert 0 < moved <= 0.02 and read.dtype == "bfloat16" and read.model.reads_in_bfloat16
+
+
+# --- judges -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_folder_stands_for_its_members(members, bases, tmp_path):
+    """In the order that judge.json names, and each as if it had been named itself."""
+    shutil.copytree(bases["float32"].folder, tmp_path / "base")
+    for name, folder in members.items():
+        shutil.copytree(folder, tmp_path / "judge" / name)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = "../../base"
+        (tmp_path / "judge" / name / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "judge" / JUDGE_FILE).write_text(json.dumps({"format": 1, "members": ["ba", "ab"]}))
+    judge = load_judge([str(tmp_path / "judge")])
+    assert [member.name for member in judge] == ["ba", "ab"] and judge[0].model is judge[1].model
+    for member in judge:
+        (alone,) = load_judge([str(members[member.name])])
+        assert torch.equal(member.activate()(**make_batch()).logits, alone.activate()(**make_batch()).logits)
+    for bad in ({"format": 2, "members": ["ab"]}, {"format": 1, "members": ["../ab"]}, {"format": 1, "members": []}):
+        (tmp_path / "judge" / JUDGE_FILE).write_text(json.dumps(bad))
+        with pytest.raises(ValueError, match=r"expected format 1, readings own or both and the names of folders"):
+            load_judge([str(tmp_path / "judge")])
 
 
 # --- bases that must not load -----------------------------------------------------------------------------------------
@@ -226,6 +317,7 @@ def test_a_member_holds_all_it_needs_and_nothing_else(members):
         MEMBER_FILE,
         "adapter_config.json",
         "adapter_model.safetensors",
+        "probes.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }

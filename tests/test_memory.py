@@ -6,7 +6,7 @@ from transformers import AutoConfig, Gemma2Config
 
 from modeling.adapters import add_adapters
 from modeling.bases import load_base
-from modeling.loading import read_member
+from modeling.members import read_member
 from modeling.memory import build_network, count_optimizer, count_weights, plan_memory
 from tests.conftest import DEMO_DATA, succeed
 

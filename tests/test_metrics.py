@@ -1,21 +1,45 @@
-"""Accuracy and log loss against numbers derived by hand, their intervals against what an interval promises."""
+"""Figures against scikit-learn and numbers derived by hand, quick intervals against what an interval promises."""
 
 import socket
+import sys
 from math import e, exp, inf, isnan, log, log1p
 from statistics import NormalDist
 
 import evaluate
 import numpy as np
 import pytest
+from scipy.stats import binom
+from sklearn.metrics import brier_score_loss, roc_auc_score
+from sklearn.metrics import log_loss as sklearn_log_loss
 from transformers import EvalPrediction
 
 from modeling import metrics
-from modeling.metrics import PreferenceMetric, build_trainer_metrics, compute_accuracy, compute_log_loss
+from modeling.metrics import (
+    PreferenceMetric,
+    build_trainer_metrics,
+    compute_accuracy,
+    compute_log_loss,
+    compute_mcnemar,
+    estimate_metrics,
+    estimate_reliability,
+    estimate_selective,
+)
+from modeling.resampling import Resampler
+from tests.conftest import REPOSITORY, succeed
 
 Z = NormalDist().inv_cdf(0.975)
 A, B, TIE = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
 PROBABILITIES = np.array([[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.9, 0.1]])
 LABELS = np.array([A, B, [0.2, 0.8], TIE])
+
+
+def measure(probabilities, labels, **options) -> dict[str, metrics.Estimate]:
+    """All figures, each battle a group."""
+    return estimate_metrics(Resampler(range(len(labels)), draws=200), probabilities, np.array(labels), **options)
+
+
+def stack(p_a) -> np.ndarray:
+    return np.column_stack([p_a, 1 - np.asarray(p_a)])
 
 
 def measure_hits(hits: int, battles: int) -> metrics.Estimate:
@@ -118,7 +142,10 @@ def test_evaluate_metric_gives_the_functions_figures_without_a_network(monkeypat
     expected = {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
     figures = PreferenceMetric().compute(predictions=predictions, references=references)
     expected |= {"log_loss": log_loss.value, "log_loss_low": log_loss.low, "log_loss_high": log_loss.high}
+    others = measure(predictions, references)
+    expected |= {name: others[name].value for name in ("brier", "ece", "auc")}
     assert figures == pytest.approx({**expected, "battles": 40})
+    assert "auc" not in PreferenceMetric().compute(predictions=[A], references=[A])  # one class has no order
     assert issubclass(PreferenceMetric, evaluate.Metric)
 
 
@@ -143,3 +170,122 @@ def test_trainer_metrics_average_two_orders_and_tell_cut_battles_apart():
     assert figures["log_loss"] == pytest.approx(-(np.log(1 / 2) + np.log(5 / 8)) / 2)
     assert figures["battles"] == 2 and figures["accuracy_uncut"] == 1.0
     assert (figures["battles_cut"], figures["battles_uncut"]) == (1, 1)
+
+
+# --- all figures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("digits", [15, 1], ids=["distinct", "many equal"])
+def test_figures_are_scikit_learns_on_hard_labels(digits):
+    rng = np.random.default_rng(3)
+    p_a = rng.uniform(0.01, 0.99, 500).round(digits)
+    won = rng.random(500) < p_a
+    figures = measure(stack(p_a), stack(won.astype(float)))
+    assert figures["log_loss"].value == pytest.approx(sklearn_log_loss(won, p_a))
+    assert figures["brier"].value == pytest.approx(brier_score_loss(won, p_a))
+    assert figures["auc"].value == pytest.approx(roc_auc_score(won, p_a))
+    assert figures["accuracy"].value == pytest.approx(((p_a >= 0.5) == won).mean())
+    assert [estimate.count for estimate in figures.values()] == [500] * 5
+
+
+def test_soft_labels_and_ties_by_hand():
+    """p_a 0.8, 0.6, 0.3, 0.9 and labels of a 1, 0, 0.2, 1/2. Brier: (0.04 + 0.36 + 0.01 + 0.16) / 4. AUC without the
+    tie: 0.8 stands above 0.6 and 0.3. ECE, by the favoured answer: 0.8 and 0.9 come into the bins of 0.8 and 0.9, 0.6
+    into its own, and 0.3 is 0.7 for b, which people give 0.8: |0.8 - 1|, |0.6 - 0|, |0.7 - 0.8|, |0.9 - 0.5| in four
+    bins of one battle, 1.3 / 4."""
+    figures = measure(PROBABILITIES, LABELS)
+    assert figures["brier"].value == pytest.approx(0.57 / 4)
+    assert (figures["auc"].value, figures["auc"].count) == (1, 3)
+    assert (figures["ece"].value, figures["ece"].count) == (pytest.approx(1.3 / 4), 4)
+    assert (figures["accuracy"].value, figures["accuracy"].count) == (pytest.approx(2 / 3), 3)
+    assert figures["log_loss"].value == pytest.approx(compute_log_loss(PROBABILITIES, LABELS).value)
+
+
+def test_within_a_bin_of_the_ece_errors_cancel():
+    """0.62 and 0.68, one right and one wrong: mean 0.65 against a share of 1/2. And 0.7 begins the next bin."""
+    figures = measure(stack(np.array([0.62, 0.68])), [A, B])
+    assert figures["ece"].value == pytest.approx(0.15)
+    rows = estimate_reliability(Resampler(range(3)), stack(np.array([0.62, 0.68, 0.7])), np.array([A, B, A]))
+    expected = [(0.6, 0.7, pytest.approx(0.65), 0.5, 2), (0.7, 0.8, pytest.approx(0.7), 1, 1)]
+    assert [tuple(row[key] for key in ("low", "high", "mean_p", "share", "battles")) for row in rows] == expected
+
+
+def test_exchanged_answers_give_the_same_figures():
+    rng = np.random.default_rng(4)
+    probabilities, labels = stack(rng.random(300)), stack(rng.choice([0, 0.2, 0.5, 1], 300))
+    straight, turned = measure(probabilities, labels), measure(probabilities[:, ::-1], labels[:, ::-1])
+    for name, estimate in straight.items():
+        assert [*vars(estimate).values()] == pytest.approx([*vars(turned[name]).values()], abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "predictions, labels, expected",
+    [
+        # Always 1/2: counts as a; favours neither, so calibrated; says nothing of the order.
+        (
+            [[0.5, 0.5]] * 4,
+            [A, A, B, A],
+            {"accuracy": 0.75, "log_loss": log(2), "brier": 0.25, "ece": 0, "auc": 0.5},
+        ),
+        ([A, B, A], [A, B, A], {"accuracy": 1, "log_loss": 0, "brier": 0, "ece": 0, "auc": 1}),
+        ([B, A, B], [A, B, A], {"accuracy": 0, "log_loss": 7 * log(10), "brier": 1, "ece": 1, "auc": 0}),
+        (
+            [[0.75, 0.25]] * 3,
+            [A, A, A],
+            {"accuracy": 1, "log_loss": log(4 / 3), "brier": 1 / 16, "ece": 0.25, "auc": None},
+        ),
+        (
+            [[0.75, 0.25]] * 2,
+            [TIE, TIE],
+            {"accuracy": None, "log_loss": (log(4 / 3) + log(4)) / 2, "ece": 0.25, "auc": None},
+        ),
+        (np.zeros((0, 2)), np.zeros((0, 2)), dict.fromkeys(["accuracy", "log_loss", "brier", "ece", "auc"])),
+    ],
+    ids=["constant", "perfect", "wrong", "one class", "ties only", "empty"],
+)
+def test_extremes_have_clear_answers(predictions, labels, expected):
+    """None, with count 0, is where there is nothing to score; never NaN in what is written."""
+    figures = {name: estimate.to_dict() for name, estimate in measure(np.array(predictions), labels).items()}
+    for name, value in expected.items():
+        assert figures[name]["value"] == (value if value is None else pytest.approx(value, abs=1e-12)), name
+        assert (figures[name]["count"] == 0) == (value is None)
+        assert not any(isinstance(end, float) and isnan(end) for end in figures[name].values())
+
+
+def test_a_part_is_scored_alone():
+    part = np.array([True, False, True, True])
+    alone = measure(PROBABILITIES[part], LABELS[part])
+    figures = measure(PROBABILITIES, LABELS, part=part)
+    assert [(e.value, e.count) for e in figures.values()] == [(pytest.approx(e.value), e.count) for e in alone.values()]
+
+
+@pytest.mark.parametrize("estimate", [estimate_metrics, estimate_reliability, estimate_selective])
+def test_nan_is_refused_by_all_figures(estimate):
+    for probabilities, labels in (([[np.nan, 1]], [A]), ([A], [[np.nan, 1]])):
+        with pytest.raises(ValueError, match="found NaN"):
+            estimate(Resampler([0]), np.array(probabilities), np.array(labels))
+
+
+def test_surest_verdicts_come_first_and_ties_are_no_battles():
+    """Ten decided battles, right but for the three least sure of them, and one tie that is surest of all."""
+    p_a = np.array([0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.4, 0.45, 0.48, 0.99])
+    labels = np.array([A] * 10 + [TIE])
+    rows = estimate_selective(Resampler(range(11)), stack(p_a), labels)
+    assert [row["battles"] for row in rows] == list(range(1, 11))
+    assert [row["accuracy"]["value"] for row in rows] == pytest.approx([1] * 7 + [7 / 8, 7 / 9, 7 / 10])
+    assert [row["share"] for row in rows] == pytest.approx(np.arange(1, 11) / 10)
+
+
+def test_mcnemar_counts_what_only_one_gets_right():
+    """6 against 1 of the battles where they differ: both tails of 7 fair coins, 2 (1 + 7) / 2^7 = 0.125."""
+    hits, others = np.array([1] * 6 + [0] + [1] * 20, bool), np.array([0] * 6 + [1] + [1] * 20, bool)
+    test = compute_mcnemar(hits, others)
+    assert test == {"only_first": 6, "only_second": 1, "p_value": pytest.approx(0.125)}
+    assert test["p_value"] == pytest.approx(2 * binom.cdf(1, 7, 0.5))
+    assert compute_mcnemar(hits, hits) == {"only_first": 0, "only_second": 0, "p_value": 1.0}
+
+
+def test_a_script_named_evaluate_does_not_hide_the_library():
+    """Python puts the folder of `python scripts/predict.py` first on its path, and there stands an evaluate.py."""
+    code = f"import sys; sys.path.insert(0, {str(REPOSITORY / 'scripts')!r}); from modeling.metrics import evaluate; "
+    assert "site-packages" in succeed(sys.executable, "-c", code + "print(evaluate.__file__)")

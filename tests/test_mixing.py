@@ -4,6 +4,7 @@ import pytest
 from accelerate import PartialState
 from datasets import Dataset
 
+from modeling.battles import load_battles
 from modeling.duplicates import DuplicateIndex
 from modeling.mixing import describe_battles, doubt_label, drop_leaks, drop_twins, mix_sources
 
@@ -74,7 +75,7 @@ def test_leaks_may_be_kept_or_stop_the_run(caplog):
 def test_repeats_and_identical_answers_are_counted_and_dropped_where_asked(caplog):
     battles = build_battles(
         {"response_a": "left", "response_b": "right"},
-        {"prompt": " P", "response_a": "Right", "response_b": "left"},  # the first one, turned
+        {"prompt": " P", "response_a": "Right", "response_b": "left", "label": [0.0, 1.0]},  # the first one, turned
         {"response_a": "left", "response_b": "other"},
         {"response_a": "same", "response_b": " same"},
     )
@@ -85,6 +86,25 @@ def test_repeats_and_identical_answers_are_counted_and_dropped_where_asked(caplo
     assert drop_twins("f", battles, repeat_policy="drop", identical_policy="keep")["id"][:] == ["x0", "x2", "x3"]
     assert drop_twins("f", battles, repeat_policy="drop", identical_policy="drop")["id"][:] == ["x0", "x2"]
     assert "dropped 1 of 4 battles whose two answers are the same" in caplog.text
+
+
+def test_repeats_with_the_other_winner_are_counted_by_themselves(caplog):
+    """Turned, the same label is the other winner; a tie opposes nobody."""
+    sides = {"response_a": "left", "response_b": "right"}
+    turned = {"response_a": "right", "response_b": "LEFT"}
+    a, b, tie = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
+    battles = build_battles(
+        {**sides, "label": a},
+        {**sides, "label": a},
+        {**turned, "label": b},
+        {**sides, "label": tie},
+        {**sides, "label": b},
+        {**turned, "label": [0.9, 0.1]},
+    )
+    kept = drop_twins("f", battles, repeat_policy="drop", identical_policy="keep")
+    assert kept["id"][:] == ["x0"]
+    assert "f: dropped 3 of 6 battles that repeat another (--repeat_policy drop): battles 'x1', 'x2', 'x" in caplog.text
+    assert "f: dropped 2 of 6 battles that repeat another with the other winner (--repeat_policy drop)" in caplog.text
 
 
 # --- mixing -----------------------------------------------------------------------------------------------------------
@@ -123,9 +143,21 @@ def test_several_teachers_are_averaged_and_null_is_none():
         assert found == (teacher and pytest.approx(teacher))
 
 
+def test_a_teacher_column_of_a_csv_is_read_as_the_schemas_read_theirs(tmp_path):
+    (tmp_path / "f.csv").write_text(
+        'id,prompt,response_a,response_b,winner,t,u\nx,p,a,b,tie,0.7,\ny,p,a,b,tie,,\nz,p,a,b,tie,"[0.25, 0.75]",0.75\n'
+    )
+    mixed = mix_sources([("f.csv", load_battles(tmp_path / "f.csv"))], teacher_columns=["t", "u"])
+    assert mixed["teacher"][:] == [pytest.approx([0.7, 0.3]), None, [0.5, 0.5]]
+    for wrong in ("much", "1.5", "[1]", "nan"):
+        (tmp_path / "g.csv").write_text(f"id,prompt,response_a,response_b,winner,t\nx,p,a,b,tie,{wrong}\n")
+        with pytest.raises(ValueError, match=r"g.csv: battle 'x': --teacher_column t must be null, .*; found .+ Fix"):
+            mix_sources([("g.csv", load_battles(tmp_path / "g.csv"))], teacher_columns=["t"])
+
+
 def test_a_teacher_column_that_is_none_is_an_error():
     battles = build_battles({"t": 1.5}, {"t": 0.5})
-    with pytest.raises(ValueError, match=r"f: battle 'x0': --teacher_column t must be null, .*; found \[1.5, -0.5\]"):
+    with pytest.raises(ValueError, match=r"f: battle 'x0': --teacher_column t must be null, .*; found 1.5\. Fix"):
         mix_sources([("f", battles)], teacher_columns=["t"])
     with pytest.raises(ValueError, match="--teacher_column u: expected a column of a --train_file; found id, prompt"):
         mix_sources([("f", battles)], teacher_columns=["u"])

@@ -28,7 +28,7 @@ from modeling import probes
 from modeling.adapters import LORA_MODULES, add_adapters
 from modeling.bases import find_base, load_base
 from modeling.classifier import find_family
-from modeling.loading import read_member
+from modeling.members import read_member
 from tests.conftest import DEMO_DATA, REPOSITORY
 from tests.test_classifier import SMALL
 from tests.test_scripts import call

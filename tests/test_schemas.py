@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from modeling.battles import load_battles
-from modeling.schemas import SCHEMAS, is_chosen_first, join_messages, join_turns
+from modeling.schemas import SCHEMAS, is_chosen_first
 from tests.conftest import REPOSITORY
 
 TWO_TURNS = {"prompt": "[Turn 1] Hi\n\n[Turn 2] And?", "response_a": "[Turn 1] a1\n\n[Turn 2] a2"}
 TWO_TURNS["response_b"] = "[Turn 1] b1\n\n[Turn 2] b2"
+TWO_QUESTIONS = "[User] Hi\n\n[Assistant] Hello\n\n[User] And?"
 PLAIN = {"id": "x", "prompt": "Hi", "response_a": "a1", "response_b": "b1"}
 A, B, TIE = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
 
@@ -111,10 +112,36 @@ def test_lmsys_turns_that_are_null_are_empty_and_one_turn_is_plain_text(tmp_path
         load_rows(tmp_path, build_lmsys(response_a=[None, " "]))
 
 
-def test_lmsys_without_winners_is_read_where_the_schema_is_forced(tmp_path):
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_lmsys_without_winners_is_seen_from_its_texts(tmp_path, caplog, suffix):
+    """Its test.csv; as lists in a parquet too."""
     row = {name: value for name, value in build_lmsys().items() if not name.startswith("winner")}
-    (battle,) = load_rows(tmp_path, row, suffix=".csv", schema="lmsys")
+    (battle,) = load_rows(tmp_path, row, suffix=suffix)
     assert strip(battle) == TWO_TURNS
+    assert "lists of turns, so it is read as lmsys without outcomes; --schema unlabelled would" in caplog.text
+    assert load_rows(tmp_path, row, suffix=suffix, schema="unlabelled")[0]["prompt"] == '["Hi", "And?"]'
+    if suffix != ".csv":
+        row |= {name: json.loads(row[name]) for name in TWO_TURNS}
+        assert strip(load_rows(tmp_path, row, suffix=suffix)[0]) == TWO_TURNS
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"prompt": "Hi"}, {"response_b": "[b"}, {"response_a": "[1, 2]"}, {"response_a": '["a1"]'}, {"prompt": "[]"}],
+)
+def test_plain_texts_are_not_taken_for_turns_because_some_look_like_lists(tmp_path, odd):
+    row = {name: value for name, value in build_lmsys().items() if not name.startswith("winner")}
+    first, second = load_rows(tmp_path, row, {**row, "id": 2, **odd})
+    assert first["prompt"] == '["Hi", "And?"]' and strip(second) == {**strip(row), **odd}
+    with pytest.raises(ValueError, match=r"found the lists in 2 of its first 3 rows\. Pass --schema lmsys to"):
+        load_rows(tmp_path, row, {**row, "id": 2, **odd}, {**row, "id": 3})
+
+
+@pytest.mark.parametrize("column", ["winner_model_a", "winner_model_b", "winner_tie"])
+def test_lmsys_without_one_of_its_winner_columns_does_not_lose_its_labels(tmp_path, column):
+    row = {name: value for name, value in build_lmsys().items() if name != column}
+    with pytest.raises(ValueError, match=f"missing column {column}; found id"):
+        load_rows(tmp_path, row)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
@@ -166,7 +193,7 @@ def test_ultrafeedback_has_prompt_ids_and_several_turns_become_the_prompt(tmp_pa
     context = ("Hi", "Hello", "And?")
     row = {"chosen": talk(*context, "good"), "rejected": talk(*context, "bad"), "prompt": "Hi", "prompt_id": "77"}
     (battle,) = load_rows(tmp_path, {**row, "score_chosen": 8.0})
-    assert battle["prompt"] == "[User] Hi\n\n[Assistant] Hello\n\n[User] And?"
+    assert battle["prompt"] == TWO_QUESTIONS
     assert battle["id"] == "77" and battle["score_chosen"] == 8.0
 
 
@@ -184,13 +211,23 @@ def test_an_answer_that_looks_like_a_list_is_a_text(tmp_path):
 def test_hh_rlhf_holds_the_prompt_in_its_transcripts(tmp_path):
     said = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant:"
     (battle,) = load_rows(tmp_path, {"chosen": f"{said} good", "rejected": f"{said} bad\n\nreally"})
-    assert battle["prompt"] == "[User] Hi\n\n[Assistant] Hello\n\n[User] And?"
+    assert battle["prompt"] == TWO_QUESTIONS
     assert {battle["response_a"], battle["response_b"]} == {"good", "bad\n\nreally"}
 
 
-def test_turns_and_messages_are_joined_in_one_way():
-    assert (join_turns(["Hi"]), join_turns(["Hi", None])) == ("Hi", "[Turn 1] Hi\n\n[Turn 2] ")
-    assert join_messages([("system", "S"), ("user", "Hi")]) == "[System] S\n\n[User] Hi"
+def test_transcripts_are_taken_apart_beside_a_prompt_too(tmp_path, caplog):
+    said = "\n\nHuman: Hi\n\nAssistant:"
+    for prompt in (said, "Hi", "", None):
+        (battle,) = load_rows(tmp_path, build_pair(chosen=f"{said} good", rejected=f"{said} bad", prompt=prompt))
+        assert battle["prompt"] == "Hi" and {battle["response_a"], battle["response_b"]} == {"good", "bad"}
+    assert not caplog.records
+
+
+def test_a_prompt_that_is_none_of_the_messages_is_counted_and_the_messages_are_taken(tmp_path, caplog):
+    sides = {name: talk("Hi", "Hello", "And?", name) for name in ("chosen", "rejected")}
+    rows = [{"id": id, "prompt": prompt, **sides} for id, prompt in (("x", "And?"), ("y", "Ho"), ("z", None))]
+    assert {battle["prompt"] for battle in load_rows(tmp_path, *rows)} == {TWO_QUESTIONS}
+    assert "battle 'y': the prompt is not what the messages say; took the messages" in caplog.text
 
 
 def test_the_readme_s_table_has_a_row_for_each_schema():
@@ -295,8 +332,9 @@ def test_columns_that_change_between_parts_are_an_error_or_promoted(tmp_path):
     """Rows 0 to 2047 are one part, the rest another; an integer column may become fractional, never a text."""
     rows = [{**PLAIN, "id": f"x{row}", "winner": "tie", "score": 1 if row < 2048 else 0.5} for row in range(2050)]
     assert load_rows(tmp_path, *rows)[-1]["score"] == 0.5
-    with pytest.raises(ValueError, match="each column to have one storable type throughout"):
-        load_rows(tmp_path, *[row | {"score": "much" if row["score"] < 1 else 1} for row in rows])
+    with pytest.raises(ValueError, match="column score: expected values of one storable type throughout"):
+        load_rows(tmp_path, *(mixed := [row | {"score": "much" if row["score"] < 1 else 1} for row in rows]))
+    assert "score" not in load_rows(tmp_path, *mixed, bad_row_policy="drop")[0]
     unlabelled = [{name: value for name, value in row.items() if name != "winner"} for row in rows[2048:]]
     with pytest.raises(ValueError, match=r"expected the columns .*winner throughout; found .* after row 2,048"):
         load_rows(tmp_path, *rows[:2048], *unlabelled)

@@ -13,7 +13,7 @@ from datasets import Dataset
 from modeling import inference, judge
 from modeling.battles import load_battles
 from modeling.folds import split_folds
-from modeling.loading import read_member
+from modeling.members import read_member
 from tests.conftest import DEMO_BACKBONE, DEMO_DATA, LAUNCH, REPOSITORY, call, fail, run, succeed
 
 
@@ -206,7 +206,7 @@ def test_scripts_without_the_package_say_what_to_run(tmp_path):
             "launched with mixed precision fp16",
         ),
         (["--orientation", "ab", "--label_smoothing_factor", "1"], "label_smoothing_factor 1.0: expected 0 to below"),
-        (["--orientation", "ab", "--push_to_hub", "true"], "--push_to_hub: the Trainer would upload its optimizer"),
+        (["--orientation", "ab", "--push_to_hub", "true"], "--push_to_hub: expected the repository too; found none"),
         (["--orientation", "ab", "--max_length", "20"], "--max_length 20: expected"),
     ],
 )
@@ -304,39 +304,3 @@ def test_each_battle_is_predicted_by_the_members_that_did_not_train_on_it(bases,
     flags[3:5] = [folders[0]]
     said = fail("predict", *flags, "--folds", "true", monkeypatch=monkeypatch, caplog=caplog)
     assert "expected members of all 2 folds; found none of fold 1" in said
-
-
-def test_a_pool_is_labelled_in_parts_without_training_prompts_and_goes_on_after_a_crash(
-    members, tmp_path, monkeypatch, caplog
-):
-    """Parts of 10 are the labels of one part of 72, and those that were finished are not read again."""
-    pool = load_battles(DEMO_DATA / "demo_test.jsonl").to_pandas().drop(columns="label")
-    pool.to_parquet(battles := tmp_path / "pool.parquet")
-    pool[5:9].assign(prompt=pool["prompt"][5:9].str.upper()).to_parquet(tmp_path / "train.parquet")
-    flags = ["--battles", battles, "--judge", *members.values(), "--exclude", tmp_path / "train.parquet"]
-    call("pseudolabel", *flags, "--output", tmp_path / "whole.parquet", monkeypatch=monkeypatch)
-    whole = pd.read_parquet(tmp_path / "whole.parquet")
-    assert set(pool["id"]) - set(whole["id"]) >= set(pool["id"][5:9]) and len(whole) >= 60
-    assert set(whole["judge"]) == {"ab+ba"} and set(whole["judge_readings"]) == {"ab:ab+ba:ba"}
-    assert {"judge_revision", "judged_on", "tokens", "cut_prompt", "language"} < set(whole)
-
-    reads, real = [], judge.Judge.predict
-
-    def stop_at_the_fourth(self, part, **options):
-        reads.append(len(part))
-        if len(reads) == 4:
-            raise KeyboardInterrupt
-        return real(self, part, **options)
-
-    monkeypatch.setattr(judge.Judge, "predict", stop_at_the_fourth)
-    parts = [*flags, "--output", tmp_path / "parts.parquet", "--rows_per_part", 10]
-    with pytest.raises(KeyboardInterrupt):
-        call("pseudolabel", *parts, monkeypatch=monkeypatch)
-    assert not (tmp_path / "parts.parquet").exists()
-    reads.extend([0] * 4)  # so that it goes through
-    call("pseudolabel", *parts, monkeypatch=monkeypatch)
-    assert len(reads) == 8 + 8 - 3  # three parts were finished
-    found = pd.read_parquet(tmp_path / "parts.parquet")
-    assert found["id"].tolist() == whole["id"].tolist()
-    assert np.allclose(np.stack(found["label"]), np.stack(whole["label"]), atol=1e-5)
-    assert not list(tmp_path.glob(".parts*"))

@@ -1,0 +1,192 @@
+"""Pictures of a report, for its page and for cards. Drawn from the report alone, so that any report can be drawn again.
+
+Through matplotlib's objects, not pyplot, which keeps state between calls. Colours are Okabe and Ito's (2008), which
+people tell apart who do not see red and green as different; what differs in colour differs in shape too.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6b6b6b"
+WIDTH, HEIGHT, DPI = 6.4, 4.2, 130
+MOST_LANGUAGES, LONGEST_NAME = 20, 28
+STYLE = {"fmt": "o", "markersize": 5, "capsize": 3, "elinewidth": 1.4, "linewidth": 1.6}
+
+
+def draw_figures(report: Mapping, folder: Path) -> list[Path]:
+    """Draws what the report has facts for, as PNG files.
+
+    Args:
+        report: What `build_report` returned, or the same read back from JSON.
+        folder: Is created where it is missing.
+
+    Returns:
+        The paths of reliability.png, position_bias.png, languages.png, length_bias.png, selective.png, as far as
+        there are facts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, draw in DRAWINGS.items():
+        if figure := draw(report):
+            paths.append(folder / f"{name}.png")
+            # No date or version in the file: the same report gives the same bytes.
+            FigureCanvasAgg(figure).print_png(paths[-1], metadata={"Software": None})
+    return paths
+
+
+def draw_reliability(report: Mapping) -> Figure | None:
+    """Share of battles that the favoured answer won against its probability, and how often each was given."""
+    rows = report["reliability"]
+    if not rows:
+        return None
+    figure = _build_figure(WIDTH, HEIGHT + 0.6)
+    axes, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    x, share = ([row[key] for row in rows] for key in ("mean_p", "share"))
+    axes.plot([0.5, 1], [0.5, 1], linestyle="--", color=GREY, label="perfectly calibrated")
+    axes.errorbar(x, share, _measure_ends(share, rows, "share_low", "share_high"), color=BLUE, label="judge", **STYLE)
+    axes.set(ylabel="share of people who favour it", ylim=(min(0.4, *share) - 0.03, 1.03))
+    axes.set_title(f"Reliability (ECE {_say(report['ece'])})")
+    axes.legend(loc="upper left", frameon=False)
+    widths = [row["high"] - row["low"] for row in rows]
+    below.bar([row["low"] for row in rows], [row["battles"] for row in rows], widths, align="edge", **_FILLED)
+    below.set(xlabel="probability of the favoured answer", ylabel="battles", xlim=(0.49, 1.01))
+    return figure
+
+
+def draw_position_bias(report: Mapping) -> Figure | None:
+    """Mean probability of the answer that each reading sees first."""
+    rows = [(row["name"], row["mean_p_first"]) for row in report["readings"] if row.get("mean_p_first")]
+    rows = [(name, estimate) for name, estimate in rows if estimate["value"] is not None]
+    if not rows:
+        return None
+    bias = report["position_bias"]
+    rows.append(("all readings", bias["mean_p_first"]))
+    figure = _build_figure(WIDTH, 1.6 + 0.32 * len(rows))
+    axes = figure.subplots()
+    axes.axvline(0.5, linestyle="--", color=GREY)
+    _draw_intervals(axes, rows)
+    flips = bias.get("flip_share")
+    said = f"; {flips['value']:.1%} of verdicts flip with the order" if flips and flips["value"] is not None else ""
+    axes.set_title(f"Position bias{said}")
+    reach = max(0.05, *(abs((e[end] if e[end] is not None else e["value"]) - 0.5) for _, e in rows for end in _ENDS))
+    axes.set(
+        xlabel="mean probability of the answer that is read first (0.5: none)",
+        xlim=(0.5 - 1.15 * reach, 0.5 + 1.15 * reach),
+    )
+    return figure
+
+
+def draw_languages(report: Mapping) -> Figure | None:
+    """Accuracy per language, the most battles first, beside the accuracy on all."""
+    table = [row for row in report["tables"].get("language", []) if row["accuracy"]["value"] is not None]
+    if not table:
+        return None
+    shown = table[:MOST_LANGUAGES]
+    rows = [(f"{_shorten(row['name'])} ({row['accuracy']['count']:,})", row["accuracy"]) for row in shown]
+    figure = _build_figure(WIDTH, 1.6 + 0.3 * len(rows))
+    axes = figure.subplots()
+    axes.axvline(0.5, linestyle=":", color=GREY, label="guessing")
+    axes.axvline(report["accuracy"]["value"], linestyle="--", color=ORANGE, label="all languages")
+    _draw_intervals(axes, rows)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    more = f", the {len(shown)} most frequent" if len(table) > len(shown) else ""
+    axes.set_title(f"Accuracy by language{more} (battles without ties)")
+    axes.set(xlabel="accuracy, 95% interval", xlim=(-0.02, 1.02))
+    return figure
+
+
+def draw_length_bias(report: Mapping) -> Figure | None:
+    """Mean probability of a, and people's, against how much longer a is."""
+    rows = report["length_bias"].get("bins", [])
+    if len(rows) < 2:
+        return None
+    figure = _build_figure(WIDTH, HEIGHT)
+    axes = figure.subplots()
+    axes.axhline(0.5, linestyle=":", color=GREY)
+    x = np.array([row["log2_ratio"] for row in rows])
+    shift = 0.008 * np.ptp(x)  # so that the two do not hide each other
+    for key, label, color, marker, move in (
+        ("mean_p", "judge", BLUE, "o", -shift),
+        ("people", "people", ORANGE, "s", shift),
+    ):
+        values = [row[key]["value"] for row in rows]
+        ends = _measure_ends(values, [row[key] for row in rows])
+        axes.errorbar(x + move, values, ends, color=color, label=label, **(STYLE | {"fmt": f"{marker}-"}))
+    axes.set_title(f"Length bias (correlation of p with length {_say(report['length_bias']['correlation'])})")
+    axes.set(xlabel="length of a : length of b, in characters", ylabel="mean probability that a wins", ylim=(0, 1))
+    _name_ratios(axes, x)
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
+def draw_selective(report: Mapping) -> Figure | None:
+    """Accuracy on the surest share of battles."""
+    rows = report["selective"]
+    if len(rows) < 2:
+        return None
+    figure = _build_figure(WIDTH, HEIGHT)
+    axes = figure.subplots()
+    x, values = [100 * row["share"] for row in rows], [row["accuracy"]["value"] for row in rows]
+    lower, upper = _measure_ends(values, [row["accuracy"] for row in rows])
+    axes.fill_between(x, np.array(values) - lower, np.array(values) + upper, color=BLUE, alpha=0.2, linewidth=0)
+    axes.plot(x, values, "o-", color=BLUE, label="judge, with 95% interval")
+    axes.axhline(0.5, linestyle=":", color=GREY, label="guessing")
+    longer = report["baselines"].get("longer wins", {}).get("accuracy")
+    if longer and longer["value"] is not None:
+        axes.axhline(longer["value"], linestyle="--", color=ORANGE, label="the longer answer, on all battles")
+    axes.set_title("Accuracy of the surest verdicts alone")
+    axes.set(xlabel="share of battles answered, the surest first (%)", ylabel="accuracy", xlim=(7, 103))
+    axes.legend(loc="best", frameon=False)
+    return figure
+
+
+DRAWINGS = {
+    **{"reliability": draw_reliability, "position_bias": draw_position_bias, "languages": draw_languages},
+    **{"length_bias": draw_length_bias, "selective": draw_selective},
+}
+_FILLED = {"color": BLUE, "alpha": 0.6, "edgecolor": "white"}
+_ENDS = ("low", "high")
+
+
+def _build_figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+
+
+def _measure_ends(values: list[float], rows: list[Mapping], low: str = "low", high: str = "high") -> np.ndarray:
+    """Distances down and up to the ends, shape (2, rows); 0 where there is no interval."""
+    ends = [
+        [0 if row[end] is None else max(sign * (row[end] - value), 0) for value, row in zip(values, rows, strict=True)]
+        for sign, end in ((-1, low), (1, high))
+    ]
+    return np.array(ends, float)
+
+
+def _draw_intervals(axes: Axes, rows: list[tuple[str, Mapping]]) -> None:
+    """Estimates as horizontal intervals, the first on top."""
+    values = [estimate["value"] for _, estimate in rows]
+    ends = _measure_ends(values, [estimate for _, estimate in rows])
+    places = np.arange(len(rows))[::-1]
+    axes.errorbar(values, places, xerr=ends, color=BLUE, **STYLE)
+    axes.set_yticks(places, [name for name, _ in rows], parse_math=False)  # a "$" in a name begins no formula
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(axis="x", alpha=0.25)
+
+
+def _name_ratios(axes: Axes, log2_ratios: np.ndarray) -> None:
+    """Ticks such as 1 : 4 instead of logarithms, at most nine."""
+    low, high = int(np.floor(log2_ratios.min())), int(np.ceil(log2_ratios.max()))
+    ticks = list(range(low, high + 1, max(1, (high - low) // 8 + ((high - low) % 8 > 0))))
+    axes.set_xticks(ticks, [f"{2**tick}:1" if tick > 0 else f"1:{2**-tick}" for tick in ticks])
+
+
+def _say(estimate: Mapping) -> str:
+    return "not known" if estimate["value"] is None else f"{estimate['value']:.3f}"
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

@@ -1,0 +1,65 @@
+"""A member as one plain checkpoint: its adapter merged into the weights of its base, for whoever serves it elsewhere.
+
+transformers loads the folder with `AutoModelForSequenceClassification` once `modeling.classifier` is imported; a judge
+takes it as a member.
+"""
+
+from pathlib import Path
+
+import torch
+from accelerate.logging import get_logger
+
+from modeling.bases import DTYPES, load_base, load_tokenizer
+from modeling.classifier import PreferenceMixin
+from modeling.encoding import BattleEncoder, Encoding
+from modeling.files import check_replaceable, replace_folder
+from modeling.loading import attach_member, find_member_base, list_members
+from modeling.members import MEMBER_FILE, PROBES_FILE, is_merged, read_json, read_member, write_facts
+from modeling.probes import replay_probes
+
+logger = get_logger(__name__)
+
+
+def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
+    """Writes a member folder whose weights are a whole model, after checking that its probes still hold.
+
+    A quantised base is expanded first, and all is merged in float32, in main memory: four bytes a weight.
+
+    Args:
+        name: Folder or Hub id of a member.
+        output_dir: A new or empty folder, or one that an earlier call wrote.
+        dtype: "float32" or "bfloat16", of all weights but the head's, which are float32.
+
+    Raises:
+        ValueError: If the name is a whole judge's, the member is merged already, or its probes moved too far: nothing
+            is written then.
+    """
+    check_replaceable(output_dir, MEMBER_FILE)
+    folders = [folder for _, folder in list_members([name])]
+    if len(folders) > 1 or is_merged(folders[0]):
+        found = f"{len(folders)} members" if len(folders) > 1 else "a merged one"
+        raise ValueError(f"Judge {name}: expected a member with an adapter; found {found}. Name one adapter folder.")
+    folder = folders[0]
+    facts, tokenizer = read_member(folder), load_tokenizer(folder)
+    model = _merge(folder, dtype)
+    probes = read_json(folder / PROBES_FILE, "Judge")
+    encoder = BattleEncoder(tokenizer, Encoding.from_dict(facts.encoding))
+    change = replay_probes(f"Judge {name}, merged", model, encoder, probes, dtype)
+    with replace_folder(output_dir, MEMBER_FILE) as beside:
+        # The names are the original ones already; transformers fails when it turns back how 8 bit was loaded.
+        model.save_pretrained(beside, save_original_format=False)
+        write_facts(beside, tokenizer, facts, probes)
+    logger.info(f"Merged {name}: probabilities of its probe battles moved by at most {change:.2g}: {output_dir}")
+
+
+def _merge(folder: Path, dtype: str) -> PreferenceMixin:
+    """The base of a member folder with the adapter in its weights and the trained head."""
+    facts = read_member(folder)
+    model = load_base(find_member_base(folder, facts), dtype="float32", device=torch.device("cpu"), **facts.head)
+    if hasattr(model.config, "quantization_config"):
+        model = model.dequantize(dtype=torch.float32)
+    model = attach_member(model, "merged", folder).merge_and_unload()
+    for parameter in model.base_model.parameters():  # the head stays float32, as do buffers: rotary frequencies
+        parameter.data = parameter.data.to(DTYPES[dtype])
+    model.reads_in_bfloat16 = dtype == "bfloat16"
+    return model

@@ -1,0 +1,180 @@
+"""Says how good predictions are: a table here, and report.json, report.html and pictures in --output_dir.
+
+python scripts/evaluate.py                                          # configs/demo/evaluate.yaml, after predict.py
+python scripts/evaluate.py --predictions outputs/p/predictions.parquet --battles test.parquet --output_dir outputs/e
+python scripts/evaluate.py --judge outputs/demo/ab outputs/demo/ba --battles test.parquet --output_dir outputs/e
+"""
+
+from importlib.util import find_spec
+
+if find_spec("modeling") is None:
+    raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from datasets import Dataset
+
+from modeling.arguments import EvaluateArguments, parse_arguments
+from modeling.battles import load_battles
+from modeling.calibration import FITS, Calibration
+from modeling.duplicates import DuplicateIndex
+from modeling.figures import draw_figures
+from modeling.files import check_replaceable, replace_folder
+from modeling.judge import Judge
+from modeling.launch import call_on_main, run_script
+from modeling.pages import build_page, list_wrong_battles
+from modeling.reports import align_verdicts, build_comparison, build_report, format_report, read_labels
+from modeling.sections import FIGURES
+
+logger = get_logger("bothways.evaluate")
+
+REPORT_FILE = "report.json"
+
+
+def main() -> None:
+    (arguments,) = parse_arguments(EvaluateArguments, verb="evaluate")
+    state = PartialState(cpu=arguments.use_cpu)
+    output = Path(arguments.output_dir)
+    call_on_main(check_output, output, arguments)
+    battles = load_battles(arguments.battles, require_labels=True, **arguments.row_policy)
+    verdicts = read_battles(arguments, battles) if arguments.judge else read_verdicts(arguments.predictions, battles)
+    if not state.is_main_process:
+        return
+    raw, calibration = verdicts, None
+    if arguments.calibrate:
+        calibration = fit_calibration(arguments, battles)
+        verdicts = verdicts.assign(p_a=calibration.apply(verdicts["p_a"]))
+    report = evaluate_verdicts(arguments, battles, raw, verdicts, calibration)
+    with replace_folder(output, REPORT_FILE) as folder:
+        if arguments.judge:
+            raw.drop(columns="winner").to_parquet(folder / "predictions.parquet", index=False)
+        if calibration:
+            write_json(folder / "calibration.json", calibration.to_dict())
+        pictures = draw_figures(report, folder / "figures")
+        wrong = list_wrong_battles(verdicts, battles, arguments.show_battles)
+        page = build_page(report, pictures, battles=wrong, title=f"Evaluation on {Path(arguments.battles).name}")
+        (folder / "report.html").write_text(page, encoding="utf-8")
+        write_json(folder / REPORT_FILE, report)
+    shutil.rmtree(name_progress(output), ignore_errors=True)
+    print(format_report(report))
+    logger.info(f"Written: {output / REPORT_FILE}, {output / 'report.html'}, {len(pictures)} pictures")
+
+
+def check_output(output: Path, arguments: EvaluateArguments) -> None:
+    """Raises a ValueError if results could not be written, before the minutes that they take."""
+    check_replaceable(output, REPORT_FILE)
+    names = ("battles", "predictions", "against", "train_file", "calibrate_predictions", "calibrate_battles")
+    for name in names:
+        path = vars(arguments)[name]
+        read = not (arguments.judge and name == "predictions")
+        if path and read and output.resolve() in Path(path).resolve().parents:
+            raise ValueError(
+                f"--output_dir {output}: expected a folder without inputs, as it is replaced whole; found --{name} "
+                f"{path}. Move that file, or write elsewhere."
+            )
+
+
+def name_progress(output: Path) -> Path:
+    """Where finished batches are kept: beside the output, which is replaced."""
+    return output.with_name(f".{output.name}.progress")
+
+
+def read_battles(arguments: EvaluateArguments, battles: Dataset) -> pd.DataFrame:
+    """The judge's verdicts."""
+    if arguments.predictions:
+        logger.info(f"--judge reads the battles; --predictions {arguments.predictions} is left aside")
+    judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
+    return judge.predict(
+        battles,
+        readings=arguments.readings,
+        tokens_per_batch=arguments.tokens_per_batch,
+        progress_dir=name_progress(Path(arguments.output_dir)),
+    )
+
+
+def read_verdicts(path: str, battles: Dataset) -> pd.DataFrame:
+    """A file of predictions, in the battles' order."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Predictions {path}: expected a file; found none. scripts/predict.py writes it.")
+    try:
+        verdicts = pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"Predictions {path}: expected a parquet file; found {error}.") from error
+    return align_verdicts(verdicts, battles, f"Predictions {path}")
+
+
+def fit_calibration(arguments: EvaluateArguments, battles: Dataset) -> Calibration:
+    """Fits on battles of which none is scored; one with a scored one's prompt would tell as much."""
+    others = load_battles(arguments.calibrate_battles, require_labels=True, **arguments.row_policy)
+    verdicts = read_verdicts(arguments.calibrate_predictions, others)
+    index, ids = DuplicateIndex(), set(map(str, battles["id"][:]))
+    index.add(battles["prompt"][:])
+    near = index.find(others["prompt"][:])
+    if shared := [id for id, found in zip(others["id"][:], near, strict=True) if found or str(id) in ids]:
+        raise ValueError(
+            f"--calibrate_battles {arguments.calibrate_battles}: expected none that is scored, or has a scored one's "
+            f"prompt; found {len(shared)} of {len(others)}: {', '.join(map(repr, shared[:5]))}"
+            f"{' and more' * (len(shared) > 5)}. Calibrate on others."
+        )
+    return FITS[arguments.calibrate](verdicts["p_a"].to_numpy(), read_labels(others))
+
+
+def evaluate_verdicts(
+    arguments: EvaluateArguments,
+    battles: Dataset,
+    raw: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    calibration: Calibration | None,
+) -> dict:
+    """The report, with the comparison, the calibration and the files it is made from."""
+    bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
+    train_battles = load_training(arguments, battles) if arguments.train_file else None
+    report = build_report(verdicts, battles, train_battles=train_battles, **bootstrap)
+    if calibration:
+        before = build_report(raw, battles, **bootstrap)
+        figures = {
+            when: {name: each[name] for name in FIGURES} for when, each in (("before", before), ("after", report))
+        }
+        report["calibration"] = calibration.to_dict() | figures
+    if arguments.against:
+        against = read_verdicts(arguments.against, battles)
+        name = str(Path(arguments.against).name)
+        report["comparison"] = {"name": name} | build_comparison(verdicts, against, battles, **bootstrap)
+    sources = {"battles": arguments.battles, "predictions": None if arguments.judge else arguments.predictions}
+    sources |= {"against": arguments.against, "training": arguments.train_file}
+    sources |= {"calibration": arguments.calibrate_battles}
+    return report | {"data": {role: describe_source(path) for role, path in sources.items() if path}}
+
+
+def load_training(arguments: EvaluateArguments, battles: Dataset) -> Dataset:
+    """Battles for the baselines that learn; a ValueError if they are those that are scored."""
+    train_battles = load_battles(arguments.train_file, require_labels=True, **arguments.row_policy)
+    if shared := set(map(str, train_battles["id"][:])) & set(map(str, battles["id"][:])):
+        raise ValueError(
+            f"--train_file {arguments.train_file}: expected none that is scored; found {len(shared)}: "
+            f"{', '.join(sorted(shared)[:5])}{' and more' * (len(shared) > 5)}. Give what the judge was trained on."
+        )
+    return train_battles
+
+
+def describe_source(path: str) -> dict:
+    """Name and, of a file, hash: no folders, which are the machine's own affair."""
+    if not Path(path).is_file():
+        return {"name": path, "sha256": None}
+    with open(path, "rb") as file:
+        return {"name": Path(path).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def write_json(path: Path, facts: dict) -> None:
+    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,165 @@
+"""scripts/evaluate.py through its real command: files, mistakes, calibration, and a judge that reads first."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from modeling.battles import load_battles
+from modeling.calibration import Calibration
+from modeling.metrics import compute_accuracy, compute_log_loss
+from tests.conftest import DEMO_DATA, REPOSITORY, call, fail, succeed
+
+TEST, TRAIN = DEMO_DATA / "demo_test.jsonl", DEMO_DATA / "demo_train.jsonl"
+FILES = {"report.json", "report.html", "figures"}
+
+
+def write_predictions(path, battles=TEST, seed=0, sharpness=1.0):
+    """Better than chance, of one member that read both orders; sharper than honest where asked."""
+    loaded = load_battles(battles)
+    won = np.array(loaded["label"][:])[:, 0] * 2 - 1
+    odds = (won[:, None] + np.random.default_rng(seed).normal(size=(len(won), 2)) * 2) * sharpness
+    readings = 1 / (1 + np.exp(-odds))
+    p_a = readings.mean(axis=1)
+    verdicts = {
+        "id": loaded["id"][:],
+        "p_a": p_a,
+        "p_b": 1 - p_a,
+        "p_a_m_ab": readings[:, 0],
+        "p_a_m_ba": readings[:, 1],
+    }
+    pd.DataFrame(verdicts).to_parquet(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictions(tmp_path_factory):
+    return write_predictions(tmp_path_factory.mktemp("predictions") / "p.parquet")
+
+
+def build_flags(predictions, output) -> list:
+    return ["--predictions", predictions, "--battles", TEST, "--output_dir", output, "--draws", 100]
+
+
+def test_the_command_writes_its_files_and_prints_the_table(predictions, tmp_path):
+    """As a user types it, in a process where scripts/ stands first on Python's path."""
+    flags = [*build_flags(predictions, tmp_path / "out"), "--train_file", TRAIN, "--against", predictions]
+    said = succeed(sys.executable, "scripts/evaluate.py", *flags)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    battles, table = load_battles(TEST), pd.read_parquet(predictions)
+    labels, p = np.array(battles["label"][:]), table[["p_a", "p_b"]].to_numpy()
+    assert report["accuracy"]["value"] == pytest.approx(compute_accuracy(p, labels).value)
+    assert report["log_loss"]["value"] == pytest.approx(compute_log_loss(p, labels).value)
+    assert "tf-idf" in report["baselines"] and "majority per language" in report["baselines"]
+    assert report["comparison"]["accuracy_difference"]["value"] == 0
+    assert report["data"]["battles"]["name"] == "demo_test.jsonl" and len(report["data"]["battles"]["sha256"]) == 64
+    assert f"accuracy  {report['accuracy']['value']:.3f}" in said and "Against p.parquet" in said
+    names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    assert names == {f"{n}.png" for n in ("reliability", "position_bias", "languages", "length_bias", "selective")}
+    written = (tmp_path / "out" / "report.html").read_text(encoding="utf-8") + json.dumps(report, ensure_ascii=False)
+    assert str(tmp_path) not in written and not any(battle["prompt"][:20] in written for battle in battles)
+
+
+def test_battles_are_shown_where_asked_and_a_second_run_replaces_the_first(predictions, tmp_path, monkeypatch):
+    flags = build_flags(predictions, tmp_path / "out")
+    call("evaluate", *flags, "--show_battles", 2, monkeypatch=monkeypatch)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "The 2 battles with the highest loss" in page
+    report = (tmp_path / "out" / "report.json").read_text(encoding="utf-8")
+    assert not any(battle["prompt"][:20] in report for battle in load_battles(TEST))
+    call("evaluate", *flags, monkeypatch=monkeypatch)
+    assert "highest loss" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "report.json").read_text(encoding="utf-8") == report
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+
+def test_a_judge_reads_first_and_its_predictions_are_kept(members, tmp_path, monkeypatch):
+    flags = ["--judge", *members.values(), "--battles", TEST, "--output_dir", tmp_path / "out", "--draws", 100]
+    call("evaluate", *flags, monkeypatch=monkeypatch)
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}  # nor is what was in progress left over
+    found = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    call("predict", *flags[:-4], "--output_dir", tmp_path / "p", monkeypatch=monkeypatch)
+    assert found.equals(pd.read_parquet(tmp_path / "p" / "predictions.parquet"))
+    readings = json.loads((tmp_path / "out" / "report.json").read_text())["readings"]
+    assert [row["name"] for row in readings] == ["ab_ab", "ba_ba"]
+
+
+@pytest.mark.parametrize("method", ["temperature", "isotonic"])
+def test_calibration_is_fitted_elsewhere_and_shown_before_and_after(method, predictions, tmp_path, monkeypatch, capsys):
+    sharp = write_predictions(tmp_path / "sharp.parquet", seed=1, sharpness=4)
+    other = write_predictions(tmp_path / "train.parquet", TRAIN, seed=2, sharpness=4)
+    flags = [*build_flags(sharp, tmp_path / "out"), "--calibrate", method, "--calibrate_battles", TRAIN]
+    call("evaluate", *flags, "--calibrate_predictions", other, monkeypatch=monkeypatch)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    facts = report["calibration"]
+    assert facts["after"]["log_loss"]["value"] < facts["before"]["log_loss"]["value"]
+    assert facts["after"]["accuracy"] == facts["before"]["accuracy"] == report["accuracy"]
+    assert facts["after"]["log_loss"] == report["log_loss"] and facts["battles"] == 216
+    calibration = Calibration.from_dict(json.loads((tmp_path / "out" / "calibration.json").read_text()))
+    p_a = calibration.apply(pd.read_parquet(sharp)["p_a"].to_numpy())
+    labels = np.array(load_battles(TEST)["label"][:])
+    expected = compute_log_loss(np.column_stack([p_a, 1 - p_a]), labels).value
+    assert report["log_loss"]["value"] == pytest.approx(expected)
+    assert "Calibration" in capsys.readouterr().out
+
+
+def test_calibrating_on_scored_battles_or_prompts_is_refused(predictions, tmp_path, monkeypatch, caplog):
+    """By id, and by a prompt that is nearly a scored one's under another id."""
+    flags = [*build_flags(predictions, tmp_path / "out"), "--calibrate", "temperature"]
+    same = ["--calibrate_predictions", predictions, "--calibrate_battles", TEST]
+    said = fail("evaluate", *flags, *same, monkeypatch=monkeypatch, caplog=caplog)
+    assert "expected none that is scored" in said and "found 72 of 72" in said
+    rows = [json.loads(line) for line in TEST.read_text(encoding="utf-8").splitlines()[:3]]
+    rows = [row | {"id": f"new-{number}", "prompt": f"{row['prompt']} "} for number, row in enumerate(rows)]
+    (tmp_path / "near.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    near = write_predictions(tmp_path / "near.parquet", tmp_path / "near.jsonl")
+    near_flags = ["--calibrate_predictions", near, "--calibrate_battles", tmp_path / "near.jsonl"]
+    said = fail("evaluate", *flags, *near_flags, monkeypatch=monkeypatch, caplog=caplog)
+    assert "found 3 of 3: 'new-0', 'new-1', 'new-2'" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({"--draws": 5}, "expected 100 draws or more"),
+        ({"--predictions": "nowhere.parquet"}, "Predictions nowhere.parquet: expected a file; found none"),
+        ({"--predictions": TEST}, "expected a parquet file"),
+        ({"--calibrate": "isotonic"}, "expected all or none; found 1"),
+        ({"--train_file": TEST}, "--train_file .*: expected none that is scored; found 72"),
+        ({"--battles": TRAIN}, "expected a row for each battle; found otherwise for 216"),
+        ({"--show_battles": -1}, "no fewer battles than 0"),
+        ({"--predictions": ""}, "Expected --predictions or --judge; found neither"),
+    ],
+)
+def test_mistakes_have_one_line_and_write_nothing(change, expected, predictions, tmp_path, monkeypatch, caplog):
+    flags = dict(zip(*[iter(build_flags(predictions, tmp_path / "out"))] * 2, strict=True)) | change
+    said = fail("evaluate", *(part for item in flags.items() for part in item), monkeypatch=monkeypatch, caplog=caplog)
+    assert re.search(expected, said), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_other_files_or_with_an_input_is_not_replaced(predictions, tmp_path, monkeypatch, caplog):
+    """Not even a former evaluation's, if the predictions that are to be scored lie in it."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    flags = build_flags(predictions, tmp_path / "notes")
+    assert "found other files" in fail("evaluate", *flags, monkeypatch=monkeypatch, caplog=caplog)
+    inside = tmp_path / "out" / "predictions.parquet"
+    inside.parent.mkdir()
+    write_predictions(inside)
+    (inside.parent / "report.json").write_text("{}")
+    said = fail("evaluate", *build_flags(inside, tmp_path / "out"), monkeypatch=monkeypatch, caplog=caplog)
+    assert "expected a folder without inputs" in said and inside.is_file()
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "keep"
+
+
+def test_the_recipe_names_what_the_demo_makes():
+    recipe = (REPOSITORY / "configs" / "demo" / "evaluate.yaml").read_text()
+    predict = (REPOSITORY / "configs" / "demo" / "predict.yaml").read_text()
+    assert "predictions: outputs/demo/predictions/predictions.parquet" in recipe
+    assert "output_dir: outputs/demo/predictions" in predict

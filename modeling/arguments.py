@@ -1,39 +1,17 @@
-"""A run's settings: one dataclass per script, filled from a YAML file first and from flags second.
+"""A run's settings: one dataclass per script. Combinations are checked here, naming the flags as typed.
 
-Each field's help is its only description. Only scripts (and loading) import this module; everything else takes plain
-values.
+Only scripts import this module; everything else takes plain values.
 """
 
-import difflib
-import json
-import logging
 import math
-import os
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-
-import torch
-import yaml
-from transformers import HfArgumentParser
+from dataclasses import dataclass, fields
 
 from modeling.battles import TRAINED_ORIENTATIONS
-from modeling.checks import BAD_ROW_POLICIES, BLANK_POLICIES, SCHEMA_NAMES, TIE_POLICIES
+from modeling.checks import SCHEMA_NAMES
 from modeling.encoding import TRUNCATIONS
 from modeling.folds import FOLD_METHODS
 from modeling.mixing import LEAK_POLICIES, TWIN_POLICIES
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-TOKEN_FLAGS = ("__hub_token", "__push_to_hub_token")  # TrainingArguments', which take - for _ too
-BASE_HELP = (
-    "Backbone: a folder, a Hub id (with @revision, if wanted), a .gguf file, or package:<installed package>/<file>."
-)
-
-
-def option(default, help: str, **metadata):
-    """A dataclass field with a default, a help and, where they are fixed, choices."""
-    return field(default=default, metadata={"help": help, **metadata})
+from modeling.options import BASE_HELP, BattleArguments, ReadingArguments, option, require
 
 
 @dataclass
@@ -64,25 +42,6 @@ class QuantizeArguments:
                 "--bnb_4bit_quant_type and --bnb_4bit_use_double_quant: expected with --quantization 4bit alone; "
                 f"found {self.quantization}. Leave them out."
             )
-
-
-@dataclass
-class BattleArguments:
-    """How the rows of a file become battles, in train.py, predict.py and pseudolabel.py alike."""
-
-    schema: str = option("auto", "Schema of the files; auto sees it from the columns.", choices=list(SCHEMA_NAMES))
-    tie_policy: str = option("keep", "Ties: keep them as [0.5, 0.5], or drop them.", choices=list(TIE_POLICIES))
-    blank_policy: str = option(
-        "error", "Null or blank texts: stop, drop the battle, or keep it as empty.", choices=list(BLANK_POLICIES)
-    )
-    bad_row_policy: str = option(
-        "error", "Any other row that cannot be read: stop, or drop it.", choices=list(BAD_ROW_POLICIES)
-    )
-
-    @property
-    def row_policy(self) -> dict[str, str]:
-        """What `load_battles` is told."""
-        return {field.name: vars(self)[field.name] for field in fields(BattleArguments)}
 
 
 @dataclass
@@ -166,25 +125,6 @@ class TrainArguments(BattleArguments):
                 f"{', '.join(f'--{name}' for name in idle)}: expected --teacher_column too; found none. Name the "
                 "columns with a teacher's probabilities, or leave it out."
             )
-
-
-@dataclass
-class ReadingArguments(BattleArguments):
-    """How a judge reads battles, in predict.py and pseudolabel.py alike."""
-
-    battles: str = option(None, "Battles to read: parquet, csv or jsonl.")
-    judge: list[str] | None = option(None, "Members or whole judges, one or more: folders or Hub ids (with @revision).")
-    readings: str | None = option(
-        None,
-        "Each member reads the order it was trained in, or every member reads both; as the judge says if left out.",
-        choices=["own", "both"],
-    )
-    tokens_per_batch: int = option(8192, "Tokens of one forward pass, padding included.")
-    skip_probes: bool = option(False, "Do not check that each member still answers as it did when it was saved.")
-    dtype: str | None = option(
-        None, "Read in this instead of what each member was trained in.", choices=["bfloat16", "float32"]
-    )
-    use_cpu: bool = option(False, "Run on the CPU even where there is a GPU.")
 
 
 @dataclass
@@ -344,86 +284,3 @@ class BenchmarkArguments:
         require(self, "battles", "base", "output")
         if self.repeats < 1:
             raise ValueError(f"--repeats {self.repeats}: expected 1 or more.")
-
-
-def require(arguments: object, *names: str) -> None:
-    """Raises a ValueError naming the flags that were not given."""
-    missing = [f"--{name}" for name in names if not vars(arguments)[name]]
-    if missing:
-        metadata = {f"--{field.name}": field.metadata for field in fields(arguments)}
-        hints = "; ".join(
-            f"{flag}: {metadata[flag]['help']}"
-            + (f" ({' or '.join(choices)})" if (choices := metadata[flag].get("choices")) else "")
-            for flag in missing
-        )
-        raise ValueError(f"Expected {', '.join(missing)}; found neither flag nor YAML key. {hints}")
-
-
-def parse_arguments(*kinds: type, verb: str, argv: Sequence[str] | None = None) -> tuple:
-    """One filled instance per dataclass, from `[CONFIG.yaml] [--flag value ...]`; flags win over the YAML.
-
-    Without a YAML the script's demo recipe, configs/demo/<verb>.yaml, is taken.
-
-    Args:
-        kinds: Argument dataclasses; TrainingArguments may be among them.
-        verb: The script's name, which is also its recipe's.
-        argv: Command line without the program; the process's own if None.
-
-    Raises:
-        FileNotFoundError: If the YAML does not exist.
-        ValueError: If a key or flag is unknown, or a value is not of its field's type.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
-        kinds, allow_abbrev=False, description=(kinds[0].__doc__ or "").strip(), prog=f"{verb}.py"
-    )
-    parser.usage = f"{verb}.py [CONFIG.yaml] [--flag value ...]   (without CONFIG: configs/demo/{verb}.yaml)"
-    if not {"-h", "--help"}.isdisjoint(argv):
-        parser.parse_args(["--help"])
-    parser.error = _raise_error
-    given = bool(argv) and argv[0].endswith((".yaml", ".yml"))
-    path = Path(argv.pop(0)) if given else REPOSITORY / "configs" / "demo" / f"{verb}.yaml"
-    known = {field.name for kind in kinds for field in fields(kind) if field.init}
-    # Said for the user where there is no GPU: from a launcher's YAML alone it starts processes that do not talk.
-    on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
-    automatic = ["--use_cpu", "true"] if "use_cpu" in known and on_cpu else []
-    argv = [*automatic, *_read_recipe(path, known), *argv]
-    if any(flag.partition("=")[0].replace("-", "_") in TOKEN_FLAGS for flag in argv):
-        # Before anything is logged; other users see it in the list of processes.
-        raise ValueError("--hub_token: expected no token in a command. Log in with `hf auth login`, or set HF_TOKEN.")
-    _, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise ValueError(f"Unknown argument {unknown[0]!r}.{_suggest(unknown[0].lstrip('-'), known, '--')}")
-    # Otherwise a file <script>.args that happens to lie beside the script is read too.
-    logging.getLogger(f"bothways.{verb}").info(f"Arguments, {path.name} first: {' '.join(argv)}")
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-
-
-def _read_recipe(path: Path, known: set[str]) -> list[str]:
-    """The YAML's keys as flags, so that one parser checks and converts both."""
-    if not path.is_file():
-        raise FileNotFoundError(f"Recipe {path}: expected a YAML file; found none. The recipes stand in configs/.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"Recipe {path}: expected YAML; found {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"Recipe {path}: expected `key: value` lines; found a {type(values).__name__}.")
-    flags = []
-    for key, value in values.items():
-        if key not in known:
-            raise ValueError(f"Recipe {path}: unknown key {key!r}.{_suggest(str(key), known)}")
-        if value is not None:
-            items = value if isinstance(value, list) else [value]
-            flags += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in items)]
-    return flags
-
-
-def _suggest(name: str, known: set[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    return f" Did you mean {' or '.join(prefix + match for match in close)}?" if close else " --help lists all of them."
-
-
-def _raise_error(message: str) -> None:
-    """Stands in for argparse's own error, which prints a usage of several screens."""
-    raise ValueError(f"Arguments: {message}.")

@@ -49,8 +49,8 @@ class Judge:
         """The (member, orientation) pairs to read.
 
         Args:
-            readings: "own": each member in the order it was trained in, or both if it was trained in both; "both": every
-                member in both orders, which makes p(A, B) = 1 - p(B, A); None: as the judge says of itself.
+            readings: "own": each member in the order it was trained in, or both if it was trained in both; "both":
+                every member in both orders, which makes p(A, B) = 1 - p(B, A); None: as the judge says of itself.
         """
         readings = self.readings if readings is None else readings
         if readings not in READINGS:

@@ -35,11 +35,12 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from starlette.middleware import Middleware
 
-from modeling.arguments import AppArguments, parse_arguments
+from modeling.arguments import AppArguments
 from modeling.battles import TEXTS, load_battles
 from modeling.judge import Judge
 from modeling.launch import run_script
 from modeling.loading import Member
+from modeling.parsing import parse_arguments
 from modeling.serving import TITLES, FileVerdicts, Limits, ServedJudge
 from modeling.web import RequestGuard, find_port, read_card, render_verdict
 

@@ -32,12 +32,13 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from modeling.arguments import BenchmarkArguments, parse_arguments
+from modeling.arguments import BenchmarkArguments
 from modeling.bases import BaseFiles, find_base, load_tokenizer
 from modeling.battles import ORIENTATIONS, TEXTS, iterate_battles, load_battles, order_responses
 from modeling.duplicates import DuplicateIndex
 from modeling.encoding import TEMPLATE, BattleEncoder, build_encoding
 from modeling.launch import run_script
+from modeling.parsing import parse_arguments
 from modeling.pseudolabels import PartFolder
 
 VERSIONS = ("bothways", "ftfy", "tokenizers", "transformers")

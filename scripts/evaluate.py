@@ -21,7 +21,7 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from modeling.arguments import EvaluateArguments, parse_arguments
+from modeling.arguments import EvaluateArguments
 from modeling.battles import load_battles
 from modeling.calibration import FITS, Calibration
 from modeling.duplicates import DuplicateIndex
@@ -30,6 +30,7 @@ from modeling.files import check_replaceable, replace_folder
 from modeling.judge import Judge
 from modeling.launch import call_on_main, run_script
 from modeling.pages import build_page, list_wrong_battles
+from modeling.parsing import parse_arguments
 from modeling.reports import align_verdicts, build_comparison, build_report, format_report, read_labels
 from modeling.sections import FIGURES
 

@@ -20,12 +20,13 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from modeling.arguments import PredictArguments, parse_arguments
+from modeling.arguments import PredictArguments
 from modeling.battles import LABELS, load_battles
 from modeling.encoding import CUT_COLUMNS
 from modeling.judge import Judge
 from modeling.launch import run_script
 from modeling.metrics import compute_accuracy, compute_baselines, compute_log_loss
+from modeling.parsing import parse_arguments
 
 logger = get_logger("bothways.predict")
 

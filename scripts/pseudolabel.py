@@ -22,13 +22,14 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from modeling.arguments import PseudolabelArguments, parse_arguments
+from modeling.arguments import PseudolabelArguments
 from modeling.battles import iterate_battles
 from modeling.checks import Fault
 from modeling.duplicates import DuplicateIndex
 from modeling.files import check_writable
 from modeling.judge import Judge
 from modeling.launch import call_on_main, run_script
+from modeling.parsing import parse_arguments
 from modeling.pseudolabels import PartFolder, describe_judge, describe_training, label_battles
 
 logger = get_logger("bothways.pseudolabel")

@@ -17,10 +17,11 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.logging import get_logger
 
-from modeling.arguments import PublishArguments, parse_arguments
+from modeling.arguments import PublishArguments
 from modeling.hub import Pushed, check_login, check_repository_name
 from modeling.launch import run_script
 from modeling.merging import merge_member
+from modeling.parsing import parse_arguments
 from modeling.publishing import (
     Destination,
     collect_judge,

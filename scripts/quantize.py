@@ -23,7 +23,7 @@ from torch import Tensor, device
 from transformers import set_seed
 
 from modeling.adapters import check_adapter, merge_adapter
-from modeling.arguments import QuantizeArguments, parse_arguments
+from modeling.arguments import QuantizeArguments
 from modeling.bases import (
     DTYPES,
     BaseFiles,
@@ -39,6 +39,7 @@ from modeling.classifier import PreferenceMixin
 from modeling.files import check_replaceable, replace_folder
 from modeling.hub import check_repository_name
 from modeling.launch import run_script
+from modeling.parsing import parse_arguments
 from modeling.probes import build_probe_encoder, compute_probe_logits, load_probe_battles, measure_change
 from modeling.publishing import check_base_repository, name_upload, publish_base
 

@@ -27,7 +27,7 @@ from peft import PeftModel
 from transformers import AutoConfig, TrainingArguments, set_seed
 
 from modeling.adapters import add_adapters, collect_trained_weights
-from modeling.arguments import TrainArguments, parse_arguments
+from modeling.arguments import TrainArguments
 from modeling.audit import audit_battles
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.battles import LABELS, list_orders, load_battles
@@ -51,6 +51,7 @@ from modeling.members import MEMBER_FILE, MemberFacts, save_member
 from modeling.memory import MemoryPlan, measure_resident, plan_memory
 from modeling.metrics import build_trainer_metrics
 from modeling.mixing import describe_battles, drop_leaks, drop_twins, mix_sources
+from modeling.parsing import parse_arguments
 from modeling.probes import record_probes
 from modeling.provenance import describe_fold, describe_run, describe_source, measure_training, read_evaluation
 from modeling.publishing import check_publishable, publish_member

@@ -11,8 +11,9 @@ import torch
 from transformers import TrainingArguments
 
 from modeling import arguments as module
-from modeling.arguments import REPOSITORY, PredictArguments, QuantizeArguments, parse_arguments
+from modeling.arguments import PredictArguments, QuantizeArguments
 from modeling.launch import run_script
+from modeling.parsing import REPOSITORY, parse_arguments
 
 RECIPES = sorted(path for path in REPOSITORY.glob("configs/*/*.yaml") if path.parent.name != "accelerate")
 # What only a recipe's user knows.
@@ -188,7 +189,7 @@ def test_gemma2_recipe_has_the_seeds_numbers():
 
 def test_mistake_ends_a_script_with_one_line_and_code_2(monkeypatch):
     monkeypatch.delenv("BOTHWAYS_TRACEBACK", raising=False)
-    program = "from modeling.arguments import QuantizeArguments as Kind, parse_arguments\n"
+    program = "from modeling.arguments import QuantizeArguments as Kind\nfrom modeling.parsing import parse_arguments\n"
     program += "from modeling.launch import run_script\n"
     program += "run_script(lambda: parse_arguments(Kind, verb='quantize'))"
     command = [sys.executable, "-c", program, "--bse", "b"]

@@ -30,7 +30,7 @@ def test_every_make_target_and_flag_that_the_readme_names_exists():
     makefile = (REPOSITORY / "Makefile").read_text()
     for target in set(re.findall(r"make (\w+)", "\n".join(re.findall(r"`{1,3}[^`]*`{1,3}", README)))):
         assert re.search(rf"^{target}:", makefile, re.M), target
-    arguments = (REPOSITORY / "modeling" / "arguments.py").read_text()
+    arguments = "".join((REPOSITORY / "modeling" / f"{name}.py").read_text() for name in ("options", "arguments"))
     others = {
         "config_file",
         "num_processes",

@@ -28,9 +28,13 @@ HOSTILE = (
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # two that wait for each other make tiny members slow on a busy machine
+
+
 @pytest.fixture(scope="module")
 def judge(members) -> Judge:
-    torch.set_num_threads(1)  # two that wait for each other make tiny members slow on a busy machine
     return Judge.from_pretrained([members["ab"], members["ba"]])
 
 
@@ -42,8 +46,7 @@ def served(judge) -> ServedJudge:
 @pytest.fixture(scope="module")
 def known(judge, demo_battles) -> dict:
     """What `Judge.predict` says of each demo battle alone."""
-    rows = list(demo_battles)[:12]
-    return {row["id"]: judge.predict([row], readings="both").iloc[0] for row in rows}
+    return {row["id"]: judge.predict([row], readings="both").iloc[0] for row in list(demo_battles)[:12]}
 
 
 def ask(served: ServedJudge, battle) -> dict:
@@ -199,8 +202,7 @@ def test_results_of_many_threads_do_not_mix(served, known, demo_battles, tmp_pat
 def test_a_battle_is_answered_while_a_file_is_read(served, demo_battles, tmp_path):
     """Asked when the first batch is about to be read, it is answered before the second."""
     order: list[object] = []
-    battle = demo_battles[0]
-    asker = threading.Thread(target=lambda: order.append(ask(served, battle)["id"]))
+    asker = threading.Thread(target=lambda: order.append(ask(served, demo_battles[0])["id"]))
 
     def report(share: float) -> None:
         order.append(share)
@@ -211,11 +213,11 @@ def test_a_battle_is_answered_while_a_file_is_read(served, demo_battles, tmp_pat
 
     served.judge_file(DEMO_DATA / "demo_test.jsonl", tmp_path, report)
     asker.join()
-    assert order.index(battle["id"]) == 1
+    assert order.index(demo_battles[0]["id"]) == 1
 
 
 def test_the_lock_goes_round_in_the_order_of_asking():
-    lock, order, threads = FairLock(), [], []
+    lock, order = FairLock(), []
 
     def take(number: int) -> None:
         with lock:
@@ -223,8 +225,7 @@ def test_the_lock_goes_round_in_the_order_of_asking():
 
     with lock:
         for number in range(20):
-            threads.append(threading.Thread(target=take, args=(number,)))
-            threads[-1].start()
+            threading.Thread(target=take, args=(number,)).start()
             while len(lock._line) < number + 2:
                 pass
         lock.give_way()

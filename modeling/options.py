@@ -1,0 +1,67 @@
+"""What an option of a script is: a dataclass field with a help, which is its only description; and those that several
+scripts have.
+"""
+
+from dataclasses import dataclass, field, fields
+
+from modeling.checks import BAD_ROW_POLICIES, BLANK_POLICIES, SCHEMA_NAMES, TIE_POLICIES
+
+BASE_HELP = (
+    "Backbone: a folder, a Hub id (with @revision, if wanted), a .gguf file, or package:<installed package>/<file>."
+)
+
+
+def option(default, help: str, **metadata):
+    """A dataclass field with a default, a help and, where they are fixed, choices."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def require(arguments: object, *names: str) -> None:
+    """Raises a ValueError naming the flags that were not given."""
+    missing = [f"--{name}" for name in names if not vars(arguments)[name]]
+    if missing:
+        metadata = {f"--{field.name}": field.metadata for field in fields(arguments)}
+        hints = "; ".join(
+            f"{flag}: {metadata[flag]['help']}"
+            + (f" ({' or '.join(choices)})" if (choices := metadata[flag].get("choices")) else "")
+            for flag in missing
+        )
+        raise ValueError(f"Expected {', '.join(missing)}; found neither flag nor YAML key. {hints}")
+
+
+@dataclass
+class BattleArguments:
+    """How the rows of a file become battles, in train.py, predict.py and pseudolabel.py alike."""
+
+    schema: str = option("auto", "Schema of the files; auto sees it from the columns.", choices=list(SCHEMA_NAMES))
+    tie_policy: str = option("keep", "Ties: keep them as [0.5, 0.5], or drop them.", choices=list(TIE_POLICIES))
+    blank_policy: str = option(
+        "error", "Null or blank texts: stop, drop the battle, or keep it as empty.", choices=list(BLANK_POLICIES)
+    )
+    bad_row_policy: str = option(
+        "error", "Any other row that cannot be read: stop, or drop it.", choices=list(BAD_ROW_POLICIES)
+    )
+
+    @property
+    def row_policy(self) -> dict[str, str]:
+        """What `load_battles` is told."""
+        return {field.name: vars(self)[field.name] for field in fields(BattleArguments)}
+
+
+@dataclass
+class ReadingArguments(BattleArguments):
+    """How a judge reads battles, in predict.py and pseudolabel.py alike."""
+
+    battles: str = option(None, "Battles to read: parquet, csv or jsonl.")
+    judge: list[str] | None = option(None, "Members or whole judges, one or more: folders or Hub ids (with @revision).")
+    readings: str | None = option(
+        None,
+        "Each member reads the order it was trained in, or every member reads both; as the judge says if left out.",
+        choices=["own", "both"],
+    )
+    tokens_per_batch: int = option(8192, "Tokens of one forward pass, padding included.")
+    skip_probes: bool = option(False, "Do not check that each member still answers as it did when it was saved.")
+    dtype: str | None = option(
+        None, "Read in this instead of what each member was trained in.", choices=["bfloat16", "float32"]
+    )
+    use_cpu: bool = option(False, "Run on the CPU even where there is a GPU.")

@@ -51,7 +51,9 @@ SEEDS, FOLDS, DRAWS, BATCH = range(2), 5, 10_000, 32
 POOL, SMALL, CHECKED = 2048, 400, 60  # battles: drawn from the pool, of the small labelled sets, of --check
 PART, TOKENS_PER_BATCH = 128, 1024  # battles of a file of features; small batches are what one thread reads fastest
 GRID = {"learning_rate": (3e-4,), "epochs": (2, 5), "head_dropout": (0.1,)}
-TOLERANCE = 0.02  # of a probability in bf16, see modeling/inference.py
+# Of a probability in bf16. More than the 0.02 of modeling/inference.py, as these heads divide by the features' spread;
+# 0.027 was measured, and 0.42 against the next row's.
+TOLERANCE = 0.05
 ALONE, PANEL, JUDGE = "labelled alone", "panel's p_a for its winner", "the judge: mean of 2 heads on all labels"
 SOFT, SHUFFLED, HARD, SURE = "+ pool, soft", "+ pool, soft, shuffled", "+ pool, hard", "+ pool, hard, surer half"
 SAME_STEPS = "; steps as alone"

@@ -244,6 +244,7 @@ class PublishArguments:
         "How the judge reads: each member in its own order (if nothing else is said), or every member in both.",
         choices=["own", "both"],
     )
+    report: str | None = option(None, "Folder that evaluate.py wrote: what the card says of --member or --judge.")
     merged: bool = option(False, "Merge the adapter into its base first, into one checkpoint in --output_dir.")
     output_dir: str | None = option(None, "Folder for the merged member.")
     dtype: str = option("bfloat16", "Of the merged weights.", choices=["bfloat16", "float32"])
@@ -254,7 +255,11 @@ class PublishArguments:
         if len(given) != 1:
             found = " and ".join(given) or "neither"
             raise ValueError(f"Expected one of --member, --judge and --base; found {found}. Say what to upload.")
-        others = [f"--{name}" for name in ("base_repo", "revision", "commit_message", "readings") if vars(self)[name]]
+        others = [
+            f"--{name}"
+            for name in ("base_repo", "revision", "commit_message", "readings", "report")
+            if vars(self)[name]
+        ]
         if self.base and others:
             raise ValueError(f"--base: expected --repo, --private and --dry_run alone; found {', '.join(others)}.")
         if self.merged and (not self.member or self.dry_run or self.base_repo):

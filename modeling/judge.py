@@ -184,3 +184,14 @@ def build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarra
     for index, name in enumerate(("tokens", *CUT_COLUMNS)):
         verdicts[name] = longest[:, index]
     return verdicts
+
+
+def write_verdicts(folder: Path, verdicts: pd.DataFrame) -> list[Path]:
+    """Writes predictions.parquet (all but the winner) and submission.csv (id, winner), each beside and then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "predictions.parquet", folder / "submission.csv"]
+    verdicts.drop(columns="winner").to_parquet(beside := paths[0].with_suffix(".new"), index=False)
+    beside.rename(paths[0])
+    verdicts[["id", "winner"]].to_csv(beside := paths[1].with_suffix(".new"), index=False)
+    beside.rename(paths[1])
+    return paths

@@ -169,7 +169,7 @@ def _estimate_ece(resampler: Resampler, probabilities: np.ndarray, labels: np.nd
     value, num_groups = float(np.abs(gaps).sum()), resampler.count_groups(part)
     _, error = bound_draws(np.abs(drawn - gaps).sum(axis=1), num_groups)
     _, high = bound_draws(np.abs(drawn).sum(axis=1), num_groups)
-    low = value - min(error, value)  # NaN where there is one group alone
+    low = value - min(error, value)  # NaN where there are too few groups
     return Estimate(value, low, max(high, value), int(part.sum()))
 
 

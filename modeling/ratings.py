@@ -54,17 +54,22 @@ def build_leaderboard(
     drawn = np.array(drawn).reshape(-1, 2, len(pairs.models))  # (draws, people or judge, models)
     groups = resampler.groups[part]
     for place in np.argsort(-people, kind="stable"):
-        met = pairs.includes(place)
-        row = {"name": str(pairs.models[place]), "battles": int(met.sum())}
-        for number, (who, ratings) in enumerate((("people", people), ("judge", judge))):
-            ends = bound_draws(drawn[:, number, place], len(np.unique(groups[met])))
-            row[who] = Estimate(float(ratings[place]), *ends, int(met.sum())).to_dict()
-        board["models"].append(row)
+        board["models"].append(_build_row(pairs, groups, place, (people, judge), drawn))
     often = np.array([pairs.includes(place).sum() >= LEAST_BATTLES for place in range(len(pairs.models))])
     board["ranked"], num_groups = int(often.sum()), len(np.unique(groups))
     for name, correlate in (("spearman", stats.spearmanr), ("kendall", stats.kendalltau)):
         board[name] = _correlate(correlate, people[often], judge[often], drawn[:, :, often], num_groups).to_dict()
     return board
+
+
+def _build_row(pairs: "_Pairs", groups: np.ndarray, place: int, ratings: tuple, drawn: np.ndarray) -> dict:
+    """A model's ratings by people and by the judge, with intervals from the draws."""
+    met = pairs.includes(place)
+    row: dict = {"name": str(pairs.models[place]), "battles": int(met.sum())}
+    for number, who in enumerate(("people", "judge")):
+        ends = bound_draws(drawn[:, number, place], len(np.unique(groups[met])))
+        row[who] = Estimate(float(ratings[number][place]), *ends, int(met.sum())).to_dict()
+    return row
 
 
 def rate_models(models_a: Sequence, models_b: Sequence, chances_a: np.ndarray) -> dict[str, float]:

@@ -39,12 +39,7 @@ NOT_GIVEN, OTHERS = "not given", "others"
 
 
 def build_report(
-    verdicts: pd.DataFrame,
-    battles: Dataset,
-    *,
-    train_battles: Dataset | None = None,
-    draws: int = 1000,
-    seed: int = 0,
+    verdicts: pd.DataFrame, battles: Dataset, *, train_battles: Dataset | None = None, draws: int = 1000, seed: int = 0
 ) -> dict:
     """How good verdicts are, every figure with its 95% interval by a bootstrap of prompts.
 
@@ -65,18 +60,16 @@ def build_report(
     p = stack_probabilities(verdicts)
     groups, grouping = group_prompts(battles["prompt"][:])
     resampler = Resampler(groups, draws, seed)
-    readings = {name.removeprefix(READING): verdicts[name].to_numpy(float) for name in list_readings(verdicts)}
+    readings = read_readings(verdicts)
     report: dict = {"battles": len(battles), "decided": int(find_decided(labels).sum())}
-    report |= {"prompts": resampler.num_groups, "grouping": grouping}
-    report |= {"draws": draws, "seed": seed, "confidence": CONFIDENCE}
+    report |= {"prompts": resampler.num_groups, "grouping": grouping, "draws": draws, "seed": seed}
+    report["confidence"] = CONFIDENCE
     report |= {name: estimate.to_dict() for name, estimate in estimate_metrics(resampler, p, labels).items()}
     report["baselines"] = estimate_baselines(resampler, battles, train_battles)
     report["position_bias"] = estimate_position_bias(resampler, readings, labels)
     report["length_bias"] = estimate_length_bias(resampler, p, labels, measure_lengths(battles))
-    report["tables"] = {
-        name: _build_table(resampler, p, labels, values, names)
-        for name, values, names in _find_tables(verdicts, battles)
-    }
+    tables = _find_tables(verdicts, battles)
+    report["tables"] = {name: _build_table(resampler, p, labels, *rows) for name, *rows in tables}
     report["reliability"] = estimate_reliability(resampler, p, labels)
     report["selective"] = estimate_selective(resampler, p, labels)
     report["readings"] = _build_readings(resampler, readings, labels)
@@ -163,9 +156,10 @@ def read_labels(battles: Dataset) -> np.ndarray:
     return np.array(battles["label"][:] if len(battles) else [], float).reshape(-1, len(LABELS))
 
 
-def list_readings(verdicts: pd.DataFrame) -> list[str]:
-    """The columns of single readings."""
-    return [name for name in verdicts if name.startswith(READING) and name.endswith(("_ab", "_ba"))]
+def read_readings(verdicts: pd.DataFrame) -> dict[str, np.ndarray]:
+    """p_a of each single reading, by the reading's name; NaN where it was not made."""
+    names = [name for name in verdicts if name.startswith(READING) and name.endswith(("_ab", "_ba"))]
+    return {name.removeprefix(READING): verdicts[name].to_numpy(float) for name in names}
 
 
 def group_prompts(prompts: Sequence[str]) -> tuple[list[int], str]:

@@ -13,6 +13,9 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 Z_95 = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+# Draws stay between the least and the greatest group. Of 2 groups that range misses the middle half of the time, of n
+# 2 / 2^n: 3% of 6. Simulated, intervals of 2, 4 and 6 groups hold a mean in 48%, 86% and 92%.
+LEAST_GROUPS = 6
 CELLS = 4_000_000  # draws x battles that are worked on at once: 32 MB as float64
 
 
@@ -48,10 +51,10 @@ def bound_share(share: float, count: int) -> tuple[float, float]:
 def bound_draws(draws: np.ndarray, num_groups: int) -> tuple[float, float]:
     """Widened percentiles of a figure's draws, shape (draws,); draws without the figure, NaN, are left out.
 
-    One group says nothing of how groups differ: NaN.
+    Fewer groups than `LEAST_GROUPS` say too little of how groups differ: NaN.
     """
     draws = draws[~np.isnan(draws)]
-    if num_groups < 2 or len(draws) == 0:
+    if num_groups < LEAST_GROUPS or len(draws) == 0:
         return np.nan, np.nan
     t = stats.t.ppf((1 + CONFIDENCE) / 2, num_groups - 1)
     tail = stats.norm.cdf(-t * np.sqrt(num_groups / (num_groups - 1)))

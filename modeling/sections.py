@@ -48,7 +48,7 @@ def summarize(report: Mapping) -> str:
     return (
         f"{report['battles']:,} battles on {report['prompts']:,} prompts ({report.get('grouping', 'grouped')}), "
         f"{ties:,} of them ties or even labels; {report['confidence']:.0%} intervals in brackets, by "
-        f"{report['draws']:,} bootstrap draws of prompts"
+        f"{report['draws']:,} bootstrap draws of prompts (none from fewer than 6 prompts)"
     )
 
 

@@ -19,7 +19,7 @@ from datasets import Dataset
 from modeling.battles import LABELS, ORIENTATIONS, TEXTS, load_battles, name_winners
 from modeling.encoding import CUT_COLUMNS
 from modeling.files import iterate_columns
-from modeling.judge import Judge
+from modeling.judge import Judge, write_verdicts
 from modeling.loading import Member
 from modeling.metrics import compute_accuracy
 
@@ -278,12 +278,3 @@ def summarise_verdicts(verdicts: pd.DataFrame, battles: Dataset, members: list[s
         p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
         parts.append(f"accuracy {compute_accuracy(p, np.array(battles['label'][:]))}")
     return "; ".join(parts) + "."
-
-
-def write_verdicts(folder: Path, verdicts: pd.DataFrame) -> tuple[Path, Path]:
-    """Writes predictions.parquet and submission.csv, byte for byte as scripts/predict.py does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    predictions, submission = folder / "predictions.parquet", folder / "submission.csv"
-    verdicts.drop(columns="winner").to_parquet(predictions, index=False)
-    verdicts[["id", "winner"]].to_csv(submission, index=False)
-    return predictions, submission

@@ -27,7 +27,7 @@ from modeling.members import (
     write_json,
 )
 
-CARD_FILE = "README.md"
+CARD_FILE, REPORT_FILE = "README.md", "report.json"
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
@@ -49,12 +49,14 @@ class Contents:
     """What a repository is to hold: a member at its root, or a judge's members in sub-folders.
 
     `members` are folders by sub-folder, "" for the root. `readings` ("own" or "both") and `whole`, a folder with an
-    evaluation and figures of all members together, are a judge's.
+    evaluation and figures of all members together, are a judge's. `report` is a folder that evaluate.py wrote, which
+    takes the place of an evaluation that the member or judge has.
     """
 
     members: dict[str, Path]
     readings: str | None = None
     whole: Path | None = None
+    report: Path | None = None
 
     @property
     def kind(self) -> str:
@@ -143,6 +145,8 @@ def stage_contents(contents: Contents, repo: str, base: tuple[str, str]) -> Iter
         stage = Path(temporary)
         for name, folder in contents.members.items():
             _stage_member(folder, stage / name, base)
+            if contents.kind == "member":
+                _stage_report(contents.report, stage)
             card = build_member_card(stage / name, repo if contents.kind == "member" else None)
             (stage / name / CARD_FILE).write_text(card, encoding="utf-8")
         if contents.kind == "judge":
@@ -152,6 +156,7 @@ def stage_contents(contents: Contents, repo: str, base: tuple[str, str]) -> Iter
                 paths = [contents.whole / EVALUATION_FILE, *sorted((contents.whole / "figures").glob("*.png"))]
                 names = [path.relative_to(contents.whole).as_posix() for path in paths if path.is_file()]
                 _bring(contents.whole, stage, names)
+            _stage_report(contents.report, stage)
             (stage / CARD_FILE).write_text(build_judge_card(stage, repo), encoding="utf-8")
         check_contents(stage, contents.members.values())
         yield stage
@@ -170,6 +175,17 @@ def _stage_member(folder: Path, stage: Path, base: tuple[str, str]) -> None:
         config = read_json(stage / ADAPTER_FILES[0], "Member")
         config["base_model_name_or_path"], config["revision"] = base
         write_json(stage / ADAPTER_FILES[0], config)
+
+
+def _stage_report(report: Path | None, stage: Path) -> None:
+    """Puts what evaluate.py wrote in the place of the evaluation that is there."""
+    if report is None:
+        return
+    if not (report / REPORT_FILE).is_file():
+        raise ValueError(f"--report {report}: expected a folder with {REPORT_FILE}; found none. Give evaluate.py's.")
+    shutil.rmtree(stage / "figures", ignore_errors=True)
+    _bring(report, stage, [f"figures/{name}.png" for name in FIGURES if (report / f"figures/{name}.png").is_file()])
+    shutil.copyfile(report / REPORT_FILE, stage / EVALUATION_FILE)
 
 
 def locate_base(folder: Path) -> Path | None:

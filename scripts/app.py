@@ -223,7 +223,7 @@ def build_file_tab(served: ServedJudge, folder: Path) -> None:
         f"A parquet, csv or jsonl file with the columns id, prompt, response_a and response_b, up to "
         f"{limits.max_battles:,} battles and {limits.max_bytes / 1e6:g} MB. Any schema of `scripts/predict.py` will do."
     )
-    upload = UploadedFile(label="Battles", file_types=FILE_TYPES, height=140, elem_id="upload")
+    upload = build_upload()
     button = gr.Button("Read the file", variant="primary", elem_id="read")
     note, summary = build_note("file_note"), build_note("summary")
     files = gr.File(label="Verdicts", file_count="multiple", visible=False, interactive=False, elem_id="files")
@@ -234,18 +234,22 @@ def build_file_tab(served: ServedJudge, folder: Path) -> None:
     gr.Button(visible=False).click(judge_file, upload, hidden, api_name="judge_file", **turn)
 
 
-class UploadedFile(gr.File):
-    """A file that the user sent. Gradio's own would also fetch one from any address, and leave an empty file behind."""
+def build_upload() -> gr.File:
+    """Where a file is sent; unlike Gradio's own it fetches none from an address, and leaves no empty file behind.
 
-    is_template = True  # for the page it is a File
+    Changed for this one box alone: for a subclass Gradio would write a stub beside this script.
+    """
+    upload = gr.File(label="Battles", file_types=FILE_TYPES, height=140, elem_id="upload")
+    keep = upload.async_move_resource_to_block_cache
 
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        if url_or_file_path is not None and not Path(url_or_file_path).is_file():
+    async def keep_uploaded(path: str | Path | None) -> str | None:
+        if path is not None and not Path(path).is_file():
             raise gr.Error("Expected an uploaded file; found none. Upload it first.", print_exception=False)
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
+        return await keep(path)
 
-    def preprocess(self, payload) -> str | None:
-        return payload and payload.path
+    upload.async_move_resource_to_block_cache = keep_uploaded
+    upload.preprocess = lambda sent: sent and sent.path
+    return upload
 
 
 def build_card(member: Member) -> None:

@@ -23,7 +23,7 @@ from datasets import Dataset
 from modeling.arguments import PredictArguments
 from modeling.battles import LABELS, load_battles
 from modeling.encoding import CUT_COLUMNS
-from modeling.judge import Judge
+from modeling.judge import Judge, write_verdicts
 from modeling.launch import run_script
 from modeling.metrics import compute_accuracy, compute_baselines, compute_log_loss
 from modeling.parsing import parse_arguments
@@ -50,20 +50,10 @@ def main() -> None:
     if state.is_main_process:
         logger.info(f"{len(verdicts)} battles in {seconds:.1f} s")
         paths = write_verdicts(output, verdicts)
+        shutil.rmtree(output / PROGRESS, ignore_errors=True)
         if "label" in battles.column_names and len(battles):
             print(compare(verdicts, battles))
         logger.info(f"Written: {', '.join(str(path) for path in paths)}")
-
-
-def write_verdicts(output: Path, verdicts: pd.DataFrame) -> list[Path]:
-    """Writes both files, each beside and then renamed, and removes the progress that they complete."""
-    paths = [output / "predictions.parquet", output / "submission.csv"]
-    verdicts.drop(columns="winner").to_parquet(beside := paths[0].with_suffix(".new"), index=False)
-    beside.rename(paths[0])
-    verdicts[["id", "winner"]].to_csv(beside := paths[1].with_suffix(".new"), index=False)
-    beside.rename(paths[1])
-    shutil.rmtree(output / PROGRESS, ignore_errors=True)
-    return paths
 
 
 def compare(verdicts: pd.DataFrame, battles: Dataset) -> str:

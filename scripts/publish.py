@@ -12,6 +12,7 @@ from importlib.util import find_spec
 if find_spec("modeling") is None:
     raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
 
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -85,12 +86,14 @@ def build_destination(arguments: PublishArguments) -> Destination:
 
 def collect_contents(arguments: PublishArguments) -> Contents:
     """What is to be published, from folders here."""
+    report = Path(arguments.report) if arguments.report else None
     if arguments.judge:
-        return collect_judge([Path(folder) for folder in arguments.judge], arguments.readings)
+        judge = collect_judge([Path(folder) for folder in arguments.judge], arguments.readings)
+        return replace(judge, report=report)
     folder = Path(arguments.output_dir if arguments.merged else arguments.member)
     if not folder.is_dir():
         raise FileNotFoundError(f"--member {folder}: expected the folder of a member; found none.")
-    return Contents({"": folder})
+    return Contents({"": folder}, report=report)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def app(cards, tmp_path_factory) -> Iterator[str]:
     # Gradio prints one for a path that nobody uploaded.
     assert process.returncode == 0 and said.count("Traceback") == said.count("InvalidPathError: Cannot move"), said
     assert [path.name for path in temporary.iterdir() if path.name.startswith("bothways")] == []
+    assert not (REPOSITORY / "scripts" / "app.pyi").exists()
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from modeling.bases import find_base, fingerprint_base
 from modeling.battles import load_battles
+from modeling.figures import draw_figures
 from modeling.judge import Judge
 from modeling.members import MEMBER_FILE, hash_file, read_member
 from modeling.publishing import check_publishable, publish_base, publish_member
+from modeling.reports import build_report
 from tests.conftest import DEMO_DATA, REPOSITORY, call, fail
 from tests.hub_stub import READ_TOKEN, USER, HubStub, serve_hub
 
@@ -194,6 +196,25 @@ def test_a_judge_folder_goes_as_it_is(hub, publish, members, tmp_path):
     publish("--judge", tmp_path / "judge", "--repo", f"{USER}/copy")
     same = {name: content for name, content in hub.files(f"{USER}/copy").items() if name != "README.md"}
     assert same == {name: content for name, content in hub_files.items() if name != "README.md"}
+
+
+def test_a_report_of_evaluate_becomes_the_evaluation_of_what_is_published(
+    hub, publish, refuse, members, demo_battles, tmp_path
+):
+    """Of a judge and of a member: its figures stand in the card, and its pictures beside it."""
+    verdicts = pd.DataFrame({"id": demo_battles["id"][:], "p_a": [0.6] * 72, "p_a_ab_ab": [0.6] * 72})
+    report = build_report(verdicts, demo_battles, draws=20)
+    draw_figures(report, tmp_path / "report" / "figures")
+    (tmp_path / "report" / "report.json").write_text(json.dumps(report))
+    flags = ["--base_repo", BASE_REPO, "--report", tmp_path / "report"]
+    publish("--judge", *members.values(), "--repo", f"{USER}/judge", *flags)
+    publish("--member", members["ab"], "--repo", REPO, *flags)
+    for repo in (f"{USER}/judge", REPO):
+        files = hub.files(repo)
+        assert json.loads(files["evaluation.json"]) == report and "figures/reliability.png" in files
+        assert "0.500 [" in files["README.md"].decode()  # always a: right on 36 of 72
+    (tmp_path / "report" / "report.json").unlink()
+    assert "expected a folder with report.json; found none" in refuse("--member", members["ab"], "--repo", REPO, *flags)
 
 
 def test_members_of_one_orientation_are_named_as_their_folders(hub, publish, member):

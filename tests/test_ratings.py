@@ -83,7 +83,7 @@ def test_battles_without_two_named_models_are_left_out():
     b = ["y", "y", "y", "x", "y", "y", "Unknown"]
     board = build_leaderboard(Resampler(range(7), 100), np.full(7, 0.6), np.ones(7), a, b)
     assert board["battles"] == 1 and [row["name"] for row in board["models"]] == ["x", "y"]
-    assert board["models"][0]["people"]["low"] is None  # one prompt says nothing of how prompts differ
+    assert board["models"][0]["people"]["low"] is None  # one prompt does not show how prompts differ
     assert board["spearman"] == {"value": None, "low": None, "high": None, "count": 0}
 
 

@@ -178,18 +178,17 @@ def test_very_many_prompts_are_grouped_where_they_are_equal(monkeypatch):
 
 
 def test_comparison_is_paired_and_by_hand():
-    """First right on 1, 2 and 3, second on 1 and 4, of four: differences 0, 1, 1, -1. Log losses alike in both."""
-    battles = build_battles([A, A, A, A, TIE])
-    first, second = build_verdicts([0.8, 0.8, 0.8, 0.2, 0.5]), build_verdicts([0.8, 0.2, 0.2, 0.8, 0.5])
+    """First right on 1, 2 and 3, second on 1 and 4, of four: differences 0, 1, 1, -1. A tie besides; all of it twice.
+    McNemar: 4 against 2 of 6 fair coins, 2 (1 + 6 + 15) / 2^6 = 0.6875."""
+    battles = build_battles([A, A, A, A, TIE] * 2)
+    first, second = build_verdicts([0.8, 0.8, 0.8, 0.2, 0.5] * 2), build_verdicts([0.8, 0.2, 0.2, 0.8, 0.5] * 2)
     comparison = build_comparison(first, second, battles, draws=200)
-    assert comparison["accuracy_difference"]["value"] == pytest.approx(0.25)
-    assert comparison["accuracy_difference"]["count"] == 4 and comparison["log_loss_difference"]["count"] == 5
-    assert comparison["log_loss_difference"]["value"] == pytest.approx(-np.log(4) / 5)
-    assert comparison["mcnemar"] == {"only_first": 2, "only_second": 1, "p_value": 1.0}
+    accuracy, log_loss = comparison["accuracy_difference"], comparison["log_loss_difference"]
+    assert (accuracy["value"], accuracy["count"], log_loss["count"]) == (pytest.approx(0.25), 8, 10)
+    assert log_loss["value"] == pytest.approx(-np.log(4) / 5)
+    assert comparison["mcnemar"] == {"only_first": 4, "only_second": 2, "p_value": 0.6875}
     turned = build_comparison(second, first, battles, draws=200)["accuracy_difference"]
-    assert (turned["value"], turned["low"]) == pytest.approx(
-        (-0.25, -comparison["accuracy_difference"]["high"]), abs=1e-6
-    )
+    assert (turned["value"], turned["low"]) == pytest.approx((-0.25, -accuracy["high"]), abs=1e-6)
     same = build_comparison(first, first, battles, draws=200)
     assert [same["accuracy_difference"][key] for key in ("low", "value", "high")] == [0, 0, 0]
 

@@ -110,18 +110,20 @@ def test_areas_are_those_of_battles_drawn_one_by_one():
 
 
 def test_ends_are_percentiles_widened_as_t_is():
-    """Of many groups the 2.5% and 97.5% points; of 5 those of Phi(-2.776 sqrt(5 / 4)) = 0.00095."""
+    """Of many groups the 2.5% and 97.5% points; of 7 those of Phi(-2.447 sqrt(7 / 6)) = 0.0041."""
     draws = np.linspace(0, 1, 100_001)
     assert bound_draws(draws, 10**6) == pytest.approx((0.025, 0.975), abs=1e-4)
-    tail = stats.norm.cdf(-2.7764451 * np.sqrt(5 / 4))
-    assert bound_draws(draws, 5) == pytest.approx((tail, 1 - tail), abs=1e-4)
+    tail = stats.norm.cdf(-2.4469119 * np.sqrt(7 / 6))
+    assert bound_draws(draws, 7) == pytest.approx((tail, 1 - tail), abs=1e-4)
 
 
-def test_one_group_has_no_interval_and_unanimous_ones_get_wilsons():
-    """All right on ten prompts proves no accuracy of 1: Wilson's low end is n / (n + z^2) = 10 / 13.84 = 0.722."""
-    (estimate,) = Resampler([0, 0, 0]).estimate_means(np.array([[1.0], [0.0], [1.0]]))
-    assert (estimate.value, estimate.count) == (pytest.approx(2 / 3), 3)
-    assert np.isnan([estimate.low, estimate.high]).all() and estimate.to_dict()["low"] is None
+def test_few_groups_have_no_interval_and_unanimous_ones_get_wilsons():
+    """Five prompts cannot show how prompts differ, six can. And all right on ten proves no accuracy of 1: Wilson's low
+    end is n / (n + z^2) = 10 / 13.84 = 0.722."""
+    for groups in (1, 5, 6):
+        (estimate,) = Resampler(np.arange(18) % groups).estimate_means(np.arange(18.0)[:, None] % 4)
+        assert (estimate.value, estimate.count) == (pytest.approx(25 / 18), 18)
+        assert np.isnan([estimate.low, estimate.high]).all() == (estimate.to_dict()["low"] is None) == (groups < 6)
     (estimate,) = Resampler(np.repeat(np.arange(10), 2)).estimate_means(np.ones((20, 1)), shares=[0])
     assert (estimate.low, estimate.high) == pytest.approx((10 / (10 + stats.norm.ppf(0.975) ** 2), 1))
     assert bound_share(0.0, 10) == pytest.approx((0, 1 - estimate.low))
@@ -139,11 +141,13 @@ def test_nothing_to_draw_from_is_unknown():
 
 
 def test_draws_without_a_battle_of_a_rare_part_are_left_out():
-    """Two of forty prompts: one draw in e^2 = 7.4 has neither."""
-    part = np.arange(40) < 2
+    """Six of 40 prompts: one draw in e^6 = 400 has none of them, and that is no 0."""
+    part = (np.arange(40) >= 10) & (np.arange(40) < 16)
     values = np.arange(40.0)[:, None]
-    (estimate,) = Resampler(range(40), draws=500).estimate_means(values, part[:, None])
-    assert (estimate.value, estimate.low, estimate.high, estimate.count) == (0.5, 0, 1, 2)
+    resampler = Resampler(range(40), draws=2000)
+    assert (resampler.draw_sums(np.ones((40, 1)), part) == 0).any()
+    (estimate,) = resampler.estimate_means(values, part[:, None])
+    assert (estimate.value, estimate.count) == (12.5, 6) and 10 <= estimate.low < 12 and 13 < estimate.high <= 15
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_a_close_one():

@@ -266,7 +266,6 @@ def test_a_verdict_is_shown_with_both_readings_and_what_was_cut():
     ("method", "path", "length", "status"),
     [
         ("GET", "/", None, None),
-        ("GET", "/assets/index.js", None, None),
         ("GET", "/gradio_api/file=/tmp/x/predictions.parquet", None, None),
         ("POST", "/gradio_api/call/judge", LARGEST_BODY, None),
         ("POST", "/gradio_api/call/judge", LARGEST_BODY + 1, 413),
@@ -277,7 +276,6 @@ def test_a_verdict_is_shown_with_both_readings_and_what_was_cut():
         ("GET", "/gradio_api/proxy=http://192.0.2.1/", None, 404),
         ("GET", "/monitoring/summary", None, 404),
         ("POST", "/gradio_api/process_recording", 10, 404),
-        ("POST", "/gradio_api/component_server", 10, 404),
     ],
 )
 def test_only_what_the_page_needs_is_let_in(method, path, length, status):

@@ -21,7 +21,9 @@ os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": 
 os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "100", "GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000"}
 
 import asyncio
+import ctypes
 import logging
+import platform
 import secrets
 import signal
 import tempfile
@@ -52,6 +54,7 @@ PURPOSE = (
 )
 CSS = Path(__file__).with_suffix(".css")
 FILE_TYPES = [".parquet", ".csv", ".jsonl"]
+M_ARENA_MAX = -8  # of glibc's malloc.h
 SECONDS_BETWEEN_SWEEPS = 10
 SECONDS_KEPT = 1800  # of uploaded files and of results
 NO_VERDICT = "<p class='facts'>The verdict comes here.</p>"  # and until then, how many are before you
@@ -72,6 +75,7 @@ def main() -> None:
         raise ValueError("Launcher: expected one process, which serves everybody; found several. Use python.")
     host = arguments.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     port = find_port(host, arguments.port)
+    bound_heaps()
     judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes)
     logging.getLogger("modeling.judge").setLevel(logging.WARNING)  # it says something of each battle
     limits = Limits(
@@ -115,6 +119,12 @@ def serve(page: gr.Blocks, host: str, port: int, arguments: AppArguments) -> Non
             "lifespan": forget_finished_calls,
         },
     )
+
+
+def bound_heaps() -> None:
+    """Lets glibc keep two heaps: it gives each thread one, and what a heap has grown to by chance is never given back."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 @asynccontextmanager

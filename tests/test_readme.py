@@ -1,5 +1,6 @@
 """What README.md says is run here, or checked against the tree."""
 
+import json
 import re
 
 import pytest
@@ -41,7 +42,7 @@ def test_every_make_target_and_flag_that_the_readme_names_exists():
         "max_steps",
         "report_to",
         "resume_from_checkpoint",
-        *("train", "test", "pool", "work_dir"),  # benchmarks/pseudolabels.py's own
+        *("train", "test", "pool", "work_dir", "check"),  # benchmarks/pseudolabels.py's own
     }
     for flag in set(re.findall(r"--([a-z_]+)", README)) - others:
         assert re.search(rf"^    {flag}: ", arguments, re.M), flag
@@ -69,6 +70,17 @@ def test_the_architecture_is_named_in_the_order_of_its_imports():
         source = (REPOSITORY / "modeling" / f"{module}.py").read_text()
         for imported in re.findall(r"^from modeling\.(\w+) import", source, re.M):
             assert order.index(imported) < order.index(module), f"{module} imports {imported}"
+
+
+def test_the_table_of_pseudo_labels_is_the_study_s():
+    """Each arm with its battles, accuracy and log loss, as benchmarks/pseudolabels.json has them."""
+    arms = json.loads((REPOSITORY / "benchmarks" / "pseudolabels.json").read_text())["arms"]
+    rows = [row for row in README.splitlines() if row.startswith(("| labelled alone", "| + pool", "| teacher, w"))]
+    expected = [arm for found in arms.values() for name, arm in found.items() if name[:3] in ("lab", "+ p", "tea")]
+    assert len(rows) == len(expected)
+    for row, figures in zip(rows, expected, strict=True):
+        cells = [cell.strip() for cell in row.split("|")]
+        assert cells[3] == f"{figures['accuracy'][0]:.3f}" and cells[5] == f"{figures['log_loss'][0]:.3f}", row
 
 
 def test_battles_are_packaged_with_the_code():

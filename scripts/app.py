@@ -122,7 +122,7 @@ def serve(page: gr.Blocks, host: str, port: int, arguments: AppArguments) -> Non
 
 
 def bound_heaps() -> None:
-    """Lets glibc keep two heaps: it gives each thread one, and what a heap has grown to by chance is never given back."""
+    """Lets glibc keep two heaps: it gives each thread one, and gives back little of what they have grown to."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 

@@ -58,7 +58,7 @@ def main() -> None:
 
 def compare(verdicts: pd.DataFrame, battles: Dataset) -> str:
     """A table: accuracy and log loss of the judge, on cut battles and on whole ones, of each reading and baseline."""
-    labels = np.array(battles["label"])
+    labels = np.array(battles["label"][:])
     p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
     everything = np.full(len(p), True)
     rows = [("judge", p, everything)]

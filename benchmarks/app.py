@@ -18,6 +18,7 @@ import logging
 import random
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--judge", nargs="+", default=["outputs/demo/ab", "outputs/demo/ba"])
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--battles", type=int, default=24, help="Distinct battles to ask for.")
+    parser.add_argument("--battles", type=int, default=12, help="Distinct battles to ask for.")
     parser.add_argument("--output", default="benchmarks/app.json")
     parser.add_argument("--screenshot", help="Take a picture of the page instead, with a verdict on it.")
     return parser.parse_args()
@@ -116,14 +117,25 @@ class Load:
         return (await asyncio.gather(self.watch_memory(process, every), *asking))[0]
 
 
-def measure(flags: argparse.Namespace) -> dict:
-    battles = list(load_battles(BATTLES))[: flags.battles]
+def choose_battles(flags: argparse.Namespace) -> tuple[list[dict], list[float]]:
+    """Battles whose answers differ, so that a mix-up would be seen, and p_a of each, read alone in this process."""
     judge = Judge.from_pretrained(flags.judge)
     logging.getLogger("modeling.judge").setLevel(logging.WARNING)  # it says something of each battle
-    known = [float(judge.predict([battle], readings="both")["p_a"][0]) for battle in battles]
-    del judge
-    gaps = [b - a for a, b in zip(sorted(known), sorted(known)[1:], strict=False)]
-    assert min(gaps) > 2 * TOLERANCE, "two battles have the same answer: a mix-up of them would not be seen"
+    battles: list[dict] = []
+    known: list[float] = []
+    for battle in load_battles(BATTLES):
+        p_a = float(judge.predict([battle], readings="both")["p_a"][0])
+        if all(abs(p_a - other) > 2 * TOLERANCE for other in known):
+            battles.append(battle)
+            known.append(p_a)
+            print(f"{len(known)} of {flags.battles} answers known", file=sys.stderr)
+        if len(known) == flags.battles:
+            break
+    return battles, known
+
+
+def measure(flags: argparse.Namespace) -> dict:
+    battles, known = choose_battles(flags)
     with serve(flags.judge) as (address, process):
         at_start, start = process.memory_info().rss / 1e6, time.perf_counter()
         load = Load(address, battles, known, flags.seconds)
@@ -166,6 +178,7 @@ def take_picture(flags: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the app is ended too
     flags = parse_flags()
     if flags.screenshot:
         take_picture(flags)

@@ -225,6 +225,7 @@ def test_gradio_client_gets_verdicts_and_files(app, judge, tmp_path):
 def test_curl_gets_a_verdict_by_two_steps(app, judge):
     if shutil.which("curl") is None:
         pytest.skip("curl is not here")
+    assert CURL in (REPOSITORY / "README.md").read_text(encoding="utf-8")
     answer = run("bash", "-c", CURL.replace("$URL", app)).stdout
     verdict = json.loads(re.search(r"event: complete\ndata: (.*)\n", answer)[1])[0]
     battle = {"id": 0, "prompt": "2 + 2?", "response_a": "4", "response_b": "Five."}

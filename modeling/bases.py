@@ -274,7 +274,22 @@ def measure_weights(model: PreferenceMixin) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
-def save_base(folder: Path, model: PreferenceMixin, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes a base, head included, and its tokenizer."""
+def describe_origin(name: str, files: BaseFiles) -> str:
+    """What a base is made from: Hub id and commit, a packaged file, or a folder's name; what that says of itself first.
+
+    Args:
+        name: As it was given.
+        files: What `find_base` found for it.
+    """
+    said = None if files.gguf_file else AutoConfig.from_pretrained(files.folder).to_dict().get("made_from")
+    if said or files.repo is None:
+        return said or (name if name.startswith("package:") else Path(name).name)
+    return f"{files.repo}@{files.revision}"
+
+
+def save_base(folder: Path, model: PreferenceMixin, tokenizer: PreTrainedTokenizerBase, made_from: str = "") -> None:
+    """Writes a base, head included, and its tokenizer; `made_from` becomes a line of its config."""
+    if made_from:
+        model.config.made_from = made_from
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

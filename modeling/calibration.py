@@ -83,6 +83,7 @@ def fit_temperature(p_a: np.ndarray, labels: np.ndarray) -> Calibration:
     p_a, labels = _check(p_a, labels)
 
     def compute_loss(log_temperature: float) -> float:
+        """Mean cross-entropy at a temperature, nats."""
         scaled = _scale(p_a, np.exp(log_temperature))
         return float(find_losses(np.column_stack([scaled, 1 - scaled]), labels).mean())
 

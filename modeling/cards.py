@@ -16,12 +16,14 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from modeling.battles import TRAINED_ORIENTATIONS
+from modeling.files import write_json
+from modeling.licences import find_licence
 from modeling.limits import count_languages, describe_cuts, describe_languages, describe_limits
-from modeling.loading import list_members
+from modeling.loading import find_judge
 from modeling.markdown import conceal, escape_text, fence, flatten_settings, format_estimate, render
-from modeling.members import ADAPTER_FILES, JUDGE_FILE, MEMBER_FILE, MERGED_FILE, read_json, write_json
+from modeling.members import ADAPTER_FILES, JUDGE_FILE, MEMBER_FILE, MERGED_FILE, read_json
 
-TEMPLATE_FILE = Path(__file__).with_name("model_card_template.md")
+TEMPLATE_FILE, BASE_TEMPLATE_FILE = (Path(__file__).with_name(f"{kind}_card_template.md") for kind in ("model", "base"))
 EVALUATION_FILE, CARD_FILE = "evaluation.json", "README.md"
 FIGURES = {
     "reliability": "Calibration: how often the answer that was given a probability won",
@@ -31,6 +33,7 @@ FIGURES = {
     "selective": "Accuracy on the share of battles that it is surest of",
 }
 METRICS = {"accuracy": "accuracy", "log_loss": "log_loss", "brier": "brier_score", "ece": "ece", "auc": "roc_auc"}
+ORIGIN_ON_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@[0-9a-f]{40}")
 HUB_DATASET = re.compile(
     r"(?!.*\.(parquet|csv|jsonl)$)(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(:[\w.-]+)?", re.ASCII
 )
@@ -46,23 +49,6 @@ ru Russian, si Sinhala, sk Slovak, sl Slovenian, so Somali, sq Albanian, sr Serb
 te Telugu, tg Tajik, th Thai, tl Tagalog, tr Turkish, uk Ukrainian, ur Urdu, uz Uzbek, vi Vietnamese, zh Chinese
 """
 CODES = {name: code for code, name in (entry.split() for entry in LANGUAGES.split(","))}
-# What a base's id says of its licence: pattern, licence, where it stands, and the Hub's name for it where it binds what
-# is made from the base too. Makers license other sizes and versions otherwise, so the patterns are narrow.
-LLAMA = "Llama {} Community License"
-LICENCES = (
-    (r"gemma(?!-?4)", "Gemma Terms of Use", "https://ai.google.dev/gemma/terms", "gemma"),
-    (r"deepseek-r1-distill-qwen", "MIT", "https://opensource.org/license/mit", None),
-    (
-        r"qwen2(\.5)?-(0\.5|1\.5|7)b|qwen2\.5-(14|32)b|smollm",
-        "Apache-2.0",
-        "https://www.apache.org/licenses/LICENSE-2.0",
-        None,
-    ),
-    (r"(^|[/-])llama-3\.3-", LLAMA.format("3.3"), "https://www.llama.com/llama3_3/license/", "llama3.3"),
-    (r"(^|[/-])llama-3\.2-", LLAMA.format("3.2"), "https://www.llama.com/llama3_2/license/", "llama3.2"),
-    (r"(^|[/-])llama-3\.1-", LLAMA.format("3.1"), "https://www.llama.com/llama3_1/license/", "llama3.1"),
-    (r"(^|[/-])llama-3-", LLAMA.format("3"), "https://www.llama.com/llama3/license/", "llama3"),
-)
 
 
 # --- facts out of folders ---------------------------------------------------------------------------------------------
@@ -90,7 +76,19 @@ class CardMember:
         return self.base if self.revision else None
 
     @property
+    def origin(self) -> str | None:
+        """What the base was made from, as quantize.py noted it."""
+        origin = self.facts["training"].get("base_made_from")
+        return origin and conceal(origin)
+
+    @property
+    def licence(self) -> tuple | None:
+        """What the base's names, or a merged model's own type, say of the licence."""
+        return find_licence([self.hub_base or "", self.origin or "", self.family if self.merged else ""])
+
+    @property
     def data(self) -> list[dict]:
+        """What `describe_source` said of each source."""
         return self.facts["training"].get("data", [])
 
     @property
@@ -103,6 +101,7 @@ class CardMember:
 
     @property
     def command(self) -> Markup | None:
+        """The training command as a code block."""
         command = self.facts["training"].get("command")
         return command and fence(conceal(command), "bash")
 
@@ -156,9 +155,32 @@ def build_member_card(folder: Path, repo: str | None = None) -> str:
 def build_judge_card(folder: Path, repo: str | None = None) -> str:
     """README.md of a judge folder, its members together. Arguments and errors as for `build_member_card`."""
     judge = read_json(folder / JUDGE_FILE, "Card")
-    members = [read_card_member(path, name) for name, path in list_members([str(folder)])]
+    members = [read_card_member(path, name) for name, path in find_judge([str(folder)])[0]]
     report = read_json(folder / EVALUATION_FILE, "Card") if (folder / EVALUATION_FILE).is_file() else None
     return _render_card(folder, repo, members, report, judge)
+
+
+def build_base_card(folder: Path, repo: str) -> str:
+    """README.md of a base: what it was made from, how it is quantised, and the licence that goes with it."""
+    config = read_json(folder / MERGED_FILE, "Card")
+    origin = conceal(config.get("made_from") or "")
+    found = find_licence([origin, config.get("model_type", "")])
+    on_hub = ORIGIN_ON_HUB.fullmatch(origin)
+    metadata = ModelCardData(
+        license=found and found[3],
+        library_name="bothways",
+        base_model=on_hub and on_hub["id"],
+        base_model_relation="quantized" if on_hub and "quantization_config" in config else None,
+        tags=["bothways", "base"],
+    )
+    return render(
+        BASE_TEMPLATE_FILE.read_text(encoding="utf-8"),
+        metadata=Markup(metadata.to_yaml()),
+        repo=Markup(repo),
+        origin=origin or None,
+        config=config,
+        licence=found and {"name": found[1], "link": Markup(found[2]), "binds": bool(found[3])},
+    )
 
 
 def _render_card(
@@ -210,7 +232,7 @@ def build_metadata(title: str, members: Sequence[CardMember], report: dict | Non
     """The metadata block, from facts that the Hub can look up: files here and unknown languages are left out."""
     codes = {CODES.get(name, name) for name in count_languages(list_data(members, "train"))}
     bases = list(dict.fromkeys(member.hub_base for member in members if member.hub_base))
-    binding = sorted({found[3] for member in members if (found := find_licence(member)) and found[3]})
+    binding = sorted({member.licence[3] for member in members if member.licence and member.licence[3]})
     names = (HUB_DATASET.fullmatch(row["source"]) for row in list_data(members, "train"))
     results = build_results(report) if report else []
     return ModelCardData(
@@ -261,19 +283,14 @@ def build_results(report: dict) -> list[EvalResult]:
 # --- what follows from the facts --------------------------------------------------------------------------------------
 
 
-def find_licence(member: CardMember) -> tuple | None:
-    """The entry of `LICENCES` that a base's id, or a merged model's own type, points to."""
-    names = [member.hub_base or "", member.family if member.merged else ""]
-    return next((entry for entry in LICENCES for name in names if re.search(entry[0], name, re.IGNORECASE)), None)
-
-
 def list_bases(members: Sequence[CardMember]) -> list[dict]:
     """Each base once, with what is known of its licence."""
     rows = []
     for member in members:
-        found = find_licence(member)
+        found = member.licence
         row = {
             "name": member.base,
+            "origin": member.origin,
             "hub": member.hub_base,
             "revision": member.revision,
             "fingerprint": member.facts.get("base_fingerprint"),

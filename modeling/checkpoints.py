@@ -5,7 +5,6 @@ the settings of its run. A process may be killed, or a disk be full, at any mome
 still stands, because older checkpoints go only after a new one is sealed.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,6 +13,8 @@ from pathlib import Path
 
 from accelerate.logging import get_logger
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from modeling.files import hash_file
 
 logger = get_logger(__name__)
 
@@ -124,4 +125,4 @@ def _hash_file(path: Path) -> str:
     """SHA-256 of a file that is on the disk, not only in the system's memory."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(path)

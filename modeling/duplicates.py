@@ -167,6 +167,7 @@ def group_texts(texts: Sequence[str], threshold: float = DEFAULT_THRESHOLD) -> l
         return place
 
     def join(place: int, other: int) -> None:
+        """Puts two texts' groups together."""
         mine, theirs = find_leader(place), find_leader(other)
         leader[max(mine, theirs)] = min(mine, theirs)
 

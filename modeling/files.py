@@ -1,6 +1,7 @@
 """Files in and out: tables of rows as plain columns, and results that are complete or absent. Knows no battles."""
 
 import csv
+import hashlib
 import itertools
 import json
 import re
@@ -216,3 +217,14 @@ def check_replaceable(folder: Path, mark: str) -> None:
         raise ValueError(
             f"--output_dir {folder}: expected a new or empty folder, or one with {mark} to replace; found other files."
         )
+
+
+def write_json(path: Path, values: object) -> None:
+    """Writes JSON as people can read it; NaN, which is no JSON, is a ValueError."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

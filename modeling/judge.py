@@ -14,7 +14,7 @@ from modeling.battles import LABELS, ORIENTATIONS, list_orders, name_winners
 from modeling.encoding import CUT_COLUMNS, BattleEncoder
 from modeling.folds import assign_folds, fingerprint_fold
 from modeling.inference import DEFAULT_TOKENS_PER_BATCH, predict_battles
-from modeling.loading import Member, find_readings, load_judge
+from modeling.loading import Member, find_judge, load_members
 from modeling.members import READINGS
 
 logger = get_logger(__name__)
@@ -39,11 +39,11 @@ class Judge:
     ) -> "Judge":
         """Loads members, or whole judges, from folders or Hub ids, with what they need to read battles as in training.
 
-        Args and errors as for `load_judge`.
+        Args and errors as for `find_judge` and `load_members`.
         """
         names = [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
-        members = load_judge(names, device, skip_probes=skip_probes, dtype=dtype)
-        return cls(members, find_readings(names))
+        found, readings = find_judge(names)
+        return cls(load_members(found, device, skip_probes=skip_probes, dtype=dtype), readings)
 
     def plan_readings(self, readings: str | None = None) -> list[tuple[Member, str]]:
         """The (member, orientation) pairs to read.

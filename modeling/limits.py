@@ -43,13 +43,18 @@ def describe_limits(report: Mapping | None) -> Iterator[str]:
             "each: their rows say next to nothing."
         )
     first = report["position_bias"]["mean_p_first"]
-    if first["value"] is not None and not first["low"] <= 0.5 <= first["high"]:
+    if _excludes(first, 0.5):
         side = "first" if first["value"] > 0.5 else "second"
         yield f"It leans to the answer that is read {side}: mean probability of the first {first['value']:.3f}."
     length = report["length_bias"]["correlation"]
-    if length["value"] is not None and not length["low"] <= 0 <= length["high"]:
+    if _excludes(length, 0):
         side = "longer" if length["value"] > 0 else "shorter"
         yield f"It leans to the {side} answer: correlation with the length {length['value']:.3f}."
+
+
+def _excludes(estimate: Mapping, value: float) -> bool:
+    """Whether a figure has an interval, and the value lies outside of it."""
+    return estimate["low"] is not None and not estimate["low"] <= value <= estimate["high"]
 
 
 def _compare_accuracy(accuracy: Mapping, baselines: Mapping) -> Iterator[str]:
@@ -57,6 +62,9 @@ def _compare_accuracy(accuracy: Mapping, baselines: Mapping) -> Iterator[str]:
     share, low, high = accuracy["value"], accuracy["low"], accuracy["high"]
     if share is None:
         yield "No evaluation battle had a winner, so there is no accuracy."
+        return
+    if low is None:
+        yield f"It was evaluated on {accuracy['count']} battles of too few prompts to say how sure its accuracy is."
         return
     yield (
         f"It was evaluated on {accuracy['count']} battles without ties, so that its accuracy is known to "

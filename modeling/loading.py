@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,52 +46,58 @@ class Member:
         return self.model.eval()
 
 
-def list_members(names: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """Name and folder of each member that folders or Hub ids stand for; a judge stands for all of its members.
+def find_judge(names: Sequence[str]) -> tuple[list[tuple[str, Path]], str]:
+    """What folders or Hub ids stand for, each looked up once: a Hub id may be of another commit the next time.
+
+    Args:
+        names: Members or whole judges; a judge stands for all of its members.
+
+    Returns:
+        Name and folder of each member, and how they read: as a judge says that is named alone, else "own".
 
     Raises:
         FileNotFoundError: If there is no such folder or repository.
         ValueError: If a judge.json names something else than folders beside it.
     """
+    found: list[tuple[str, Path]] = []
+    readings = "own"
     for name in names:
-        folder = _find_folder(name)
+        folder = Path(name) if Path(name).is_dir() else download_repository(name, "Judge", MEMBER_PATTERNS)[0]
         judge = read_judge(folder)
-        yield from ((member, folder / member) for member in judge["members"]) if judge else [(name, folder)]
+        found += [(member, folder / member) for member in judge["members"]] if judge else [(name, folder)]
+        if judge and len(names) == 1:
+            readings = judge["readings"]
+    return found, readings
 
 
-def find_readings(names: Sequence[str]) -> str:
-    """How a judge says that it reads, "own" or "both"; "own" where there are members and no judge."""
-    judge = read_judge(_find_folder(names[0])) if len(names) == 1 else None
-    return judge["readings"] if judge else "own"
+def load_judge(names: Sequence[str], device: torch.device | None = None, **options) -> list[Member]:
+    """The members of a judge, from folders or the Hub. Args and errors as for `find_judge` and `load_members`."""
+    return load_members(find_judge(names)[0], device, **options)
 
 
-def _find_folder(name: str) -> Path:
-    return Path(name) if Path(name).is_dir() else download_repository(name, "Judge", MEMBER_PATTERNS)[0]
-
-
-def load_judge(
-    names: Sequence[str],
+def load_members(
+    found: Sequence[tuple[str, Path]],
     device: torch.device | None = None,
     *,
     skip_probes: bool = False,
     dtype: str | None = None,
 ) -> list[Member]:
-    """The members of a judge, from folders or the Hub. A base that several share is loaded once.
+    """The members of a judge, from their folders. A base that several share is loaded once.
 
     Args:
-        names: Members or whole judges.
+        found: Name and folder of each.
         device: Where to; the process's own if None.
         skip_probes: Do not check that each member still answers its probe battles as when it was saved.
         dtype: "float32" or "bfloat16" to read in; each member's own if None.
 
     Raises:
-        FileNotFoundError: If a member or its base can be found nowhere.
+        FileNotFoundError: If the base of a member can be found nowhere.
         ValueError: If a member is incomplete or changed, its base is not the one it was trained on, or its probes
             moved more than their tolerance.
     """
     members: list[Member] = []
     models: dict[tuple, PeftModel] = {}
-    for name, folder in list_members(names):
+    for name, folder in found:
         facts = read_member(folder)
         reads_in = dtype or facts.dtype
         # Not the folder's name: peft takes an adapter called "0" or "model" for a part of its parameters' names.

@@ -5,7 +5,6 @@ to read battles again exactly as in training, and the hash of every file that de
 member folders and `judge.json`, which names them.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from modeling.adapters import write_adapter
 from modeling.bases import BaseFiles
 from modeling.battles import LABELS, TRAINED_ORIENTATIONS, list_orders
 from modeling.encoding import BattleEncoder, Encoding
-from modeling.files import replace_folder
+from modeling.files import hash_file, replace_folder, write_json
 from modeling.probes import record_probes
 
 MEMBER_FILE, PROBES_FILE, JUDGE_FILE = "member.json", "probes.json", "judge.json"
@@ -88,17 +87,6 @@ def write_facts(folder: Path, tokenizer: PreTrainedTokenizerBase, facts: MemberF
     write_json(folder / MEMBER_FILE, asdict(replace(facts, files=files)))
 
 
-def write_json(path: Path, values: object) -> None:
-    """Writes JSON as all files of a member have it."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +152,7 @@ def read_judge(folder: Path) -> dict | None:
         return None
     judge = {"readings": "own", **read_json(folder / JUDGE_FILE, "Judge")}
     members = judge.get("members")
-    plain = isinstance(members, list) and all(isinstance(m, str) and Path(m).name == m for m in members)
+    plain = isinstance(members, list) and all(isinstance(m, str) and Path(m).name == m != ".." for m in members)
     if (
         judge.get("format") != JUDGE_FORMAT
         or judge["readings"] not in READINGS

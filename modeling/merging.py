@@ -4,6 +4,7 @@ transformers loads the folder with `AutoModelForSequenceClassification` once `mo
 takes it as a member.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,8 @@ from modeling.bases import DTYPES, load_base, load_tokenizer
 from modeling.classifier import PreferenceMixin
 from modeling.encoding import BattleEncoder, Encoding
 from modeling.files import check_replaceable, replace_folder
-from modeling.loading import attach_member, find_member_base, list_members
-from modeling.members import MEMBER_FILE, PROBES_FILE, is_merged, read_json, read_member, write_facts
+from modeling.loading import attach_member, find_judge, find_member_base
+from modeling.members import MEMBER_FILE, PROBES_FILE, MemberFacts, is_merged, read_json, read_member, write_facts
 from modeling.probes import replay_probes
 
 logger = get_logger(__name__)
@@ -28,33 +29,32 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
     Args:
         name: Folder or Hub id of a member.
         output_dir: A new or empty folder, or one that an earlier call wrote.
-        dtype: "float32" or "bfloat16", of all weights but the head's, which are float32.
+        dtype: "float32" or "bfloat16", of all weights but the head's, which are float32, and in which it will read.
 
     Raises:
         ValueError: If the name is a whole judge's, the member is merged already, or its probes moved too far: nothing
             is written then.
     """
     check_replaceable(output_dir, MEMBER_FILE)
-    folders = [folder for _, folder in list_members([name])]
+    folders = [folder for _, folder in find_judge([name])[0]]
     if len(folders) > 1 or is_merged(folders[0]):
         found = f"{len(folders)} members" if len(folders) > 1 else "a merged one"
         raise ValueError(f"Judge {name}: expected a member with an adapter; found {found}. Name one adapter folder.")
     folder = folders[0]
     facts, tokenizer = read_member(folder), load_tokenizer(folder)
-    model = _merge(folder, dtype)
+    model = _merge(folder, facts, dtype)
     probes = read_json(folder / PROBES_FILE, "Judge")
     encoder = BattleEncoder(tokenizer, Encoding.from_dict(facts.encoding))
     change = replay_probes(f"Judge {name}, merged", model, encoder, probes, dtype)
     with replace_folder(output_dir, MEMBER_FILE) as beside:
         # The names are the original ones already; transformers fails when it turns back how 8 bit was loaded.
         model.save_pretrained(beside, save_original_format=False)
-        write_facts(beside, tokenizer, facts, probes)
+        write_facts(beside, tokenizer, replace(facts, dtype=dtype), probes)
     logger.info(f"Merged {name}: probabilities of its probe battles moved by at most {change:.2g}: {output_dir}")
 
 
-def _merge(folder: Path, dtype: str) -> PreferenceMixin:
+def _merge(folder: Path, facts: MemberFacts, dtype: str) -> PreferenceMixin:
     """The base of a member folder with the adapter in its weights and the trained head."""
-    facts = read_member(folder)
     model = load_base(find_member_base(folder, facts), dtype="float32", device=torch.device("cpu"), **facts.head)
     if hasattr(model.config, "quantization_config"):
         model = model.dequantize(dtype=torch.float32)

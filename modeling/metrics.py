@@ -23,6 +23,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from scipy import stats
+from scipy.special import softmax
 from transformers import EvalPrediction
 
 from modeling.resampling import UNKNOWN, Z_95, Estimate, Resampler, bound_draws, bound_share
@@ -240,9 +241,8 @@ def build_trainer_metrics(num_orders: int, cut: Sequence[bool]) -> Callable[[Eva
 
     def compute(evaluation: EvalPrediction) -> dict[str, float]:
         """Figures of one evaluation, from logits and labels by slot, shape (battles * num_orders, labels)."""
-        logits = evaluation.predictions.astype(float)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        readings = (odds / odds.sum(axis=1, keepdims=True)).reshape(-1, num_orders, logits.shape[1])
+        by_slot = softmax(evaluation.predictions.astype(float), axis=1)
+        readings = by_slot.reshape(-1, num_orders, by_slot.shape[1])
         readings[:, 1:] = readings[:, 1:, ::-1]
         probabilities, labels = readings.mean(axis=1), evaluation.label_ids[::num_orders]
         figures = PreferenceMetric().compute(predictions=probabilities, references=labels)

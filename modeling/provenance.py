@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from scipy.special import softmax
 from transformers import Trainer
 
 from modeling.battles import LABELS, list_orders, orient_label
 from modeling.encoding import CUT_COLUMNS
+from modeling.files import hash_file
 from modeling.folds import fingerprint_fold
 from modeling.judge import build_verdicts
 from modeling.launch import describe_launch
-from modeling.members import hash_file
 from modeling.memory import measure_peak_memory
 from modeling.training import compute_train_loss
 
@@ -78,6 +79,7 @@ def describe_run(
     settings |= {"optim": training["optim"].value, "lr_scheduler_type": training["lr_scheduler_type"].value}
     return {
         **settings,
+        "base_made_from": trainer.model.config.to_dict().get("made_from"),
         "command": describe_command(sys.argv),
         "data": list(data),
         "num_battles": len(trainer.train_dataset),
@@ -120,9 +122,7 @@ def read_evaluation(logits: np.ndarray, encoded: Dataset, battles: Dataset, orie
         orientation: The member's.
     """
     orders = list_orders(orientation)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    by_slot = odds / odds.sum(axis=1, keepdims=True)
-    rows, columns = np.array(encoded["row"]), {}
+    by_slot, rows, columns = softmax(logits, axis=1), np.array(encoded["row"]), {}
     facts = np.column_stack([encoded[name][:] for name in ("length", *CUT_COLUMNS)])
     lengths = np.zeros((len(orders), len(battles), facts.shape[1]), int)
     for place, order in enumerate(orders):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from modeling.bases import BaseFiles, fingerprint_base
 from modeling.hub import Pushed, check_login, check_repository, check_repository_name, push_folder
-from modeling.loading import list_members, name_member
+from modeling.loading import find_judge, name_member
 from modeling.members import ADAPTER_FILES, JUDGE_FILE, is_merged, read_json, read_member
 from modeling.staging import (
     Contents,
@@ -94,7 +94,7 @@ def publish(contents: Contents, destination: Destination) -> list[Pushed]:
 
 def publish_base(folder: Path, repo: str, private: bool = True) -> Pushed:
     """Uploads a base as quantize.py wrote it: config, weights and tokenizer. Errors as for `publish`."""
-    with stage_base(folder) as stage:
+    with stage_base(folder, repo) as stage:
         check_base_repository(repo, private)
         find_own = partial(find_published_base_files, repo)
         return push_folder(stage, repo, find_own=find_own, private=private, message="Bothways base")
@@ -138,7 +138,7 @@ def describe_publication(contents: Contents, destination: Destination) -> str:
 
 def describe_base(folder: Path, repo: str, private: bool = True) -> str:
     """What `publish_base` would upload, and where. No network."""
-    with stage_base(folder) as stage:
+    with stage_base(folder, repo) as stage:
         return _list_files(repo, private, stage)
 
 
@@ -161,8 +161,8 @@ def collect_judge(folders: Sequence[Path], readings: str | None = None) -> Conte
         if not folder.is_dir():
             raise FileNotFoundError(f"--judge {folder}: expected the folder of a member or judge; found none.")
     if len(folders) == 1 and (folders[0] / JUDGE_FILE).is_file():
-        stored = read_json(folders[0] / JUDGE_FILE, "Judge").get("readings")
-        return Contents(dict(list_members([str(folders[0])])), readings or stored or "own", folders[0])
+        members, stored = find_judge([str(folders[0])])
+        return Contents(dict(members), readings or stored, folders[0])
     orientations = [read_member(folder).orientation for folder in folders]
     names: list[str] = []
     for folder, orientation in zip(folders, orientations, strict=True):

@@ -221,6 +221,7 @@ class ServedJudge:
         num_readings, done = len(battles) * len(self.judge.plan_readings("both")), 0
 
         def before_batch(num_battles: int) -> None:
+            """Says how far the file is, and lets those read who wait."""
             nonlocal done
             report_progress(done / num_readings)
             done += num_battles

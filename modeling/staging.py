@@ -14,7 +14,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from modeling.cards import EVALUATION_FILE, FIGURES, build_judge_card, build_member_card
+from modeling.cards import EVALUATION_FILE, FIGURES, build_base_card, build_judge_card, build_member_card
+from modeling.files import write_json
 from modeling.members import (
     ADAPTER_FILES,
     JUDGE_FILE,
@@ -24,7 +25,6 @@ from modeling.members import (
     PROBES_FILE,
     is_merged,
     read_json,
-    write_json,
 )
 
 CARD_FILE, REPORT_FILE = "README.md", "report.json"
@@ -60,6 +60,7 @@ class Contents:
 
     @property
     def kind(self) -> str:
+        """Either "member" or "judge"."""
         return "member" if self.readings is None else "judge"
 
 
@@ -87,6 +88,7 @@ def find_published_files(repo: str, names: set[str]) -> set[str]:
     members = {name.removesuffix(MEMBER_FILE) for name in names if re.fullmatch(rf"[^/]+/{MEMBER_FILE}", name)}
 
     def is_ours(name: str) -> bool:
+        """Whether a publication writes a file of this name, in a member's folder or at the root."""
         known = any(is_member_file(name, merged) for merged in (True, False)) or name == JUDGE_FILE
         return name in figures or (known and not FIGURE.fullmatch(name))
 
@@ -116,8 +118,8 @@ def find_published_base_files(repo: str, names: set[str]) -> set[str]:
 
 
 @contextmanager
-def stage_base(folder: Path) -> Iterator[Path]:
-    """A temporary folder with a base's files, checked; others in its folder are left out."""
+def stage_base(folder: Path, repo: str) -> Iterator[Path]:
+    """A temporary folder with a base's files and a card for the repository, checked; others are left out."""
     names = [path.name for path in sorted(folder.iterdir()) if path.is_file() and is_base_file(path.name)]
     if MERGED_FILE not in names or not any(name.endswith(".safetensors") for name in names):
         raise ValueError(
@@ -126,6 +128,7 @@ def stage_base(folder: Path) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory(prefix="bothways-") as temporary:
         _bring(folder, Path(temporary), names)
+        (Path(temporary) / CARD_FILE).write_text(build_base_card(folder, repo), encoding="utf-8")
         check_contents(Path(temporary), [folder])
         yield Path(temporary)
 

@@ -80,6 +80,7 @@ class RequestGuard:
 
 def _add_headers(send):
     async def send_with_headers(message):
+        """`send`, with our headers at the start of an answer."""
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], *HEADERS]
         await send(message)

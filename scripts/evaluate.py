@@ -10,8 +10,6 @@ from importlib.util import find_spec
 if find_spec("modeling") is None:
     raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from modeling.battles import load_battles
 from modeling.calibration import FITS, Calibration
 from modeling.duplicates import DuplicateIndex
 from modeling.figures import draw_figures
-from modeling.files import check_replaceable, replace_folder
+from modeling.files import check_replaceable, hash_file, replace_folder, write_json
 from modeling.judge import Judge
 from modeling.launch import call_on_main, run_script
 from modeling.pages import build_page, list_wrong_battles
@@ -167,14 +165,8 @@ def load_training(arguments: EvaluateArguments, battles: Dataset) -> Dataset:
 
 def describe_source(path: str) -> dict:
     """Name and, of a file, hash: no folders, which are the machine's own affair."""
-    if not Path(path).is_file():
-        return {"name": path, "sha256": None}
-    with open(path, "rb") as file:
-        return {"name": Path(path).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def write_json(path: Path, facts: dict) -> None:
-    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    file = Path(path)
+    return {"name": file.name, "sha256": hash_file(file)} if file.is_file() else {"name": path, "sha256": None}
 
 
 if __name__ == "__main__":

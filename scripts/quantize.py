@@ -28,6 +28,7 @@ from modeling.bases import (
     DTYPES,
     BaseFiles,
     check_unquantized,
+    describe_origin,
     find_base,
     load_base,
     load_tokenizer,
@@ -79,7 +80,7 @@ def main() -> None:
             model = load_quantized(arguments, files, head)
             saved = Reading(measure_weights(model), read_probes(model))
             shutil.rmtree(beside / "merged", ignore_errors=True)
-        save_base(beside, model, tokenizer)
+        save_base(beside, model, tokenizer, describe_origin(arguments.base, base))
         num_parameters = model.num_parameters()
         del model
         gc.collect()

@@ -71,18 +71,11 @@ def main() -> None:
     fingerprint = fingerprint_base(base)  # now: the base may be replaced while we train
     tokenizer = load_tokenizer(base.folder, **base.source)
     encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, arguments.max_length, arguments.truncation))
-    logger.info(f"Encoding will do this:\n{audit_battles(train_battles, encoder, arguments.orientation)}")
-    train_set = smooth_dataset(encode_dataset(train_battles, encoder, arguments.orientation), smoothing)
-    eval_set = None if eval_battles is None else encode_evaluation(eval_battles, encoder, arguments.orientation)
+    train_set, eval_set = encode_parts(encoder, arguments.orientation, train_battles, eval_battles, smoothing)
     num_orders = len(list_orders(arguments.orientation))
-    logger.info(f"First battle as read:\n{tokenizer.decode(train_set[0]['input_ids'])}")
     plan = plan_run(arguments, training, base, dtype, -(-max(train_set["length"]) // num_orders))
     run = describe_settings(arguments, training, train_set, base=fingerprint, label_smoothing_factor=smoothing)
-    checkpoint = None
-    if not arguments.dry_run:
-        check_shared_folder(Path(training.output_dir))
-        checkpoint = call_on_main(find_checkpoint, Path(training.output_dir), run, training.resume_from_checkpoint)
-
+    checkpoint = None if arguments.dry_run else find_start(training, run)
     model = build_model(arguments, training, base, dtype)
     recorder = EvaluationRecorder(build_trainer_metrics(num_orders, eval_set["cut"][::num_orders] if eval_set else ()))
     trainer = PreferenceTrainer(
@@ -99,8 +92,7 @@ def main() -> None:
     if arguments.dry_run:
         report = rehearse(trainer)
         return print(f"{plan}\n{report}") if trainer.is_world_process_zero() else None
-    metrics = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
-    metrics |= measure_training(trainer)
+    metrics = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics | measure_training(trainer)
     weights = collect_trained_weights(model)
     probes = record_probes(model, encoder, list_orders(arguments.orientation), dtype)
 
@@ -234,11 +226,16 @@ def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, 
     return battles, evaluation, data
 
 
-def smooth_dataset(battles: Dataset, smoothing: float) -> Dataset:
-    """The encoded battles with smoothed labels."""
-    if not smoothing:
-        return battles
-    return battles.map(lambda row: {"label": smooth_labels(torch.tensor(row["label"]), smoothing).tolist()})
+def encode_parts(
+    encoder: BattleEncoder, orientation: str, train_battles: Dataset, eval_battles: Dataset | None, smoothing: float
+) -> tuple[Dataset, Dataset | None]:
+    """Both parts as the Trainer reads them; logs what encoding does, and one battle as it is read."""
+    logger.info(f"Encoding will do this:\n{audit_battles(train_battles, encoder, orientation)}")
+    train_set = encode_dataset(train_battles, encoder, orientation)
+    if smoothing:
+        train_set = train_set.map(lambda row: {"label": smooth_labels(torch.tensor(row["label"]), smoothing).tolist()})
+    logger.info(f"First battle as read:\n{encoder.tokenizer.decode(train_set[0]['input_ids'])}")
+    return train_set, None if eval_battles is None else encode_evaluation(eval_battles, encoder, orientation)
 
 
 def plan_run(
@@ -272,6 +269,13 @@ def plan_run(
         )
     logger.info(f"Memory per device, estimated, for {training.per_device_train_batch_size} x {longest} tokens:\n{plan}")
     return plan
+
+
+def find_start(training: TrainingArguments, run: dict) -> Path | None:
+    """The checkpoint that an interrupted run left, which every process goes on from; None at a beginning."""
+    folder = Path(training.output_dir)
+    check_shared_folder(folder)
+    return call_on_main(find_checkpoint, folder, run, training.resume_from_checkpoint)
 
 
 def build_model(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles, dtype: str) -> PeftModel:

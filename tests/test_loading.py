@@ -10,9 +10,10 @@ from transformers import Gemma2ForSequenceClassification
 
 from modeling.adapters import add_adapters, merge_adapter
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer, save_base
+from modeling.files import hash_file
 from modeling.judge import Judge
 from modeling.loading import load_judge
-from modeling.members import JUDGE_FILE, MEMBER_FILE, hash_file, read_member
+from modeling.members import JUDGE_FILE, MEMBER_FILE, read_member
 from tests.test_classifier import make_batch
 
 QUANTIZATIONS = ["float32", "bfloat16", "8bit", "4bit"]
@@ -282,7 +283,12 @@ def test_a_judge_folder_stands_for_its_members(members, bases, tmp_path):
     for member in judge:
         (alone,) = load_judge([str(members[member.name])])
         assert torch.equal(member.activate()(**make_batch()).logits, alone.activate()(**make_batch()).logits)
-    for bad in ({"format": 2, "members": ["ab"]}, {"format": 1, "members": ["../ab"]}, {"format": 1, "members": []}):
+    for bad in (
+        {"format": 2, "members": ["ab"]},
+        {"format": 1, "members": ["../ab"]},
+        {"format": 1, "members": [".."]},
+        {"format": 1, "members": []},
+    ):
         (tmp_path / "judge" / JUDGE_FILE).write_text(json.dumps(bad))
         with pytest.raises(ValueError, match=r"expected format 1, readings own or both and the names of folders"):
             load_judge([str(tmp_path / "judge")])

@@ -44,6 +44,13 @@ def test_a_merged_member_answers_as_its_adapter_did(name, bases, make_member, tm
     assert (before.softmax(-1) - outside.softmax(-1)).abs().max() <= tolerance
 
 
+def test_a_float32_member_merged_into_bf16_reads_in_bf16(members, tmp_path):
+    """Its probes are those of float32: read in float32 again, bf16 weights would miss float32's tolerance."""
+    merge_member(str(members["ab"]), tmp_path / "merged")
+    (merged,) = load_judge([str(tmp_path / "merged")])
+    assert merged.dtype == merged.facts.dtype == "bfloat16" and merged.model.dtype == torch.bfloat16
+
+
 def test_what_cannot_be_merged_is_refused_and_nothing_is_written(members, tmp_path, tokenizer):
     merge_member(str(members["ab"]), tmp_path / "merged", "float32")
     with pytest.raises(ValueError, match="expected a member with an adapter; found a merged one"):

@@ -4,7 +4,7 @@ from datasets import Dataset
 
 from modeling.collation import encode_evaluation
 from modeling.encoding import BattleEncoder, build_encoding
-from modeling.members import hash_file
+from modeling.files import hash_file
 from modeling.provenance import describe_command, describe_source, read_evaluation
 from tests.conftest import DEMO_DATA
 

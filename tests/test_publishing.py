@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from modeling.bases import find_base, fingerprint_base
 from modeling.battles import load_battles
 from modeling.figures import draw_figures
+from modeling.files import hash_file
 from modeling.judge import Judge
-from modeling.members import MEMBER_FILE, hash_file, read_member
+from modeling.members import MEMBER_FILE, read_member
 from modeling.publishing import check_publishable, publish_base, publish_member
 from modeling.reports import build_report
 from tests.conftest import DEMO_DATA, REPOSITORY, call, fail

@@ -18,8 +18,8 @@ import pandas as pd
 from datasets import Dataset
 
 from modeling.encoding import CUT_COLUMNS
-from modeling.figures import draw_figures
-from modeling.reports import build_report, group_prompts
+from modeling.evaluation.figures import draw_figures
+from modeling.evaluation.reports import build_report, group_prompts
 from modeling.resampling import Resampler
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -11,7 +11,8 @@ share) -> arguments (a run's settings) -> parsing (YAML and flags) -> losses (cr
 averaged) -> pseudolabels (verdicts as labels) -> resampling (intervals) -> metrics (figures of predictions)
 -> baselines (what to beat) -> biases (order, length) -> calibration (honest probabilities) -> ratings (models ranked)
 -> sections (tables as text) -> reports (all that is known of predictions) -> figures (pictures of it) -> pages (the
-same as HTML) -> provenance (what a member says of its run) -> markdown (text that stays text) -> licences (what
-names say of them) -> limits (what figures do not show) -> cards (model cards) -> staging (a folder as it will stand on the Hub) -> publishing (what goes there)
--> serving (a judge for many) -> web (behind a page). A module imports only from those before it.
+same as HTML) -> provenance (what a member says of its run) -> markdown (text that stays text) -> languages (their
+codes) -> licences (what names say of them) -> limits (what figures do not show) -> cards (model cards) -> staging (a
+folder as it will stand on the Hub) -> publishing (what goes there) -> serving (a judge for many) -> web (behind a
+page). A module imports only from those before it.
 """

@@ -21,16 +21,16 @@ from datasets import Dataset
 
 from modeling.arguments import EvaluateArguments
 from modeling.battles import load_battles
-from modeling.calibration import FITS, Calibration
 from modeling.duplicates import DuplicateIndex
-from modeling.figures import draw_figures
+from modeling.evaluation.calibration import FITS, Calibration
+from modeling.evaluation.figures import draw_figures
+from modeling.evaluation.pages import build_page, list_wrong_battles
+from modeling.evaluation.reports import align_verdicts, build_comparison, build_report, format_report, read_labels
+from modeling.evaluation.sections import FIGURES
 from modeling.files import check_replaceable, hash_file, replace_folder, write_json
 from modeling.judge import Judge
 from modeling.launch import call_on_main, run_script
-from modeling.pages import build_page, list_wrong_battles
 from modeling.parsing import parse_arguments
-from modeling.reports import align_verdicts, build_comparison, build_report, format_report, read_labels
-from modeling.sections import FIGURES
 
 logger = get_logger("bothways.evaluate")
 

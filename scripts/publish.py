@@ -23,7 +23,7 @@ from modeling.hub import Pushed, check_login, check_repository_name
 from modeling.launch import run_script
 from modeling.merging import merge_member
 from modeling.parsing import parse_arguments
-from modeling.publishing import (
+from modeling.publication.publishing import (
     Destination,
     collect_judge,
     describe_base,
@@ -31,7 +31,7 @@ from modeling.publishing import (
     publish,
     publish_base,
 )
-from modeling.staging import Contents
+from modeling.publication.staging import Contents
 
 logger = get_logger("bothways.publish")
 

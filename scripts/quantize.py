@@ -42,7 +42,7 @@ from modeling.hub import check_repository_name
 from modeling.launch import run_script
 from modeling.parsing import parse_arguments
 from modeling.probes import build_probe_encoder, compute_probe_logits, load_probe_battles, measure_change
-from modeling.publishing import check_base_repository, name_upload, publish_base
+from modeling.publication.publishing import check_base_repository, name_upload, publish_base
 
 logger = get_logger("bothways.quantize")
 BASE_FILE = "config.json"  # which marks a folder as a base that may be replaced

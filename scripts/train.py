@@ -31,11 +31,11 @@ from modeling.arguments import TrainArguments
 from modeling.audit import audit_battles
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.battles import LABELS, list_orders, load_battles
-from modeling.cards import write_card
 from modeling.checkpoints import find_checkpoint
 from modeling.collation import BattleCollator, encode_dataset, encode_evaluation
 from modeling.duplicates import DuplicateIndex
 from modeling.encoding import BattleEncoder, build_encoding
+from modeling.evaluation.reports import build_report
 from modeling.files import check_replaceable
 from modeling.folds import split_folds
 from modeling.launch import (
@@ -54,8 +54,8 @@ from modeling.mixing import describe_battles, drop_leaks, drop_twins, mix_source
 from modeling.parsing import parse_arguments
 from modeling.probes import record_probes
 from modeling.provenance import describe_fold, describe_run, describe_source, measure_training, read_evaluation
-from modeling.publishing import check_publishable, publish_member
-from modeling.reports import build_report
+from modeling.publication.cards import write_card
+from modeling.publication.publishing import check_publishable, publish_member
 from modeling.training import EvaluationRecorder, PreferenceTrainer, describe_settings, rehearse
 
 logger = get_logger("bothways.train")

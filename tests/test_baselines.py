@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from modeling.baselines import estimate_baselines, predict_majority, predict_tfidf
 from modeling.battles import swap_responses
+from modeling.evaluation.baselines import estimate_baselines, predict_majority, predict_tfidf
 from modeling.resampling import Resampler
 
 A, B, TIE = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from modeling.biases import estimate_length_bias, estimate_position_bias
+from modeling.evaluation.biases import estimate_length_bias, estimate_position_bias
 from modeling.resampling import Resampler
 
 A, B, TIE = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from markdown_it import MarkdownIt
 
-from modeling.cards import build_judge_card, build_member_card, write_card
+from modeling.publication.cards import build_judge_card, build_member_card, write_card
 
 SHA = "0123456789abcdef" * 4
 GEMMA_TERMS = "https://ai.google.dev/gemma/terms"

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from modeling.battles import load_battles
-from modeling.calibration import Calibration
+from modeling.evaluation.calibration import Calibration
 from modeling.metrics import compute_accuracy, compute_log_loss
 from tests.conftest import DEMO_DATA, REPOSITORY, call, fail, succeed
 

@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from modeling.figures import draw_figures
-from modeling.reports import build_report
+from modeling.evaluation.figures import draw_figures
+from modeling.evaluation.reports import build_report
 
 NAMES = ["reliability", "position_bias", "languages", "length_bias", "selective"]
 

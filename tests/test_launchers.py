@@ -1,5 +1,6 @@
 """configs/accelerate: what each launcher really runs, that it trains the same as one process, and what it refuses."""
 
+import json
 import socket
 import subprocess
 
@@ -53,8 +54,15 @@ def test_a_launcher_trains_what_one_process_trains(launcher, launched):
         "zero_stage": stage,
         "wrapped_as": wrapper,
     }
-    loss, weight = compare_runs(read_run(output), read_run(launched("one", "float32" if launcher == "zero3" else None)))
+    alone = launched("one", "float32" if launcher == "zero3" else None)
+    loss, weight = compare_runs(read_run(output), read_run(alone))
     assert loss <= 1e-6 and weight <= 1e-6
+    # Law 1: each language has the figures of its own battles, however the processes shared them out.
+    tables = [json.loads((folder / "evaluation.json").read_text())["tables"]["language"] for folder in (output, alone)]
+    assert len(tables[0]) == 18
+    for here, there in zip(*tables, strict=True):
+        assert here["name"] == there["name"]
+        assert here["log_loss"]["value"] == pytest.approx(there["log_loss"]["value"], abs=1e-6)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

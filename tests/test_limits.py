@@ -1,8 +1,13 @@
 """What is said of a judge's limits follows from the figures and their intervals."""
 
+import json
+
+import pandas as pd
 import pytest
 
-from modeling.limits import count_languages, describe_cuts, describe_languages, describe_limits
+from modeling.evaluation.reports import build_report as build_real_report
+from modeling.publication.cards import write_card
+from modeling.publication.limits import count_languages, describe_cuts, describe_languages, describe_limits
 
 
 def estimate(value: float | None, half: float = 0.05, count: int = 65) -> dict:
@@ -108,3 +113,15 @@ def test_cuts_are_said_from_the_encodings_and_counted_from_the_report():
     (sentence,) = describe_cuts([{"max_length": 384}, {"max_length": 512}, {"max_length": 384}], report)
     assert "more than 384 or 512 tokens" in sentence and sentence.endswith("Evaluation battles: whole 61, cut 11.")
     assert "Evaluation" not in next(describe_cuts([{"max_length": 384}], None)) and [*describe_cuts([{}], None)] == []
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 6])
+def test_an_evaluation_of_a_few_prompts_makes_a_card(count, tmp_path, demo_battles):
+    """Below six prompts there are no intervals; the end of a training is no time to stumble over that."""
+    battles = demo_battles.select(range(count))
+    verdicts = pd.DataFrame({"id": battles["id"][:], "p_a": [0.6] * count, "p_a_ab_ab": [0.6] * count})
+    (tmp_path / "member.json").write_text(json.dumps({"orientation": "ab", "labels": ["a", "b"], "training": {}}))
+    write_card(tmp_path, build_real_report(verdicts, battles, draws=20))
+    accuracy = json.loads((tmp_path / "evaluation.json").read_text())["accuracy"]
+    said = "of too few prompts to say how sure its accuracy is" in (tmp_path / "README.md").read_text()
+    assert said == (accuracy["low"] is None)

@@ -3,7 +3,7 @@
 import pytest
 from markupsafe import Markup
 
-from modeling.markdown import (
+from modeling.publication.markdown import (
     conceal,
     escape_text,
     fence,

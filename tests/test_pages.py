@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from modeling.figures import draw_figures
-from modeling.pages import build_page, list_wrong_battles
-from modeling.reports import build_report
+from modeling.evaluation.figures import draw_figures
+from modeling.evaluation.pages import build_page, list_wrong_battles
+from modeling.evaluation.reports import build_report
 
 HOSTILE = "</pre><script>alert('x')</script>{{ 7 * 7 }}"
 BATTLES = Dataset.from_dict(

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from modeling.bases import find_base, fingerprint_base
 from modeling.battles import load_battles
-from modeling.figures import draw_figures
+from modeling.evaluation.figures import draw_figures
+from modeling.evaluation.reports import build_report
 from modeling.files import hash_file
 from modeling.judge import Judge
 from modeling.members import MEMBER_FILE, read_member
-from modeling.publishing import check_publishable, publish_base, publish_member
-from modeling.reports import build_report
+from modeling.publication.publishing import check_publishable, publish_base, publish_member
 from tests.conftest import DEMO_DATA, REPOSITORY, call, fail
 from tests.hub_stub import READ_TOKEN, USER, HubStub, serve_hub
 
@@ -138,7 +138,9 @@ def test_a_member_goes_with_its_own_files_and_a_base_that_others_can_fetch(hub, 
     config = json.loads(files["adapter_config.json"])
     assert config["base_model_name_or_path"] == BASE_REPO
     assert config["revision"] == hub.repositories[BASE_REPO].branches["main"]
-    assert hub.files(BASE_REPO) == {path.name: path.read_bytes() for path in base.iterdir()}
+    pushed = hub.files(BASE_REPO)
+    assert b"A base for members of Bothways" in pushed.pop("README.md")
+    assert pushed == {path.name: path.read_bytes() for path in base.iterdir()}
     assert hub.repositories[REPO].private and BASE_REPO in files["README.md"].decode()
     assert fingerprint_base(find_base(BASE_REPO)) == read_member(members["ab"]).base_fingerprint
 
@@ -377,7 +379,9 @@ def test_a_base_is_pushed_once_it_is_written_and_its_members_need_no_push(
     assert "may only read" in caplog.messages[-1] and not (tmp_path / "base").exists()  # before the work
     hub.connect(monkeypatch, tmp_path / "home")
     call("quantize", *flags, monkeypatch=monkeypatch)
-    assert hub.files(BASE_REPO) == {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    pushed = hub.files(BASE_REPO)
+    assert b"Made from | plain" in pushed.pop("README.md")
+    assert pushed == {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
     assert hub.repositories[BASE_REPO].private
     hub.failures["commit"] = ["500"]
     with pytest.raises(SystemExit):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from modeling.ratings import build_leaderboard, rate_models
+from modeling.evaluation.ratings import build_leaderboard, rate_models
 from modeling.resampling import Resampler
 
 STRENGTHS = {"best": 1300.0, "good": 1100.0, "poor": 900.0, "worst": 700.0}

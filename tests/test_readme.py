@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+import sys
 
 import pytest
 
@@ -21,8 +23,8 @@ def test_every_file_that_the_readme_names_exists():
 
 def test_the_tree_lists_every_module_and_script():
     tree = README.split("## The tree")[1].split("```")[1]
-    modules = {path.name for path in (REPOSITORY / "modeling").glob("*.py")} - {"__init__.py"}
-    assert set(re.findall(r"modeling/(\w+\.py)", tree)) == modules
+    modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "modeling").rglob("*.py")}
+    assert set(re.findall(r"modeling/[\w/]+\.py", tree)) == {name for name in modules if "__init__" not in name}
     verbs = re.search(r"scripts/ +one verb per file: (.*)", tree)[1].split(", ")
     assert {f"{verb}.py" for verb in verbs} == SCRIPTS == set(re.findall(r"^\| `scripts/(\w+\.py)`", README, re.M))
 
@@ -60,15 +62,28 @@ def test_the_python_example_runs(members, monkeypatch):
     assert {"id", "p_a", "p_b", "winner"} <= set(found["verdicts"]) and len(found["symmetric"]) == 72
 
 
+def test_the_example_of_a_merged_member_runs(members, tmp_path, monkeypatch):
+    """With a member of the tests' own, merged as the README says."""
+    command = re.search(r"^python (scripts/publish\.py .*--merged.*)$", README, re.M)[1]
+    flags = command.replace("outputs/demo/ab", str(members["ab"])).replace("outputs/merged/ab", str(tmp_path / "ab"))
+    monkeypatch.setattr(sys, "argv", flags.split())
+    monkeypatch.chdir(REPOSITORY)
+    runpy.run_path(str(REPOSITORY / "scripts" / "publish.py"), run_name="__main__")
+    code = re.search(r"```python\n(import modeling\.classifier.*?)```", README, re.S)[1]
+    found: dict = {}
+    exec(code.replace("outputs/merged/ab", str(tmp_path / "ab")), found)
+    assert type(found["model"]).__name__ == "Gemma2ForPreference" and found["model"].score.dense is not None
+
+
 def test_the_architecture_is_named_in_the_order_of_its_imports():
     """DESIGN: imports go one way. Each module imports only from those named before it in modeling/__init__.py."""
     text = (REPOSITORY / "modeling" / "__init__.py").read_text().split("order of a battle's path:")[1]
     order = re.findall(r"(\w+) \(", text)
-    modules = {path.stem for path in (REPOSITORY / "modeling").glob("*.py")} - {"__init__"}
-    assert set(order) == modules
-    for module in modules:
-        source = (REPOSITORY / "modeling" / f"{module}.py").read_text()
-        for imported in re.findall(r"^from modeling\.(\w+) import", source, re.M):
+    paths = [path for path in (REPOSITORY / "modeling").rglob("*.py") if path.stem != "__init__"]
+    modules = {path.stem: path.read_text() for path in paths}
+    assert set(order) == set(modules) and len(modules) == len(paths)
+    for module, source in modules.items():
+        for imported in re.findall(r"^from modeling\.(?:\w+\.)?(\w+) import", source, re.M):
             assert order.index(imported) < order.index(module), f"{module} imports {imported}"
 
 

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from modeling.battles import load_battles
-from modeling.reports import align_verdicts, build_comparison, build_report, format_report, group_prompts
+from modeling.evaluation.reports import align_verdicts, build_comparison, build_report, format_report, group_prompts
 
 A, B, TIE = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
 REQUIRED = {
@@ -172,7 +172,7 @@ def test_battles_of_nearly_one_prompt_are_one_group():
 
 
 def test_very_many_prompts_are_grouped_where_they_are_equal(monkeypatch):
-    monkeypatch.setattr("modeling.reports.MOST_COMPARED", 2)
+    monkeypatch.setattr("modeling.evaluation.reports.MOST_COMPARED", 2)
     groups, grouping = group_prompts(["one", "ONE ", "two", "three"])
     assert groups == [0, 0, 1, 2] and grouping == "equal ones counted once"
 

@@ -24,13 +24,15 @@ def test_the_demo_runs_from_backbone_to_submission(tmp_path):
     battles.write_text("\n".join(lines) + "\n", encoding="utf-8")
     said = succeed(sys.executable, "scripts/quantize.py", "--output_dir", base)
     assert "134,681,762 parameters, 8bit" in said and (base / "model.safetensors").is_file()
+    assert json.loads((base / "config.json").read_text())["made_from"] == DEMO_BACKBONE
 
     for orientation in ("ab", "ba"):
         flags = ["--base", base, "--train_file", battles, "--output_dir", tmp_path / "{orientation}", "--max_steps", 1]
         said = succeed(*LAUNCH, "scripts/train.py", "--orientation", orientation, *flags, "--max_length", 96)
         assert f"Member written: {tmp_path / orientation}" in said
         assert "tokens/s; cut" in said and "train_tokens_per_second" in said
-        assert read_member(tmp_path / orientation).dtype == "bfloat16"
+        facts = read_member(tmp_path / orientation)
+        assert facts.dtype == "bfloat16" and facts.training["base_made_from"] == DEMO_BACKBONE
     assert not any((tmp_path / "ab.checkpoints").iterdir())  # where the Trainer's own files would be
 
     judge = ["--judge", tmp_path / "ab", tmp_path / "ba", "--output_dir", tmp_path / "out"]

@@ -10,9 +10,9 @@ from datasets import Dataset
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from modeling.battles import TEXTS
+from modeling.evaluation.reports import align_verdicts, read_labels, stack_probabilities
+from modeling.evaluation.sections import FIGURES, build_sections, format_estimate, summarize
 from modeling.metrics import find_losses
-from modeling.reports import align_verdicts, read_labels, stack_probabilities
-from modeling.sections import FIGURES, build_sections, format_estimate, summarize
 
 TEMPLATE = "report_template.html"
 MOST_CHARACTERS = 4000  # of a text that is shown

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from modeling.cards import EVALUATION_FILE, FIGURES, build_base_card, build_judge_card, build_member_card
 from modeling.files import write_json
 from modeling.members import (
     ADAPTER_FILES,
@@ -26,6 +25,7 @@ from modeling.members import (
     is_merged,
     read_json,
 )
+from modeling.publication.cards import EVALUATION_FILE, FIGURES, build_base_card, build_judge_card, build_member_card
 
 CARD_FILE, REPORT_FILE = "README.md", "report.json"
 TOKENIZER_FILES = (

@@ -6,7 +6,7 @@ A sentence stands here only if the figures bear it out, interval included.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from modeling.markdown import format_counts
+from modeling.publication.markdown import format_counts
 
 FEW = 30  # battles, over which an accuracy is uncertain by 18 points either way
 

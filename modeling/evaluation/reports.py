@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from modeling.baselines import estimate_baselines, measure_lengths
 from modeling.battles import LABELS, TEXTS
-from modeling.biases import estimate_length_bias, estimate_position_bias, find_first
 from modeling.duplicates import group_texts, normalize_text
 from modeling.encoding import CUT_COLUMNS
+from modeling.evaluation.baselines import estimate_baselines, measure_lengths
+from modeling.evaluation.biases import estimate_length_bias, estimate_position_bias, find_first
+from modeling.evaluation.ratings import build_leaderboard
+from modeling.evaluation.sections import format_report as format_report
 from modeling.metrics import (
     compute_mcnemar,
     estimate_metrics,
@@ -26,9 +28,7 @@ from modeling.metrics import (
     find_hits,
     find_losses,
 )
-from modeling.ratings import build_leaderboard
 from modeling.resampling import CONFIDENCE, Resampler
-from modeling.sections import format_report as format_report
 
 READING = "p_a_"  # begins the name of a reading's column
 # Near-identical prompts are found among as many in about 3 s; beyond, only equal ones share a group.

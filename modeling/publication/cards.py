@@ -17,11 +17,12 @@ from markupsafe import Markup
 
 from modeling.battles import TRAINED_ORIENTATIONS
 from modeling.files import write_json
-from modeling.licences import find_licence
-from modeling.limits import count_languages, describe_cuts, describe_languages, describe_limits
 from modeling.loading import find_judge
-from modeling.markdown import conceal, escape_text, fence, flatten_settings, format_estimate, render
 from modeling.members import ADAPTER_FILES, JUDGE_FILE, MEMBER_FILE, MERGED_FILE, read_json
+from modeling.publication.languages import CODES
+from modeling.publication.licences import find_licence
+from modeling.publication.limits import count_languages, describe_cuts, describe_languages, describe_limits
+from modeling.publication.markdown import conceal, escape_text, fence, flatten_settings, format_estimate, render
 
 TEMPLATE_FILE, BASE_TEMPLATE_FILE = (Path(__file__).with_name(f"{kind}_card_template.md") for kind in ("model", "base"))
 EVALUATION_FILE, CARD_FILE = "evaluation.json", "README.md"
@@ -37,18 +38,6 @@ ORIGIN_ON_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@[0-9a-f]{40}")
 HUB_DATASET = re.compile(
     r"(?!.*\.(parquet|csv|jsonl)$)(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(:[\w.-]+)?", re.ASCII
 )
-# ISO 639-1; names as in the demo's and WSDM's battles.
-LANGUAGES = """
-af Afrikaans, am Amharic, ar Arabic, az Azerbaijani, be Belarusian, bg Bulgarian, bn Bengali, bs Bosnian, ca Catalan,
-cs Czech, cy Welsh, da Danish, de German, el Greek, en English, eo Esperanto, es Spanish, et Estonian, eu Basque,
-fa Persian, fi Finnish, fr French, ga Irish, gl Galician, gu Gujarati, he Hebrew, hi Hindi, hr Croatian, hu Hungarian,
-hy Armenian, id Indonesian, is Icelandic, it Italian, ja Japanese, ka Georgian, kk Kazakh, km Khmer, kn Kannada,
-ko Korean, la Latin, lt Lithuanian, lv Latvian, mk Macedonian, ml Malayalam, mn Mongolian, mr Marathi, ms Malay,
-my Burmese, ne Nepali, nl Dutch, no Norwegian, pa Punjabi, pl Polish, ps Pashto, pt Portuguese, ro Romanian,
-ru Russian, si Sinhala, sk Slovak, sl Slovenian, so Somali, sq Albanian, sr Serbian, sv Swedish, sw Swahili, ta Tamil,
-te Telugu, tg Tajik, th Thai, tl Tagalog, tr Turkish, uk Ukrainian, ur Urdu, uz Uzbek, vi Vietnamese, zh Chinese
-"""
-CODES = {name: code for code, name in (entry.split() for entry in LANGUAGES.split(","))}
 
 
 # --- facts out of folders ---------------------------------------------------------------------------------------------
@@ -129,7 +118,9 @@ def read_card_member(folder: Path, name: str | None = None) -> CardMember:
 def write_card(folder: Path, report: dict | None = None) -> None:
     """Writes, into a member folder, README.md and, where there is a report, evaluation.json and figures/ before it."""
     if report is not None:
-        from modeling.figures import draw_figures  # matplotlib, which those who only load or publish do without
+        from modeling.evaluation.figures import (
+            draw_figures,  # matplotlib, which those who only load or publish do without
+        )
 
         write_json(folder / EVALUATION_FILE, report)
         (folder / "figures").mkdir(exist_ok=True)

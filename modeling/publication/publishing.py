@@ -10,7 +10,7 @@ from modeling.bases import BaseFiles, fingerprint_base
 from modeling.hub import Pushed, check_login, check_repository, check_repository_name, push_folder
 from modeling.loading import find_judge, name_member
 from modeling.members import ADAPTER_FILES, JUDGE_FILE, is_merged, read_json, read_member
-from modeling.staging import (
+from modeling.publication.staging import (
     Contents,
     find_published_base_files,
     find_published_files,

@@ -13,99 +13,37 @@ with their answers exchanged, with the real scripts/pseudolabel.py too. Writes b
 import argparse
 import json
 import math
-import subprocess
-import sys
-import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import torch
 import transformers
-from datasets import Dataset, concatenate_datasets
+from frozen import check_pipeline, load_features
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from tqdm import tqdm
 
-from modeling.adapters import add_adapters, collect_trained_weights
-from modeling.bases import find_base, fingerprint_base, load_base, load_tokenizer
-from modeling.battles import LABELS, ORIENTATIONS, TEXTS, load_battles, swap_responses
+from modeling.battles import LABELS, load_battles
 from modeling.classifier import PreferenceHead, PreferenceMixin
-from modeling.collation import BattleCollator
 from modeling.duplicates import DuplicateIndex, group_texts
-from modeling.encoding import BattleEncoder, build_encoding
 from modeling.folds import assign_folds
-from modeling.inference import build_batches
 from modeling.losses import Distillation, compute_preference_loss, soft_cross_entropy
-from modeling.members import MemberFacts, save_member
 from modeling.metrics import compute_accuracy, compute_baselines
+from modeling.resampling import Resampler
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SEEDS, FOLDS, DRAWS, BATCH = range(2), 5, 10_000, 32
-POOL, SMALL, CHECKED = 2048, 400, 60  # battles: drawn from the pool, of the small labelled sets, of --check
-PART, TOKENS_PER_BATCH = 128, 1024  # battles of a file of features; small batches are what one thread reads fastest
+POOL, SMALL = 2048, 400  # battles: drawn from the pool, of the small labelled sets
 GRID = {"learning_rate": (3e-4,), "epochs": (2, 5), "head_dropout": (0.1,)}
-# Of a probability in bf16. More than the 0.02 of modeling/inference.py, as these heads divide by the features' spread;
-# 0.027 was measured, and 0.42 against the next row's.
-TOLERANCE = 0.05
 ALONE, PANEL, JUDGE = "labelled alone", "panel's p_a for its winner", "the judge: mean of 2 heads on all labels"
 SOFT, SHUFFLED, HARD, SURE = "+ pool, soft", "+ pool, soft, shuffled", "+ pool, hard", "+ pool, hard, surer half"
 SAME_STEPS = "; steps as alone"
 TEACHERS = {f"teacher, w {w}, T {t}": Distillation(w, t) for w, t in ((0.9, 5.0), (0.5, 2.0))}
 NO_TEACHER = Distillation()
 PAIRS = ((SOFT, SHUFFLED), (SOFT + SAME_STEPS, SHUFFLED + SAME_STEPS), (HARD, SOFT), (SURE, HARD))
-
-
-def load_features(battles: Dataset, name: str, arguments: argparse.Namespace) -> tuple[Tensor, dict]:
-    """Features of shape (battles, orders, hidden), computed where work_dir lacks them, and what they had cost."""
-    folder = arguments.work_dir / f"{fingerprint_base(find_base(arguments.base))}-{arguments.max_length}"
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = list(battles.select_columns(["id", *TEXTS]))
-    parts = {folder / f"{name}-{n // PART:03d}.npz": texts[n : n + PART] for n in range(0, len(texts), PART)}
-    tasks = [(*part, arguments.base, arguments.max_length) for part in parts.items() if not part[0].exists()]
-    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
-        list(tqdm(pool.map(extract_part, tasks), total=len(tasks), desc=f"Reading {name}"))
-    read = [dict(np.load(path)) for path in parts]
-    if np.concatenate([part["ids"] for part in read]).tolist() != battles["id"][:]:
-        raise SystemExit(f"{folder}: expected the features of {name}'s battles; found others. Delete the folder.")
-    cost = {key: round(sum(float(part[key]) for part in read)) for key in ("tokens", "seconds")}
-    return torch.from_numpy(np.concatenate([part["features"] for part in read])), {"battles": len(texts), **cost}
-
-
-@cache
-def load_reader(base: str, max_length: int) -> tuple[PreferenceMixin, BattleEncoder]:
-    """The base, answering with what its head would be given; one thread, because processes share out the cores."""
-    torch.set_num_threads(1)
-    files = find_base(base)
-    model = load_base(files, dtype="bfloat16").eval()
-    model.score = nn.Identity()
-    tokenizer = load_tokenizer(files.folder)
-    return model, BattleEncoder(tokenizer, build_encoding(tokenizer, max_length, "balanced"))
-
-
-@torch.inference_mode()
-def extract_part(task: tuple) -> None:
-    """Writes one part's features, with the ids that they belong to."""
-    path, rows, base, max_length = task
-    start, tokens = time.perf_counter(), 0
-    model, encoder = load_reader(base, max_length)
-    collate = BattleCollator(encoder.encoding.pad_token_id)
-    features = np.full((len(rows), len(ORIENTATIONS), model.config.hidden_size), np.nan, dtype=np.float32)
-    for place, order in enumerate(ORIENTATIONS):
-        encoded = encoder.encode(encoder.clean_battles(rows), order)
-        tokens += sum(battle["length"] for battle in encoded)
-        for batch in build_batches([battle["length"] for battle in encoded], TOKENS_PER_BATCH):
-            inputs = collate([{"input_ids": encoded[row]["input_ids"]} for row in batch])
-            features[batch, place] = model(**inputs).logits
-    facts = {"tokens": tokens, "seconds": time.perf_counter() - start}
-    np.savez(beside := path.with_suffix(".new.npz"), ids=[row["id"] for row in rows], features=features, **facts)
-    beside.rename(path)
 
 
 def load_data(arguments: argparse.Namespace) -> tuple[SimpleNamespace, SimpleNamespace, SimpleNamespace, dict]:
@@ -238,12 +176,11 @@ def run_arms(samples: list[SimpleNamespace], pool: SimpleNamespace, recipe: dict
 
 def measure_arms(found: dict, test: SimpleNamespace) -> dict:
     """Accuracy and log loss, and their differences between arms, with the ends of intervals by bootstrap of prompts."""
-    sizes, truth = np.bincount(test.groups), test.targets.argmax(1).numpy()
-    draws = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), DRAWS)
+    truth, resampler = test.targets.argmax(1).numpy(), Resampler(test.groups, DRAWS)
 
     def estimate(values: np.ndarray) -> list[float]:
-        means = draws @ np.bincount(test.groups, values) / (draws @ sizes)
-        return [round(float(value), 4) for value in (values.mean(), *np.percentile(means, (2.5, 97.5)))]
+        (found,) = resampler.estimate_means(values[:, None].astype(float))
+        return [round(number, 4) for number in (found.value, found.low, found.high)]
 
     values = {
         "accuracy": {arm: (p.argmax(-1) == truth).mean(0) for arm, (_, p) in found.items()},
@@ -257,40 +194,6 @@ def measure_arms(found: dict, test: SimpleNamespace) -> dict:
         differences = {figure: estimate(of_arm[arm] - of_arm[other]) for figure, of_arm in values.items()}
         figures[arm].setdefault("against", {})[other] = differences
     return figures
-
-
-def check_pipeline(head: PreferenceHead, data: SimpleNamespace, scaling: tuple, arguments: argparse.Namespace) -> dict:
-    """How far labels that scripts/pseudolabel.py wrote lie from the features' probabilities.
-
-    The head becomes a member "ab" whose adapter changes nothing; the file holds the battles in both orders, shuffled.
-    """
-    battles, base, (mean, scale) = data.battles.select(range(CHECKED)), find_base(arguments.base), scaling
-    swapped = swap_responses(battles).map(lambda battle: {"id": f"{battle['id']} swapped"})
-    shape = {"head_dropout": 0.0, "head_hidden_size": head.dense.out_features}
-    model = load_base(base, dtype="bfloat16", **shape)
-    model = add_adapters(model, r=4, alpha=4, dropout=0.0, freeze_layers=model.config.num_hidden_layers - 1)
-    first = head.dense.weight / scale  # reads features as they are
-    weights = {"dense.weight": first, "dense.bias": head.dense.bias - first @ mean}
-    model.score.modules_to_save["default"].load_state_dict({**head.state_dict(), **weights})
-    tokenizer = load_tokenizer(base.folder)
-    encoding = build_encoding(tokenizer, arguments.max_length, "balanced").to_dict()
-    facts = MemberFacts("ab", list(LABELS), "bfloat16", encoding, shape, fingerprint_base(base), training={})
-    with tempfile.TemporaryDirectory() as name:
-        pool, member, output = (Path(name) / part for part in ("pool.parquet", "ab", "labelled.parquet"))
-        concatenate_datasets([battles, swapped]).shuffle(seed=1).to_parquet(pool)
-        save_member(member, model, collect_trained_weights(model), tokenizer, base, facts)
-        command = ["scripts/pseudolabel.py", "--battles", pool, "--judge", member, "--output", output]
-        subprocess.run([sys.executable, *map(str, command)], cwd=REPOSITORY, check=True)
-        labels = pd.read_parquet(output).set_index("id")["label"]
-    with torch.inference_mode():
-        expected = torch.softmax(head(data.features[:CHECKED]), dim=-1)[..., 0].numpy()  # first slot: (battles, orders)
-    read = np.array([[labels[id][0], labels[f"{id} swapped"][0]] for id in battles["id"]])
-    off = {name: float(np.abs(read - np.roll(expected, by, 0)).max()) for name, by in (("largest", 0), ("next_row", 1))}
-    if off["largest"] > TOLERANCE:
-        raise SystemExit(
-            f"scripts/pseudolabel.py: expected the features' probabilities within {TOLERANCE}; found {off}."
-        )
-    return {"readings": read.size, "tolerance": TOLERANCE, **off}
 
 
 def describe_labels(pool: SimpleNamespace) -> dict:
@@ -347,6 +250,7 @@ def main() -> None:
     recipes = {"all labels": choose_recipe([train])}
     best = recipes["all labels"][0]
     judge = [train_head(train.features, train.targets, seed, best) for seed in SEEDS]
+    checked = check_pipeline(judge[0], pool, scaling, arguments) if arguments.check else None
     pool.soft, judged = (torch.stack([predict(head, rows.features) for head in judge]).mean(0) for rows in (pool, test))
     pool.sure = pool.soft.max(1).values >= pool.soft.max(1).values.median()
     train.teacher = cross_validate(train, best, SEEDS)
@@ -360,10 +264,9 @@ def main() -> None:
     sanity = {
         "test": compute_baselines_text(test),
         "judge_training_log_loss": losses,
+        "scripts/pseudolabel.py": checked,
         "teacher_out_of_fold": str(compute_accuracy(train.teacher.numpy(), train.targets.numpy())),
     }
-    if arguments.check:
-        sanity["scripts/pseudolabel.py"] = check_pipeline(judge[0], pool, scaling, arguments)
     settings = {
         "seeds": [*SEEDS],
         "folds": FOLDS,

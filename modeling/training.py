@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from modeling.adapters import collect_trained_weights, write_adapter
 from modeling.bases import HEAD
 from modeling.checkpoints import delete_older_checkpoints, seal_checkpoint
+from modeling.losses import smooth_labels
 from modeling.memory import measure_peak_memory
 
 logger = get_logger(__name__)
@@ -137,6 +138,13 @@ class PreferenceTrainer(Trainer):
             ) from error
         finally:
             self.args.save_total_limit = keep
+
+
+def smooth_dataset(battles: Dataset, smoothing: float) -> Dataset:
+    """The encoded battles with smoothed labels."""
+    if not smoothing:
+        return battles
+    return battles.map(lambda row: {"label": smooth_labels(torch.tensor(row["label"]), smoothing).tolist()})
 
 
 class EvaluationRecorder:

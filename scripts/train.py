@@ -20,7 +20,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 from peft import PeftModel
@@ -46,7 +45,7 @@ from modeling.launch import (
     run_script,
     suspend_sharding,
 )
-from modeling.losses import Distillation, smooth_labels
+from modeling.losses import Distillation
 from modeling.members import MEMBER_FILE, MemberFacts, save_member
 from modeling.memory import MemoryPlan, measure_resident, plan_memory
 from modeling.metrics import build_trainer_metrics
@@ -56,7 +55,7 @@ from modeling.probes import record_probes
 from modeling.provenance import describe_fold, describe_run, describe_source, measure_training, read_evaluation
 from modeling.publication.cards import write_card
 from modeling.publication.publishing import check_publishable, publish_member
-from modeling.training import EvaluationRecorder, PreferenceTrainer, describe_settings, rehearse
+from modeling.training import EvaluationRecorder, PreferenceTrainer, describe_settings, rehearse, smooth_dataset
 
 logger = get_logger("bothways.train")
 
@@ -231,9 +230,7 @@ def encode_parts(
 ) -> tuple[Dataset, Dataset | None]:
     """Both parts as the Trainer reads them; logs what encoding does, and one battle as it is read."""
     logger.info(f"Encoding will do this:\n{audit_battles(train_battles, encoder, orientation)}")
-    train_set = encode_dataset(train_battles, encoder, orientation)
-    if smoothing:
-        train_set = train_set.map(lambda row: {"label": smooth_labels(torch.tensor(row["label"]), smoothing).tolist()})
+    train_set = smooth_dataset(encode_dataset(train_battles, encoder, orientation), smoothing)
     logger.info(f"First battle as read:\n{encoder.tokenizer.decode(train_set[0]['input_ids'])}")
     return train_set, None if eval_battles is None else encode_evaluation(eval_battles, encoder, orientation)
 

@@ -1,6 +1,6 @@
 """A frozen base's features, computed once for each battle and order, and a head on them as a member of its own.
 
-For benchmarks/pseudolabels.py; it must not know what is studied.
+For benchmarks/pseudolabels.py and benchmarks/study.py; it must not know what is studied.
 """
 
 import subprocess
@@ -9,6 +9,7 @@ import tempfile
 import time
 from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,16 +39,45 @@ CHECKED = 60  # battles
 TOLERANCE = 0.05
 
 
-def load_features(battles: Dataset, name: str, arguments: Namespace) -> tuple[Tensor, dict]:
-    """Features of shape (battles, orders, hidden), computed where work_dir lacks them, and what they had cost."""
-    folder = arguments.work_dir / f"{fingerprint_base(find_base(arguments.base))}-{arguments.max_length}"
+@dataclass(frozen=True)
+class Reading:
+    """How a frozen base reads battles: all that decides a feature, and the folder that keeps them."""
+
+    base: str
+    max_length: int
+    truncation: str = "balanced"
+    orders: tuple[str, ...] = ORIENTATIONS
+
+    def find_folder(self, work_dir: Path) -> Path:
+        """Where its features are kept."""
+        parts = [fingerprint_base(find_base(self.base)), str(self.max_length)]
+        parts += [self.truncation] * (self.truncation != "balanced")
+        parts += ["+".join(self.orders)] * (self.orders != ORIENTATIONS)
+        return work_dir / "-".join(parts)
+
+
+def load_features(
+    battles: Dataset, name: str, reading: Reading, work_dir: Path, processes: int = 2, known: Reading | None = None
+) -> tuple[Tensor, dict]:
+    """Features of shape (battles, orders, hidden), computed where work_dir lacks them, and what they had cost.
+
+    Args:
+        name: Of the battles' set; names its files.
+        known: Another reading of the same base, whose features are taken where both see the same tokens.
+    """
+    folder = reading.find_folder(work_dir)
     folder.mkdir(parents=True, exist_ok=True)
     texts = list(battles.select_columns(["id", *TEXTS]))
-    parts = {folder / f"{name}-{n // PART:03d}.npz": texts[n : n + PART] for n in range(0, len(texts), PART)}
-    tasks = [(*part, arguments.base, arguments.max_length) for part in parts.items() if not part[0].exists()]
-    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
+    parts = {f"{name}-{n // PART:03d}.npz": texts[n : n + PART] for n in range(0, len(texts), PART)}
+    others = known.find_folder(work_dir) if known else None
+    tasks = [
+        (folder / part, rows, reading, others / part if others else None, known)
+        for part, rows in parts.items()
+        if not (folder / part).exists()
+    ]
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         list(tqdm(pool.map(extract_part, tasks), total=len(tasks), desc=f"Reading {name}"))
-    read = [dict(np.load(path)) for path in parts]
+    read = [dict(np.load(folder / part)) for part in parts]
     if np.concatenate([part["ids"] for part in read]).tolist() != battles["id"][:]:
         raise SystemExit(f"{folder}: expected the features of {name}'s battles; found others. Delete the folder.")
     cost = {key: round(sum(float(part[key]) for part in read)) for key in ("tokens", "seconds")}
@@ -55,30 +85,48 @@ def load_features(battles: Dataset, name: str, arguments: Namespace) -> tuple[Te
 
 
 @cache
-def load_reader(base: str, max_length: int) -> tuple[PreferenceMixin, BattleEncoder]:
+def load_reader(base: str) -> PreferenceMixin:
     """The base, answering with what its head would be given; one thread, because processes share out the cores."""
     torch.set_num_threads(1)
-    files = find_base(base)
-    model = load_base(files, dtype="bfloat16").eval()
+    model = load_base(find_base(base), dtype="bfloat16").eval()
     model.score = nn.Identity()
-    tokenizer = load_tokenizer(files.folder)
-    return model, BattleEncoder(tokenizer, build_encoding(tokenizer, max_length, "balanced"))
+    return model
+
+
+@cache
+def load_encoder(base: str, max_length: int, truncation: str) -> BattleEncoder:
+    """What turns battles into that base's ids."""
+    tokenizer = load_tokenizer(find_base(base).folder)
+    return BattleEncoder(tokenizer, build_encoding(tokenizer, max_length, truncation))
+
+
+def encode(rows: list[dict], reading: Reading) -> dict[str, list[dict]]:
+    """Encoded battles by order."""
+    encoder = load_encoder(reading.base, reading.max_length, reading.truncation)
+    return encoder.encode_orders(encoder.clean_battles(rows), reading.orders)
 
 
 @torch.inference_mode()
-def extract_part(task: tuple) -> None:
+def extract_part(task: tuple[Path, list[dict], Reading, Path | None, Reading | None]) -> None:
     """Writes one part's features, with the ids that they belong to."""
-    path, rows, base, max_length = task
+    path, rows, reading, known_path, known = task
     start, tokens = time.perf_counter(), 0
-    model, encoder = load_reader(base, max_length)
-    collate = BattleCollator(encoder.encoding.pad_token_id)
-    features = np.full((len(rows), len(ORIENTATIONS), model.config.hidden_size), np.nan, dtype=np.float32)
-    for place, order in enumerate(ORIENTATIONS):
-        encoded = encoder.encode(encoder.clean_battles(rows), order)
-        tokens += sum(battle["length"] for battle in encoded)
-        for batch in build_batches([battle["length"] for battle in encoded], TOKENS_PER_BATCH):
-            inputs = collate([{"input_ids": encoded[row]["input_ids"]} for row in batch])
-            features[batch, place] = model(**inputs).logits
+    model, encoded = load_reader(reading.base), encode(rows, reading)
+    features = np.full((len(rows), len(reading.orders), model.config.hidden_size), np.nan, dtype=np.float32)
+    if known and known_path.exists():
+        found, others = np.load(known_path)["features"], encode(rows, known)
+        for place, order in enumerate(reading.orders):
+            for row, battle in enumerate(encoded[order]):
+                if battle["input_ids"] == others[order][row]["input_ids"]:
+                    features[row, place] = found[row, known.orders.index(order)]
+    collate = BattleCollator(load_encoder(reading.base, reading.max_length, reading.truncation).encoding.pad_token_id)
+    for place, order in enumerate(reading.orders):
+        todo = np.flatnonzero(np.isnan(features[:, place, 0]))
+        lengths = [encoded[order][row]["length"] for row in todo]
+        tokens += sum(lengths)
+        for batch in build_batches(lengths, TOKENS_PER_BATCH):
+            inputs = collate([{"input_ids": encoded[order][todo[row]]["input_ids"]} for row in batch])
+            features[todo[batch], place] = model(**inputs).logits
     facts = {"tokens": tokens, "seconds": time.perf_counter() - start}
     np.savez(beside := path.with_suffix(".new.npz"), ids=[row["id"] for row in rows], features=features, **facts)
     beside.rename(path)

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import transformers
-from frozen import check_pipeline, load_features
+from frozen import Reading, check_pipeline, load_features
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from tqdm import tqdm
@@ -56,7 +56,11 @@ def load_data(arguments: argparse.Namespace) -> tuple[SimpleNamespace, SimpleNam
     leaks = sum(map(bool, known.find(test["prompt"][:])))
     known.add(test["prompt"][:])
     sets = {"train": train.shuffle(seed=0), "pool": pool, "test": test}
-    read = {name: load_features(battles, name, arguments) for name, battles in sets.items()}
+    reading = Reading(arguments.base, arguments.max_length)
+    read = {
+        name: load_features(battles, name, reading, arguments.work_dir, arguments.processes)
+        for name, battles in sets.items()
+    }
     mean, scale = (compute(read["train"][0], dim=(0, 1)) for compute in (torch.mean, torch.std))
     facts = {"read": {name: cost for name, (_, cost) in read.items()}, "test_battles_near_training_prompts": leaks}
     rows = {}

@@ -177,27 +177,35 @@ class EvaluateArguments(ReadingArguments):
     draws: int = option(1000, "Draws of the bootstrap of prompts that the intervals come from.")
     seed: int = option(0, "Seed of the draws.")
     show_battles: int = option(0, "So many of the most wrong battles are shown, with their texts, in report.html.")
-    calibrate: str | None = option(
-        None, "Make the probabilities honest first, by other battles.", choices=["temperature", "isotonic"]
+    calibrate: str | None = option(None, "Make p honest by other battles first.", choices=["temperature", "isotonic"])
+    calibrate_battles: str | None = option(
+        None, "The battles to calibrate on: not trained on; those with a scored one's prompt are left out."
     )
-    calibrate_predictions: str | None = option(None, "Predictions of the battles to calibrate on, such as --folds'.")
-    calibrate_battles: str | None = option(None, "The battles to calibrate on: neither trained on nor scored.")
+    calibrate_predictions: str | None = option(
+        None, "Their predictions, such as out-of-fold ones (predict.py --folds true); a --judge reads them if left out."
+    )
+    save_calibration: bool = option(
+        False, "Keep it in the judge.json around the members of --judge: their folder is then a calibrated judge."
+    )
 
     def __post_init__(self):
         require(self, "battles", "output_dir")
         if not self.predictions and not self.judge:
             raise ValueError("Expected --predictions or --judge; found neither. scripts/predict.py writes predictions.")
-        given = [bool(self.calibrate), bool(self.calibrate_predictions), bool(self.calibrate_battles)]
-        if any(given) and not all(given):
-            raise ValueError(
-                "--calibrate, --calibrate_predictions and --calibrate_battles: expected all or none; found "
-                f"{sum(given)}. Give the others too."
-            )
+        self._check_calibration()
         if self.draws < 100 or self.show_battles < 0:
-            raise ValueError(
-                f"--draws {self.draws} --show_battles {self.show_battles}: expected 100 draws or more, and no fewer "
-                "battles than 0."
-            )
+            found = f"--draws {self.draws} --show_battles {self.show_battles}"
+            raise ValueError(f"{found}: expected 100 draws or more, and no fewer battles than 0.")
+
+    def _check_calibration(self) -> None:
+        if bool(self.calibrate) != bool(self.calibrate_battles):
+            raise ValueError("--calibrate and --calibrate_battles: expected both or neither; found one. Give both.")
+        if self.calibrate and not (self.calibrate_predictions or self.judge):
+            raise ValueError("--calibrate: expected --calibrate_predictions or a --judge; found neither. Give one.")
+        if (self.calibrate_predictions or self.save_calibration) and not self.calibrate:
+            raise ValueError("--calibrate_predictions and --save_calibration: expected --calibrate too; found none.")
+        if self.save_calibration and not self.judge:
+            raise ValueError("--save_calibration: expected the --judge to keep it in; found none. Name it.")
 
 
 @dataclass

@@ -11,22 +11,25 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 
 from modeling.battles import LABELS, ORIENTATIONS, list_orders, name_winners
+from modeling.calibration import Calibration
 from modeling.encoding import CUT_COLUMNS, BattleEncoder
 from modeling.folds import assign_folds, fingerprint_fold
 from modeling.inference import DEFAULT_TOKENS_PER_BATCH, predict_battles
 from modeling.loading import Member, find_judge, load_members
-from modeling.members import READINGS
+from modeling.members import JUDGE_FILE, READINGS, JudgeFacts
 
 logger = get_logger(__name__)
+
+RAW = "raw_p_a"  # the column of what p_a was before calibration
 
 
 class Judge:
     """Example: `Judge.from_pretrained(["outputs/demo/ab", "outputs/demo/ba"]).predict(battles)`."""
 
-    def __init__(self, members: Sequence[Member], readings: str = "own"):
+    def __init__(self, members: Sequence[Member], readings: str = "own", calibration: Calibration | None = None):
         if not members:
             raise ValueError("Judge: expected at least one member; found none.")
-        self.members, self.readings = list(members), readings
+        self.members, self.readings, self.calibration = list(members), readings, calibration
 
     @classmethod
     def from_pretrained(
@@ -42,8 +45,10 @@ class Judge:
         Args and errors as for `find_judge` and `load_members`.
         """
         names = [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
-        found, readings = find_judge(names)
-        return cls(load_members(found, device, skip_probes=skip_probes, dtype=dtype), readings)
+        found, facts = find_judge(names)
+        members = load_members(found, device, skip_probes=skip_probes, dtype=dtype)
+        facts = facts or JudgeFacts([member.name for member in members])
+        return cls(members, facts.readings, read_calibration(facts, members) if facts.calibration else None)
 
     def plan_readings(self, readings: str | None = None) -> list[tuple[Member, str]]:
         """The (member, orientation) pairs to read.
@@ -63,6 +68,7 @@ class Judge:
         battles: Dataset | Sequence[Mapping],
         *,
         readings: str | None = None,
+        calibrated: bool = True,
         tokens_per_batch: int = DEFAULT_TOKENS_PER_BATCH,
         progress_dir: Path | None = None,
     ) -> pd.DataFrame:
@@ -71,13 +77,14 @@ class Judge:
         Args:
             battles: Rows with id, prompt, response_a, response_b.
             readings: See `plan_readings`.
+            calibrated: Apply the judge's calibration, if it has one. It is about the judge's own readings alone.
             tokens_per_batch: Most tokens of a forward pass, padding included.
             progress_dir: Where finished batches are kept, so that an interrupted call can be taken up.
 
         Returns:
-            Columns id; p_a, p_b, the mean over the readings; winner (model_a or model_b); p_a_<member>_<order read>
-            per reading; tokens, of the longest reading; cut_prompt, cut_response_a, cut_response_b, the most tokens
-            that a reading left out.
+            Columns id; p_a, p_b, the mean over the readings, calibrated if the judge is; winner (model_a or model_b);
+            raw_p_a, the mean itself, if the judge is calibrated; p_a_<member>_<order read> per reading; tokens, of the
+            longest reading; cut_prompt, cut_response_a, cut_response_b, the most tokens that a reading left out.
         """
         rows = [dict(battle) for battle in battles]
         plan = self.plan_readings(readings)
@@ -96,7 +103,16 @@ class Judge:
                 progress_dir=progress_dir,
             )
             lengths.append([[battle[name] for name in ("length", *CUT_COLUMNS)] for battle in reading])
-        return build_verdicts([row["id"] for row in rows], columns, np.array(lengths))
+        verdicts = build_verdicts([row["id"] for row in rows], columns, np.array(lengths))
+        calibration = self.find_calibration(readings) if calibrated else None
+        return calibrate_verdicts(verdicts, calibration) if calibration else verdicts
+
+    def find_calibration(self, readings: str | None = None) -> Calibration | None:
+        """The judge's calibration, if it has one and it is about these readings."""
+        if self.calibration and readings not in (None, self.readings):
+            logger.warning_once(f"Not calibrated: this judge's calibration is about --readings {self.readings}")
+            return None
+        return self.calibration
 
     def predict_folds(self, battles: Dataset, *, progress_dir: Path | None = None, **options) -> pd.DataFrame:
         """Verdicts on the battles that the members were trained on, each by those that did not see it.
@@ -184,6 +200,32 @@ def build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarra
     for index, name in enumerate(("tokens", *CUT_COLUMNS)):
         verdicts[name] = longest[:, index]
     return verdicts
+
+
+def read_calibration(facts: JudgeFacts, members: Sequence[Member]) -> Calibration:
+    """The calibration in judge.json; a ValueError if it was fitted with other members than these."""
+    stored = dict(facts.calibration or {})
+    fitted_with, found = stored.pop("members", None), describe_members(members)
+    if fitted_with != found:
+        raise ValueError(
+            f"Judge {', '.join(found)}: expected the members that it was calibrated with ({fitted_with}); found others "
+            f"({found}). Calibrate it again with scripts/evaluate.py, or take the calibration out of {JUDGE_FILE}."
+        )
+    stored.pop("fitted_on", None)
+    return Calibration.from_dict(stored)
+
+
+def describe_members(members: Sequence[Member]) -> dict[str, str]:
+    """The fingerprint of each member by its name."""
+    return {member.name: member.fingerprint for member in members}
+
+
+def calibrate_verdicts(verdicts: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
+    """The verdicts with honest probabilities: winners stay, and raw_p_a is what p_a was."""
+    p_a = calibration.apply(verdicts["p_a"].to_numpy())
+    calibrated = verdicts.assign(p_a=p_a, p_b=1 - p_a)
+    calibrated.insert(list(calibrated).index("p_b") + 1, RAW, verdicts["p_a"])
+    return calibrated
 
 
 def write_verdicts(folder: Path, verdicts: pd.DataFrame) -> list[Path]:

@@ -18,7 +18,16 @@ from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, lo
 from modeling.classifier import PreferenceMixin
 from modeling.encoding import BattleEncoder, Encoding
 from modeling.hub import download_repository
-from modeling.members import ADAPTER_FILES, PROBES_FILE, MemberFacts, is_merged, read_json, read_judge, read_member
+from modeling.members import (
+    ADAPTER_FILES,
+    PROBES_FILE,
+    JudgeFacts,
+    MemberFacts,
+    is_merged,
+    read_json,
+    read_judge,
+    read_member,
+)
 from modeling.probes import replay_probes
 
 logger = get_logger(__name__)
@@ -46,28 +55,31 @@ class Member:
         return self.model.eval()
 
 
-def find_judge(names: Sequence[str]) -> tuple[list[tuple[str, Path]], str]:
+def find_judge(names: Sequence[str]) -> tuple[list[tuple[str, Path]], JudgeFacts | None]:
     """What folders or Hub ids stand for, each looked up once: a Hub id may be of another commit the next time.
 
     Args:
         names: Members or whole judges; a judge stands for all of its members.
 
     Returns:
-        Name and folder of each member, and how they read: as a judge says that is named alone, else "own".
+        Name and folder of each member, and what a judge says of itself; None unless it is named alone.
 
     Raises:
         FileNotFoundError: If there is no such folder or repository.
         ValueError: If a judge.json names something else than folders beside it.
     """
     found: list[tuple[str, Path]] = []
-    readings = "own"
+    facts = None
     for name in names:
         folder = Path(name) if Path(name).is_dir() else download_repository(name, "Judge", MEMBER_PATTERNS)[0]
         judge = read_judge(folder)
-        found += [(member, folder / member) for member in judge["members"]] if judge else [(name, folder)]
-        if judge and len(names) == 1:
-            readings = judge["readings"]
-    return found, readings
+        found += [(member, folder / member) for member in judge.members] if judge else [(name, folder)]
+        if len(names) == 1:
+            facts = judge
+        elif judge and judge.calibration:
+            PartialState()  # accelerate's logger needs it
+            logger.warning(f"{name}: its calibration is left aside, as it is not about all members that are named")
+    return found, facts
 
 
 def load_judge(names: Sequence[str], device: torch.device | None = None, **options) -> list[Member]:

@@ -7,8 +7,8 @@ member folders and `judge.json`, which names them.
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -49,6 +49,19 @@ class MemberFacts:
     format: int = MEMBER_FORMAT
 
 
+@dataclass(frozen=True)
+class JudgeFacts:
+    """What `judge.json` says: its members' folders, the orders they read, and what makes their mean honest.
+
+    `calibration` is `Calibration.to_dict()` with the fingerprint of each member and the battles it was fitted on.
+    """
+
+    members: list[str]
+    readings: str = "own"
+    calibration: dict | None = None
+    format: int = JUDGE_FORMAT
+
+
 # --- saving -----------------------------------------------------------------------------------------------------------
 
 
@@ -85,6 +98,11 @@ def write_facts(folder: Path, tokenizer: PreTrainedTokenizerBase, facts: MemberF
     write_json(folder / PROBES_FILE, probes)
     files = {path.name: hash_file(path) for path in sorted(folder.iterdir()) if path.name not in UNHASHED}
     write_json(folder / MEMBER_FILE, asdict(replace(facts, files=files)))
+
+
+def write_judge(folder: Path, facts: JudgeFacts) -> None:
+    """Writes judge.json, without what the judge does not have."""
+    write_json(folder / JUDGE_FILE, {name: value for name, value in asdict(facts).items() if value is not None})
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -146,20 +164,53 @@ def read_json(path: Path, role: str) -> dict:
     return values
 
 
-def read_judge(folder: Path) -> dict | None:
+def read_judge(folder: Path) -> JudgeFacts | None:
     """What judge.json says; None where a folder has none, because it is a member's."""
     if not (folder / JUDGE_FILE).is_file():
         return None
-    judge = {"readings": "own", **read_json(folder / JUDGE_FILE, "Judge")}
-    members = judge.get("members")
+    values = read_json(folder / JUDGE_FILE, "Judge")
+    known = {field.name for field in fields(JudgeFacts)}
+    judge = JudgeFacts(**({"members": [], "format": None} | {name: values[name] for name in known & set(values)}))
+    members = judge.members
     plain = isinstance(members, list) and all(isinstance(m, str) and Path(m).name == m != ".." for m in members)
     if (
-        judge.get("format") != JUDGE_FORMAT
-        or judge["readings"] not in READINGS
+        judge.format != JUDGE_FORMAT
+        or judge.readings not in READINGS
+        or not isinstance(judge.calibration, dict | None)
         or not (plain and members and len(set(members)) == len(members))
     ):
         raise ValueError(
             f"Judge {folder}: expected format {JUDGE_FORMAT}, readings {' or '.join(READINGS)} and the names of "
-            f"folders beside it in {JUDGE_FILE}; found {judge}. Publish the judge again."
+            f"folders beside it in {JUDGE_FILE}; found {values}. Publish the judge again."
         )
     return judge
+
+
+def locate_judge(names: Sequence[str]) -> tuple[Path, list[str]]:
+    """The folder where a judge's judge.json stands, or would stand, and its members' names.
+
+    Args:
+        names: A judge folder, or member folders that lie side by side.
+
+    Raises:
+        ValueError: If it is on the Hub, or the members lie apart or beside another judge's judge.json.
+    """
+    folders = [Path(os.path.abspath(name)) for name in names]
+    if missing := [name for name, folder in zip(names, folders, strict=True) if not folder.is_dir()]:
+        raise ValueError(f"--judge {missing[0]}: expected a folder here, to write into; found none. Download it first.")
+    if len(folders) == 1 and (judge := read_judge(folders[0])):
+        return folders[0], judge.members
+    parents = {folder.parent for folder in folders}
+    if len(parents) > 1:
+        raise ValueError(
+            f"--judge {' '.join(names)}: expected members side by side, because {JUDGE_FILE} stands in the folder "
+            "around them; found several folders. Move them together."
+        )
+    (parent,), members = parents, [folder.name for folder in folders]
+    judge = read_judge(parent)
+    if judge and judge.members != members:
+        raise ValueError(
+            f"Judge {parent}: expected the members {', '.join(members)} in {JUDGE_FILE}; found "
+            f"{', '.join(judge.members)}. Name that judge, or remove its {JUDGE_FILE}."
+        )
+    return parent, members

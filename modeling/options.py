@@ -59,6 +59,7 @@ class ReadingArguments(BattleArguments):
         "Each member reads the order it was trained in, or every member reads both; as the judge says if left out.",
         choices=["own", "both"],
     )
+    calibrated: bool = option(True, "Apply the judge's calibration, if it has one; raw_p_a is what p_a was before.")
     tokens_per_batch: int = option(8192, "Tokens of one forward pass, padding included.")
     skip_probes: bool = option(False, "Do not check that each member still answers as it did when it was saved.")
     dtype: str | None = option(

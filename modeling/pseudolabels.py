@@ -41,13 +41,15 @@ def label_battles(battles: Dataset, verdicts: pd.DataFrame, min_confidence: floa
     return pa.table({**carried, **made}).filter(pa.array(kept))
 
 
-def describe_judge(judge: Judge, readings: str | None) -> dict[str, str]:
-    """Where a pseudo-label comes from, a column each: names, weights, orders read, and the day (UTC)."""
+def describe_judge(judge: Judge, readings: str | None, calibrated: bool = True) -> dict[str, str]:
+    """Where a pseudo-label comes from, a column each: names, weights, orders read, calibration, and the day (UTC)."""
+    calibration = judge.find_calibration(readings) if calibrated else None
     plan = judge.plan_readings(readings)
     return {
         "judge": "+".join(member.name for member in judge.members),
         "judge_revision": "+".join(f"{m.fingerprint}@{m.facts.base_fingerprint}" for m in judge.members),
         "judge_readings": "+".join(f"{member.name}:{orientation}" for member, orientation in plan),
+        "judge_calibration": json.dumps(calibration.to_dict()) if calibration else "none",
         "judged_on": datetime.now(UTC).date().isoformat(),
     }
 

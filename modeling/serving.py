@@ -230,7 +230,7 @@ class ServedJudge:
         members = [replace(member, model=_YieldingModel(member, before_batch)) for member in self.judge.members]
         start = time.perf_counter()
         with self.turns:
-            verdicts = Judge(members).predict(battles, readings="both")
+            verdicts = Judge(members, self.judge.readings, self.judge.calibration).predict(battles, readings="both")
         seconds = time.perf_counter() - start
         paths = write_verdicts(folder, verdicts)
         return FileVerdicts(*paths, summarise_verdicts(verdicts, battles, [m.name for m in members], seconds))

@@ -21,15 +21,17 @@ from datasets import Dataset
 
 from modeling.arguments import EvaluateArguments
 from modeling.battles import load_battles
+from modeling.calibration import FITS, Calibration
+from modeling.checks import Fault
 from modeling.duplicates import DuplicateIndex
-from modeling.evaluation.calibration import FITS, Calibration
 from modeling.evaluation.figures import draw_figures
 from modeling.evaluation.pages import build_page, list_wrong_battles
 from modeling.evaluation.reports import align_verdicts, build_comparison, build_report, format_report, read_labels
 from modeling.evaluation.sections import FIGURES
 from modeling.files import check_replaceable, hash_file, replace_folder, write_json
-from modeling.judge import Judge
+from modeling.judge import RAW, Judge, calibrate_verdicts, describe_members
 from modeling.launch import call_on_main, run_script
+from modeling.members import JUDGE_FILE, JudgeFacts, locate_judge, write_judge
 from modeling.parsing import parse_arguments
 
 logger = get_logger("bothways.evaluate")
@@ -43,19 +45,20 @@ def main() -> None:
     output = Path(arguments.output_dir)
     call_on_main(check_output, output, arguments)
     battles = load_battles(arguments.battles, require_labels=True, **arguments.row_policy)
-    verdicts = read_battles(arguments, battles) if arguments.judge else read_verdicts(arguments.predictions, battles)
+    judge = load_judge(arguments)
+    verdicts = read_battles(arguments, judge, battles) if judge else read_verdicts(arguments.predictions, battles)
+    found = fit_calibration(arguments, judge, battles) if arguments.calibrate else None
     if not state.is_main_process:
         return
-    raw, calibration = verdicts, None
-    if arguments.calibrate:
-        calibration = fit_calibration(arguments, battles)
-        verdicts = verdicts.assign(p_a=calibration.apply(verdicts["p_a"]))
-    report = evaluate_verdicts(arguments, battles, raw, verdicts, calibration)
+    raw = take_raw(verdicts)
+    if found:
+        verdicts = calibrate_verdicts(raw, found)
+    report = evaluate_verdicts(arguments, battles, raw, verdicts, found or (judge and judge.calibration))
     with replace_folder(output, REPORT_FILE) as folder:
-        if arguments.judge:
-            raw.drop(columns="winner").to_parquet(folder / "predictions.parquet", index=False)
-        if calibration:
-            write_json(folder / "calibration.json", calibration.to_dict())
+        if judge:
+            verdicts.drop(columns="winner").to_parquet(folder / "predictions.parquet", index=False)
+        if found:
+            write_json(folder / "calibration.json", found.to_dict())
         pictures = draw_figures(report, folder / "figures")
         wrong = list_wrong_battles(verdicts, battles, arguments.show_battles)
         page = build_page(report, pictures, battles=wrong, title=f"Evaluation on {Path(arguments.battles).name}")
@@ -64,6 +67,8 @@ def main() -> None:
     shutil.rmtree(name_progress(output), ignore_errors=True)
     print(format_report(report))
     logger.info(f"Written: {output / REPORT_FILE}, {output / 'report.html'}, {len(pictures)} pictures")
+    if found and arguments.save_calibration:
+        save_calibration(arguments, judge, found)
 
 
 def check_output(output: Path, arguments: EvaluateArguments) -> None:
@@ -85,17 +90,33 @@ def name_progress(output: Path) -> Path:
     return output.with_name(f".{output.name}.progress")
 
 
-def read_battles(arguments: EvaluateArguments, battles: Dataset) -> pd.DataFrame:
-    """The judge's verdicts."""
+def load_judge(arguments: EvaluateArguments) -> Judge | None:
+    """The judge that is to read the battles, if there is one."""
+    if not arguments.judge:
+        return None
+    if arguments.save_calibration:
+        call_on_main(locate_judge, arguments.judge)
     if arguments.predictions:
         logger.info(f"--judge reads the battles; --predictions {arguments.predictions} is left aside")
-    judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
+    return Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
+
+
+def read_battles(arguments: EvaluateArguments, judge: Judge, battles: Dataset, calibrated: bool = True) -> pd.DataFrame:
+    """The judge's verdicts."""
     return judge.predict(
         battles,
         readings=arguments.readings,
+        calibrated=calibrated and arguments.calibrated,
         tokens_per_batch=arguments.tokens_per_batch,
         progress_dir=name_progress(Path(arguments.output_dir)),
     )
+
+
+def take_raw(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts as they were before a calibration, if they had one."""
+    if RAW not in verdicts:
+        return verdicts
+    return verdicts.assign(p_a=verdicts[RAW], p_b=1 - verdicts[RAW]).drop(columns=RAW)
 
 
 def read_verdicts(path: str, battles: Dataset) -> pd.DataFrame:
@@ -109,20 +130,52 @@ def read_verdicts(path: str, battles: Dataset) -> pd.DataFrame:
     return align_verdicts(verdicts, battles, f"Predictions {path}")
 
 
-def fit_calibration(arguments: EvaluateArguments, battles: Dataset) -> Calibration:
-    """Fits on battles of which none is scored; one with a scored one's prompt would tell as much."""
-    others = load_battles(arguments.calibrate_battles, require_labels=True, **arguments.row_policy)
-    verdicts = read_verdicts(arguments.calibrate_predictions, others)
-    index, ids = DuplicateIndex(), set(map(str, battles["id"][:]))
+def fit_calibration(arguments: EvaluateArguments, judge: Judge | None, battles: Dataset) -> Calibration:
+    """Fits on battles that were not trained on, and whose prompts are not those of scored ones."""
+    path = arguments.calibrate_battles
+    others = load_battles(path, require_labels=True, **arguments.row_policy)
+    if arguments.calibrate_predictions:
+        verdicts = read_verdicts(arguments.calibrate_predictions, others)
+    else:
+        check_not_trained_on(judge, path)
+        verdicts = read_battles(arguments, judge, others, calibrated=False)
+    index = DuplicateIndex()
     index.add(battles["prompt"][:])
-    near = index.find(others["prompt"][:])
-    if shared := [id for id, found in zip(others["id"][:], near, strict=True) if found or str(id) in ids]:
+    kept, near = [], Fault()
+    for row, (id, found) in enumerate(zip(others["id"][:], index.find(others["prompt"][:]), strict=True)):
+        if found:
+            near.add(id, None)
+        else:
+            kept.append(row)
+    if not kept:
         raise ValueError(
-            f"--calibrate_battles {arguments.calibrate_battles}: expected none that is scored, or has a scored one's "
-            f"prompt; found {len(shared)} of {len(others)}: {', '.join(map(repr, shared[:5]))}"
-            f"{' and more' * (len(shared) > 5)}. Calibrate on others."
+            f"--calibrate_battles {path}: expected battles with other prompts than the scored ones; found none of "
+            f"{len(others)}. Calibrate on others."
         )
-    return FITS[arguments.calibrate](verdicts["p_a"].to_numpy(), read_labels(others))
+    if near.count:
+        logger.warning(f"{path}: left out {near.count} of {len(others)} that have a scored battle's prompt: {near}")
+    return FITS[arguments.calibrate](take_raw(verdicts)["p_a"].to_numpy()[kept], read_labels(others)[kept])
+
+
+def check_not_trained_on(judge: Judge, path: str) -> None:
+    """Raises a ValueError if a member says that it was trained on this file: it would look better than it is."""
+    hashed = describe_source(path)["sha256"]
+    for member in judge.members:
+        trained = {row["sha256"] for row in member.facts.training.get("data", []) if row["role"] == "train"}
+        if hashed and hashed in trained:
+            raise ValueError(
+                f"--calibrate_battles {path}: expected battles that were not trained on; found the training file of "
+                f"{member.name}. Give others, or out-of-fold --calibrate_predictions (predict.py --folds true)."
+            )
+
+
+def save_calibration(arguments: EvaluateArguments, judge: Judge, calibration: Calibration) -> None:
+    """Writes judge.json around the members."""
+    folder, names = locate_judge(arguments.judge)
+    facts = calibration.to_dict() | {"members": describe_members(judge.members)}
+    facts["fitted_on"] = describe_source(arguments.calibrate_battles)
+    write_judge(folder, JudgeFacts(names, arguments.readings or judge.readings, facts))
+    logger.info(f"Written: {folder / JUDGE_FILE}. --judge {folder} is the calibrated judge")
 
 
 def evaluate_verdicts(
@@ -136,12 +189,12 @@ def evaluate_verdicts(
     bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
     train_battles = load_training(arguments, battles) if arguments.train_file else None
     report = build_report(verdicts, battles, train_battles=train_battles, **bootstrap)
-    if calibration:
+    if raw is not verdicts:
         before = build_report(raw, battles, **bootstrap)
         figures = {
             when: {name: each[name] for name in FIGURES} for when, each in (("before", before), ("after", report))
         }
-        report["calibration"] = calibration.to_dict() | figures
+        report["calibration"] = (calibration.to_dict() if calibration else {"method": "the judge's own"}) | figures
     if arguments.against:
         against = read_verdicts(arguments.against, battles)
         name = str(Path(arguments.against).name)

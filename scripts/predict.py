@@ -23,7 +23,7 @@ from datasets import Dataset
 from modeling.arguments import PredictArguments
 from modeling.battles import LABELS, load_battles
 from modeling.encoding import CUT_COLUMNS
-from modeling.judge import Judge, write_verdicts
+from modeling.judge import RAW, Judge, write_verdicts
 from modeling.launch import run_script
 from modeling.metrics import compute_accuracy, compute_baselines, compute_log_loss
 from modeling.parsing import parse_arguments
@@ -43,6 +43,7 @@ def main() -> None:
     verdicts = (judge.predict_folds if arguments.folds else judge.predict)(
         battles,
         readings=arguments.readings,
+        calibrated=arguments.calibrated,
         tokens_per_batch=arguments.tokens_per_batch,
         progress_dir=output / PROGRESS,
     )
@@ -62,6 +63,8 @@ def compare(verdicts: pd.DataFrame, battles: Dataset) -> str:
     p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
     everything = np.full(len(p), True)
     rows = [("judge", p, everything)]
+    if RAW in verdicts:
+        rows.append(("judge, not calibrated", np.column_stack([verdicts[RAW], 1 - verdicts[RAW]]), everything))
     cut = verdicts[list(CUT_COLUMNS)].to_numpy().any(axis=1)
     if cut.any() and not cut.all():
         rows += [("judge, cut battles", p, cut), ("judge, whole battles", p, ~cut)]

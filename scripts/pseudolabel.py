@@ -49,7 +49,7 @@ def main() -> None:
             "--exclude: expected the training and evaluation files; found none, so no battle is left out. The judge "
             f"says that it was made with: {describe_training(judge)}"
         )
-    made_by = describe_judge(judge, arguments.readings)
+    made_by = describe_judge(judge, arguments.readings, arguments.calibrated)
     progress = output.with_name(f".{output.name}.progress")
     parts = PartFolder(progress, call_on_main(PartFolder.list_finished, progress))
     left_out = {"have a prompt of --exclude": Fault(), "have no sure answer (--min_confidence)": Fault()}
@@ -106,6 +106,7 @@ def label_part(
     verdicts = judge.predict(
         battles,
         readings=arguments.readings,
+        calibrated=arguments.calibrated,
         tokens_per_batch=arguments.tokens_per_batch,
         progress_dir=parts.folder,
     )

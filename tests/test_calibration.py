@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from modeling.evaluation.calibration import FITS, METHODS, Calibration, fit_isotonic, fit_temperature
+from modeling.calibration import FITS, METHODS, Calibration, fit_isotonic, fit_temperature
 from modeling.metrics import compute_log_loss, estimate_metrics
 from modeling.resampling import Resampler
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from modeling.battles import load_battles
-from modeling.evaluation.calibration import Calibration
+from modeling.calibration import Calibration
 from modeling.metrics import compute_accuracy, compute_log_loss
 from tests.conftest import DEMO_DATA, REPOSITORY, call, fail, succeed
 
@@ -112,14 +112,14 @@ def test_calibrating_on_scored_battles_or_prompts_is_refused(predictions, tmp_pa
     flags = [*build_flags(predictions, tmp_path / "out"), "--calibrate", "temperature"]
     same = ["--calibrate_predictions", predictions, "--calibrate_battles", TEST]
     said = fail("evaluate", *flags, *same, monkeypatch=monkeypatch, caplog=caplog)
-    assert "expected none that is scored" in said and "found 72 of 72" in said
+    assert "expected battles with other prompts than the scored ones; found none of 72" in said
     rows = [json.loads(line) for line in TEST.read_text(encoding="utf-8").splitlines()[:3]]
     rows = [row | {"id": f"new-{number}", "prompt": f"{row['prompt']} "} for number, row in enumerate(rows)]
     (tmp_path / "near.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     near = write_predictions(tmp_path / "near.parquet", tmp_path / "near.jsonl")
     near_flags = ["--calibrate_predictions", near, "--calibrate_battles", tmp_path / "near.jsonl"]
     said = fail("evaluate", *flags, *near_flags, monkeypatch=monkeypatch, caplog=caplog)
-    assert "found 3 of 3: 'new-0', 'new-1', 'new-2'" in said
+    assert "found none of 3" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -129,7 +129,7 @@ def test_calibrating_on_scored_battles_or_prompts_is_refused(predictions, tmp_pa
         ({"--draws": 5}, "expected 100 draws or more"),
         ({"--predictions": "nowhere.parquet"}, "Predictions nowhere.parquet: expected a file; found none"),
         ({"--predictions": TEST}, "expected a parquet file"),
-        ({"--calibrate": "isotonic"}, "expected all or none; found 1"),
+        ({"--calibrate": "isotonic"}, "expected both or neither; found one"),
         ({"--train_file": TEST}, "--train_file .*: expected none that is scored; found 72"),
         ({"--battles": TRAIN}, "expected a row for each battle; found otherwise for 216"),
         ({"--show_battles": -1}, "no fewer battles than 0"),

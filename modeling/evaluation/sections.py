@@ -74,7 +74,9 @@ def _list_calibration(report: Mapping) -> Iterator[Section]:
         what = facts["method"]
         if facts.get("temperature"):
             what += f" {facts['temperature']:.3f}"
-        note = f"{what}, fitted on {facts['battles']:,} other battles. All other figures are those after it."
+        if facts.get("battles"):
+            what += f", fitted on {facts['battles']:,} other battles"
+        note = f"{what}. All other figures are those after it."
         yield Section("Calibration", ("", "before", "after"), rows, note)
 
 

@@ -189,6 +189,7 @@ def _render_card(
             title=title,
             repo=Markup(repo or f"path/to/this/{kind}"),
             both=bool(judge) and judge.get("readings") == "both",
+            calibration=judge and judge.get("calibration"),
             members=members,
             data=list_data(members),
             report=report,

@@ -162,7 +162,9 @@ def collect_judge(folders: Sequence[Path], readings: str | None = None) -> Conte
             raise FileNotFoundError(f"--judge {folder}: expected the folder of a member or judge; found none.")
     if len(folders) == 1 and (folders[0] / JUDGE_FILE).is_file():
         members, stored = find_judge([str(folders[0])])
-        return Contents(dict(members), readings or stored, folders[0])
+        # A calibration is about the judge's own readings.
+        calibration = stored.calibration if readings in (None, stored.readings) else None
+        return Contents(dict(members), readings or stored.readings, folders[0], calibration=calibration)
     orientations = [read_member(folder).orientation for folder in folders]
     names: list[str] = []
     for folder, orientation in zip(folders, orientations, strict=True):

@@ -18,12 +18,13 @@ from modeling.files import write_json
 from modeling.members import (
     ADAPTER_FILES,
     JUDGE_FILE,
-    JUDGE_FORMAT,
     MEMBER_FILE,
     MERGED_FILE,
     PROBES_FILE,
+    JudgeFacts,
     is_merged,
     read_json,
+    write_judge,
 )
 from modeling.publication.cards import EVALUATION_FILE, FIGURES, build_base_card, build_judge_card, build_member_card
 
@@ -50,13 +51,14 @@ class Contents:
 
     `members` are folders by sub-folder, "" for the root. `readings` ("own" or "both") and `whole`, a folder with an
     evaluation and figures of all members together, are a judge's. `report` is a folder that evaluate.py wrote, which
-    takes the place of an evaluation that the member or judge has.
+    takes the place of an evaluation that the member or judge has. `calibration` is a judge's, as in `JudgeFacts`.
     """
 
     members: dict[str, Path]
     readings: str | None = None
     whole: Path | None = None
     report: Path | None = None
+    calibration: dict | None = None
 
     @property
     def kind(self) -> str:
@@ -153,8 +155,7 @@ def stage_contents(contents: Contents, repo: str, base: tuple[str, str]) -> Iter
             card = build_member_card(stage / name, repo if contents.kind == "member" else None)
             (stage / name / CARD_FILE).write_text(card, encoding="utf-8")
         if contents.kind == "judge":
-            judge = {"format": JUDGE_FORMAT, "members": list(contents.members), "readings": contents.readings}
-            write_json(stage / JUDGE_FILE, judge)
+            write_judge(stage, JudgeFacts(list(contents.members), contents.readings, contents.calibration))
             if contents.whole:
                 paths = [contents.whole / EVALUATION_FILE, *sorted((contents.whole / "figures").glob("*.png"))]
                 names = [path.relative_to(contents.whole).as_posix() for path in paths if path.is_file()]

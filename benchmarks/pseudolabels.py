@@ -21,28 +21,28 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import transformers
+from arms import measure_arms
 from frozen import Reading, check_pipeline, load_features
-from torch import Tensor, nn
+from heads import BATCH, count_steps, predict, train_head
+from torch import Tensor
 from torch.nn.functional import one_hot
 from tqdm import tqdm
 
 from modeling.battles import LABELS, load_battles
-from modeling.classifier import PreferenceHead, PreferenceMixin
 from modeling.duplicates import DuplicateIndex, group_texts
 from modeling.folds import assign_folds
-from modeling.losses import Distillation, compute_preference_loss, soft_cross_entropy
+from modeling.losses import Distillation, soft_cross_entropy
 from modeling.metrics import compute_accuracy, compute_baselines
 from modeling.resampling import Resampler
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SEEDS, FOLDS, DRAWS, BATCH = range(2), 5, 10_000, 32
+SEEDS, FOLDS, DRAWS = range(2), 5, 10_000
 POOL, SMALL = 2048, 400  # battles: drawn from the pool, of the small labelled sets
 GRID = {"learning_rate": (3e-4,), "epochs": (2, 5), "head_dropout": (0.1,)}
 ALONE, PANEL, JUDGE = "labelled alone", "panel's p_a for its winner", "the judge: mean of 2 heads on all labels"
 SOFT, SHUFFLED, HARD, SURE = "+ pool, soft", "+ pool, soft, shuffled", "+ pool, hard", "+ pool, hard, surer half"
 SAME_STEPS = "; steps as alone"
 TEACHERS = {f"teacher, w {w}, T {t}": Distillation(w, t) for w, t in ((0.9, 5.0), (0.5, 2.0))}
-NO_TEACHER = Distillation()
 PAIRS = ((SOFT, SHUFFLED), (SOFT + SAME_STEPS, SHUFFLED + SAME_STEPS), (HARD, SOFT), (SURE, HARD))
 
 
@@ -79,52 +79,6 @@ def load_data(arguments: argparse.Namespace) -> tuple[SimpleNamespace, SimpleNam
         "test_prompts": len(set(test.groups)),
     }
     return train, pool, test, {**facts, "scaling": (mean, scale)}
-
-
-def train_head(
-    features: Tensor,
-    targets: Tensor,
-    seed: int,
-    recipe: dict,
-    teacher: Tensor | None = None,
-    distillation: Distillation = NO_TEACHER,
-    steps: int | None = None,
-) -> PreferenceHead:
-    """A head trained for the recipe's epochs, or for `steps`; the seed decides its start, the order and dropout."""
-    torch.manual_seed(seed)
-    shape = {"hidden_size": features.shape[-1], "head_hidden_size": features.shape[-1] // 2, "num_labels": len(LABELS)}
-    head = PreferenceHead(SimpleNamespace(**shape, head_dropout=recipe["head_dropout"]))
-    for layer in (head.dense, head.out):
-        PreferenceMixin._init_weights(SimpleNamespace(score=head), layer)
-    steps = steps or count_steps(features, recipe)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=recipe["learning_rate"], weight_decay=0.0)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 20, steps)
-    order = torch.cat([torch.randperm(len(features)) for _ in range(math.ceil(steps * BATCH / len(features)))])
-    for rows in order[: steps * BATCH].split(BATCH):
-        taught = None if teacher is None else mirror(teacher[rows])
-        logits = head(features[rows].flatten(0, 1))
-        optimizer.zero_grad()
-        compute_preference_loss(logits, mirror(targets[rows]), taught, None, distillation).backward()
-        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return head.eval()
-
-
-def count_steps(features: Tensor, recipe: dict) -> int:
-    return math.ceil(recipe["epochs"] * len(features) / BATCH)
-
-
-def mirror(labels: Tensor) -> Tensor:
-    """Values by label, (battles, labels), by slot for each battle's two readings, (battles * 2, labels)."""
-    return torch.stack([labels, labels.flip(-1)], dim=1).flatten(0, 1)
-
-
-@torch.inference_mode()
-def predict(head: PreferenceHead, features: Tensor) -> Tensor:
-    """Probabilities by label, shape (battles, labels), the mean over both orders."""
-    by_slot = torch.softmax(head(features), dim=-1)  # (battles, orders, labels)
-    return (by_slot[:, 0] + by_slot[:, 1].flip(-1)) / 2
 
 
 def cross_validate(rows: SimpleNamespace, recipe: dict, seeds: range) -> Tensor:
@@ -176,28 +130,6 @@ def run_arms(samples: list[SimpleNamespace], pool: SimpleNamespace, recipe: dict
             sizes[arm] = len(given["features"])
             outputs.setdefault(arm, []).append(predict(train_head(seed=seed, recipe=recipe, **given), test.features))
     return {arm: (sizes[arm], torch.stack(outputs[arm]).numpy()) for arm in outputs}
-
-
-def measure_arms(found: dict, test: SimpleNamespace) -> dict:
-    """Accuracy and log loss, and their differences between arms, with the ends of intervals by bootstrap of prompts."""
-    truth, resampler = test.targets.argmax(1).numpy(), Resampler(test.groups, DRAWS)
-
-    def estimate(values: np.ndarray) -> list[float]:
-        (found,) = resampler.estimate_means(values[:, None].astype(float))
-        return [round(number, 4) for number in (found.value, found.low, found.high)]
-
-    values = {
-        "accuracy": {arm: (p.argmax(-1) == truth).mean(0) for arm, (_, p) in found.items()},
-        "log_loss": {arm: -np.log(p[:, np.arange(len(truth)), truth]).mean(0) for arm, (_, p) in found.items()},
-    }
-    figures = {arm: {"battles": size} for arm, (size, _) in found.items()}
-    for arm, (_, p) in found.items():
-        figures[arm]["accuracy_by_seed"] = (p.argmax(-1) == truth).mean(1).round(4).tolist()
-        figures[arm] |= {figure: estimate(of_arm[arm]) for figure, of_arm in values.items()}
-    for arm, other in [(arm, ALONE) for arm in found if arm != ALONE] + list(PAIRS):
-        differences = {figure: estimate(of_arm[arm] - of_arm[other]) for figure, of_arm in values.items()}
-        figures[arm].setdefault("against", {})[other] = differences
-    return figures
 
 
 def describe_labels(pool: SimpleNamespace) -> dict:
@@ -260,10 +192,11 @@ def main() -> None:
     train.teacher = cross_validate(train, best, SEEDS)
     samples = {"all labels": [train] * len(SEEDS), f"{SMALL} labels": [draw_small(train, seed) for seed in SEEDS]}
     recipes[f"{SMALL} labels"] = choose_recipe(samples[f"{SMALL} labels"])
-    arms = {}
+    arms, resampler = {}, Resampler(test.groups, DRAWS)
     for name, drawn in samples.items():
-        found = run_arms(drawn, pool, recipes[name][0], test)
-        arms[name] = measure_arms({**found, JUDGE: (len(train.targets), judged[None].numpy())}, test)
+        found = run_arms(drawn, pool, recipes[name][0], test) | {JUDGE: (len(train.targets), judged[None].numpy())}
+        pairs = [*((arm, ALONE) for arm in found if arm != ALONE), *PAIRS]
+        arms[name] = measure_arms(found, pairs, test.targets.argmax(1).numpy(), resampler)
     losses = [soft_cross_entropy(predict(judge[0], train.features).log(), train.targets).item()]
     sanity = {
         "test": compute_baselines_text(test),

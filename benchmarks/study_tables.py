@@ -1,0 +1,54 @@
+"""A study's figures as markdown tables and as a picture. For benchmarks/study.py, and for the tests of the README."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def format_table(title: str, arms: Mapping[str, dict]) -> str:
+    """Each arm's accuracy and log loss, and their differences from the arm that it is compared with.
+
+    Args:
+        title: Of the first column.
+        arms: What `measure_arms` returned.
+    """
+    lines = [
+        f"| {title} | accuracy [95%] | compared with | accuracy | log loss | log loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, found in arms.items():
+        other, differences = next(iter(found.get("against", {}).items()), ("", {}))
+        cells = [arm, "{:.3f} [{:.3f}, {:.3f}]".format(*found["accuracy"]), other]
+        cells.append("{:+.3f} [{:+.3f}, {:+.3f}]".format(*differences["accuracy"]) if differences else "")
+        cells.append(f"{found['log_loss'][0]:.3f}")
+        cells.append("{:+.3f} [{:+.3f}, {:+.3f}]".format(*differences["log_loss"]) if differences else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_arms(tables: Mapping[str, Mapping[str, dict]], baselines: Mapping[str, float], path: Path) -> None:
+    """Accuracy of every arm with its 95% interval, a panel for each table, and lines for what is simpler."""
+    sizes = [len(arms) for arms in tables.values()]
+    figure, panels = plt.subplots(
+        len(tables), figsize=(8, 0.27 * sum(sizes) + 0.5 * len(tables)), sharex=True, height_ratios=sizes
+    )
+    for panel, (title, arms) in zip(panels, tables.items(), strict=True):
+        for place, found in enumerate(arms.values()):
+            value, low, high = found["accuracy"]
+            panel.plot([low, high], [place, place], color="tab:blue", linewidth=1.5)
+            panel.plot(value, place, "o", color="tab:blue", markersize=4)
+        for place, (name, value) in enumerate(baselines.items()):
+            panel.axvline(value, color="0.5", linestyle=("--", ":")[place % 2], linewidth=1, label=name)
+        panel.set_yticks(range(len(arms)), arms, fontsize=8)
+        panel.set_ylim(len(arms) - 0.5, -0.5)
+        panel.set_title(title, fontsize=9, loc="left")
+    panels[0].legend(fontsize=7, loc="upper left")
+    panels[-1].set_xlabel("accuracy on battles without ties, 95% intervals by a bootstrap of prompts", fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -23,7 +23,7 @@ def measure_arms(
         truth: The label that won, shape (battles,).
 
     Returns:
-        By arm: battles, accuracy_by_seed; accuracy and log_loss as [value, low, high]; against, the differences
+        By arm: battles, scored, accuracy_by_seed; accuracy and log_loss as [value, low, high]; against, the differences
         by the other arm's name.
     """
 
@@ -35,7 +35,7 @@ def measure_arms(
         "accuracy": {arm: (p.argmax(-1) == truth).mean(0) for arm, (_, p) in found.items()},
         "log_loss": {arm: -np.log(p[:, np.arange(len(truth)), truth]).mean(0) for arm, (_, p) in found.items()},
     }
-    figures = {arm: {"battles": size} for arm, (size, _) in found.items()}
+    figures = {arm: {"battles": size, "scored": len(truth)} for arm, (size, _) in found.items()}
     for arm, (_, p) in found.items():
         figures[arm]["accuracy_by_seed"] = (p.argmax(-1) == truth).mean(1).round(4).tolist()
         figures[arm] |= {figure: estimate(of_arm[arm]) for figure, of_arm in values.items()}

@@ -41,7 +41,7 @@ TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class Reading:
-    """How a frozen base reads battles: all that decides a feature, and the folder that keeps them."""
+    """How a frozen base reads battles, and the folder that keeps what it gave."""
 
     base: str
     max_length: int
@@ -73,15 +73,21 @@ def load_features(
     tasks = [
         (folder / part, rows, reading, others / part if others else None, known)
         for part, rows in parts.items()
-        if not (folder / part).exists()
+        if len(load_ids(folder / part)) < len(rows)
     ]
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         list(tqdm(pool.map(extract_part, tasks), total=len(tasks), desc=f"Reading {name}"))
     read = [dict(np.load(folder / part)) for part in parts]
-    if np.concatenate([part["ids"] for part in read]).tolist() != battles["id"][:]:
+    if np.concatenate([part["ids"] for part in read])[: len(texts)].tolist() != battles["id"][:]:
         raise SystemExit(f"{folder}: expected the features of {name}'s battles; found others. Delete the folder.")
     cost = {key: round(sum(float(part[key]) for part in read)) for key in ("tokens", "seconds")}
-    return torch.from_numpy(np.concatenate([part["features"] for part in read])), {"battles": len(texts), **cost}
+    features = np.concatenate([part["features"] for part in read])[: len(texts)]
+    return torch.from_numpy(features), {"battles": len(texts), **cost}
+
+
+def load_ids(path: Path) -> list[str]:
+    """Ids of the battles whose features a file has; none where there is no file."""
+    return np.load(path)["ids"].tolist() if path.exists() else []
 
 
 @cache
@@ -113,7 +119,8 @@ def extract_part(task: tuple[Path, list[dict], Reading, Path | None, Reading | N
     start, tokens = time.perf_counter(), 0
     model, encoded = load_reader(reading.base), encode(rows, reading)
     features = np.full((len(rows), len(reading.orders), model.config.hidden_size), np.nan, dtype=np.float32)
-    if known and known_path.exists():
+    ids = [row["id"] for row in rows]
+    if known and load_ids(known_path)[: len(ids)] == ids:
         found, others = np.load(known_path)["features"], encode(rows, known)
         for place, order in enumerate(reading.orders):
             for row, battle in enumerate(encoded[order]):
@@ -126,9 +133,10 @@ def extract_part(task: tuple[Path, list[dict], Reading, Path | None, Reading | N
         tokens += sum(lengths)
         for batch in build_batches(lengths, TOKENS_PER_BATCH):
             inputs = collate([{"input_ids": encoded[order][todo[row]]["input_ids"]} for row in batch])
-            features[todo[batch], place] = model(**inputs).logits
+            inputs = {key: tensor.to(model.device) for key, tensor in inputs.items()}
+            features[todo[batch], place] = model(**inputs).logits.float().cpu()
     facts = {"tokens": tokens, "seconds": time.perf_counter() - start}
-    np.savez(beside := path.with_suffix(".new.npz"), ids=[row["id"] for row in rows], features=features, **facts)
+    np.savez(beside := path.with_suffix(".new.npz"), ids=ids, features=features, **facts)
     beside.rename(path)
 
 

@@ -1,5 +1,7 @@
 """The battles of a study, and what frozen bases give for them. For benchmarks/study.py."""
 
+import hashlib
+import json
 import subprocess
 import sys
 from argparse import Namespace
@@ -27,9 +29,8 @@ class Study:
         self.arguments, self.settings = arguments, settings
         self.train, self.test = (load_battles(path, tie_policy="drop") for path in (arguments.train, arguments.test))
         self.train = self.train.shuffle(seed=0)
-        self.soft = (
-            load_battles(arguments.soft, blank_policy="keep").shuffle(seed=0).select(range(self.settings["pool"]))
-        )
+        soft = load_battles(arguments.soft, schema="p_a", blank_policy="keep")
+        self.soft = soft.shuffle(seed=0).select(range(settings["pool"]))
         tested, known = DuplicateIndex(), DuplicateIndex()
         tested.add(self.test["prompt"][:])
         for battles in (self.train, self.test):
@@ -44,25 +45,33 @@ class Study:
 
     def name_reading(self, base: str, max_length: int | None = None, **options) -> Reading:
         """A reading of a base, which is quantised first if it is not there."""
-        folder = self.arguments.work_dir / "bases" / base
+        settings = self.settings["bases"][base]
+        folder = self.arguments.work_dir / "bases" / name_settings(base, settings)
         if not folder.is_dir():
-            flags = [f"--{name}={value}" for name, value in self.settings["bases"][base].items()]
+            flags = [f"--{name}={value}" for name, value in settings.items()]
             run("scripts/quantize.py", *flags, "--output_dir", folder)
         return Reading(str(folder), max_length or self.settings["max_length"], **options)
 
-    def load(self, reading: Reading, most: int | None = None, known: Reading | None = None) -> SimpleNamespace:
+    def load(
+        self, reading: Reading, most: int | None = None, scored: int | None = None, known: Reading | None = None
+    ) -> SimpleNamespace:
         """Features, scaled by the training battles', and labels, of those that are trained on and of the scored ones.
 
         Args:
             most: Of the training battles only so many, less those that are near a scored one's prompt.
+            scored: Of the scored battles only so many.
             known: See `load_features`.
         """
-        sets = {"test": self.test, "train": self.train.select(range(most or len(self.train)))}
+        sets = {
+            "test": self.test.select(range(scored or len(self.test))),
+            "train": self.train.select(range(most or len(self.train))),
+        }
         found = {}
         for name, battles in sets.items():
             folder, processes = self.arguments.work_dir / "features", self.arguments.processes
             found[name], cost = load_features(battles, name, reading, folder, processes, known)
-            self.read.setdefault(str(reading.find_folder(Path())), {})[name] = cost
+            costs = self.read.setdefault(str(reading.find_folder(Path())), {})
+            costs[name] = max(cost, costs.get(name, cost), key=lambda cost: cost["battles"])
         kept = [row for row in self.fit if row < len(sets["train"])]
         features = found["train"][kept]
         mean, scale = features.mean((0, 1)), features.std((0, 1))
@@ -83,7 +92,15 @@ class Study:
     def measure(self, found: dict, pairs: dict[str, str]) -> dict:
         """See `measure_arms`; the second of a pair is what the first is compared with."""
         shaped = {arm: (size, torch.stack(p).double().numpy()) for arm, (size, p) in found.items()}
-        return measure_arms(shaped, pairs.items(), self.truth, self.resampler)
+        scored = len(next(iter(shaped.values()))[1][0])
+        groups = np.unique(self.groups[:scored], return_inverse=True)[1]
+        resampler = Resampler(groups, self.settings["draws"])
+        return measure_arms(shaped, pairs.items(), self.truth[:scored], resampler)
+
+
+def name_settings(name: str, settings: Mapping) -> str:
+    """A folder's name that is another when the settings are."""
+    return f"{name}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def run(*command: object) -> None:

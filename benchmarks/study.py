@@ -24,7 +24,7 @@ import transformers
 import yaml
 from frozen import load_features
 from heads import predict, predict_orders, train_head
-from real_battles import REPOSITORY, Study, run
+from real_battles import REPOSITORY, Study, name_settings, run
 from study_tables import draw_arms, format_table
 from torch import Tensor
 from tqdm import tqdm
@@ -36,7 +36,7 @@ from modeling.losses import soft_cross_entropy
 from modeling.metrics import estimate_metrics
 
 STUDY = REPOSITORY / "configs" / "study" / "study.yaml"
-FOLDS, DROPOUT = 5, 0.1
+FOLDS, DROPOUT, SHARES = 5, 0.1, (0.0, 0.2, 0.4, 0.6)
 TWO, BOTH, AB = "two members, each its own order", "one member of both orders", "ab alone"
 
 
@@ -76,14 +76,14 @@ def study_heads(study: Study, recipes: dict) -> dict:
     hard = torch.nn.functional.one_hot(soft.argmax(1), 2).float()
     for seed in study.settings["seeds"]:
         arms = read_heads(data, seed, recipes)
-        for name, labels in (("+ English battles, p of GPT-4", soft), ("+ the same, its winner", hard)):
+        for name, labels in (("+ English battles, p of GPT-4", soft), ("+ English battles, its winner", hard)):
             features = torch.cat([data.features, pool])
             head = train_head(features, torch.cat([data.targets, labels]), seed, recipes["mlp, 2"][0])
             arms[name] = predict(head, data.test)
         for arm, p in arms.items():
             size = len(data.targets) + len(pool) * arm.startswith("+")
             found.setdefault(arm, (size, []))[1].append(p)
-    own = {arm: BOTH for arm in found if arm.startswith("+") or arm.endswith("of both orders, linear head")}
+    own = {arm: BOTH for arm in found if arm.startswith(("+", "the same")) or arm.endswith("both orders, linear head")}
     return study.measure(found, {arm: TWO for arm in found if arm != TWO} | own)
 
 
@@ -107,20 +107,21 @@ def read_heads(data: SimpleNamespace, seed: int, recipes: dict) -> dict[str, Ten
         "two members, linear heads": (p["linear", "ab"][:, 0] + p["linear", "ba"][:, 1]) / 2,
         f"{BOTH}, linear head": p["linear", "both"].mean(1),
     }
-    doubt = (ab[:, 0] - 0.5).abs().argsort()
-    for share in (0.2, 0.4, 0.6):
-        second = doubt[: round(share * len(doubt))]
-        arms[f"ab, and ba for the {share:.0%} in most doubt"] = ab.index_put((second,), ((ab + ba) / 2)[second])
+    first, every = p["mlp", "both"][:, 0], arms[BOTH]
+    doubt = (first[:, 0] - 0.5).abs().argsort()
+    for share in SHARES:
+        again = doubt[: round(share * len(doubt))]
+        arms[f"the same, ba only for the {share:.0%} in most doubt"] = first.index_put((again,), every[again])
     return arms
 
 
 def study_lengths(study: Study, recipes: dict) -> dict:
-    """Length, truncation and quantisation: one order, few training battles."""
-    one, few = {"orders": ("ab",)}, study.settings["few"]
+    """Length, truncation and quantisation: one order, few battles."""
+    one, few = {"orders": ("ab",)}, (study.settings["few"], study.settings["few_scored"])
     plain, short = study.name_reading("smollm2"), study.name_reading("smollm2", 512, **one)
     longer = study.name_reading("smollm2", 1024, **one)
     readings = {
-        "256 tokens": (study.name_reading("smollm2"), None),
+        "256 tokens": (study.name_reading("smollm2", **one), plain),
         "512 tokens": (short, plain),
         "512 tokens, cut from the left": (study.name_reading("smollm2", 512, truncation="left", **one), short),
         "1,024 tokens": (longer, short),
@@ -129,7 +130,7 @@ def study_lengths(study: Study, recipes: dict) -> dict:
     }
     found = {}
     for arm, (reading, known) in readings.items():
-        data = study.load(reading, few, known)
+        data = study.load(reading, *few, known)
         for seed in study.settings["seeds"]:
             head = train_head(data.features[:, :1], data.targets, seed, recipes["mlp, 1"][0], **one)
             found.setdefault(arm, (len(data.targets), []))[1].append(predict(head, data.test[:, :1], **one))
@@ -173,18 +174,19 @@ def study_adapters(study: Study) -> dict:
 def train_adapter(study: Study, rate: float, alpha: int) -> np.ndarray:
     """A member's probabilities by label, shape (battles, labels), from the real commands."""
     arguments, settings = study.arguments, study.settings["adapters"]
-    folder = (arguments.work_dir / "adapters" / f"rate{rate:.1e}-alpha{alpha}").resolve()
-    if not (folder / "predictions").is_dir():
-        flags = [f"--{name}={value}" for name, value in settings["flags"].items()]
-        flags += [f"--learning_rate={rate}", f"--lora_alpha={alpha}", "--base", study.name_reading("smollm2").base]
-        data = ["--train_file", arguments.train, "--eval_file", arguments.test, "--eval_strategy", "no"]
+    chosen = {**settings["flags"], "learning_rate": rate, "lora_alpha": alpha}
+    folder = arguments.work_dir / "adapters" / name_settings(f"rate{rate:.1e}-alpha{alpha}", chosen)
+    verdicts = folder / "predictions" / "predictions.parquet"
+    if not verdicts.is_file():
+        flags = [*(f"--{name}={value}" for name, value in chosen.items()), "--base", study.name_reading("smollm2").base]
         if not (folder / "member").is_dir():
-            output = ["--output_dir", folder / "member", "--tie_policy", "drop"]
-            run("scripts/train.py", *flags, *data, *output)
+            battles = arguments.work_dir / "train.parquet"
+            study.train.select(study.fit).to_parquet(battles)
+            run("scripts/train.py", *flags, "--train_file", battles, "--output_dir", folder / "member")
         output = ["--output_dir", folder / "predictions", "--tie_policy", "drop"]
         run("scripts/predict.py", "--battles", arguments.test, "--judge", folder / "member", *output)
-    verdicts = pd.read_parquet(folder / "predictions" / "predictions.parquet").set_index("id").loc[study.test["id"][:]]
-    return verdicts[["p_a", "p_b"]].to_numpy()
+    found = pd.read_parquet(verdicts).set_index("id").loc[study.test["id"][:]]
+    return found[["p_a", "p_b"]].to_numpy()
 
 
 def study_judges(study: Study, recipes: dict) -> dict:

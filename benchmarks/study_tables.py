@@ -36,12 +36,14 @@ def draw_arms(tables: Mapping[str, Mapping[str, dict]], baselines: Mapping[str, 
     figure, panels = plt.subplots(
         len(tables), figsize=(8, 0.27 * sum(sizes) + 0.5 * len(tables)), sharex=True, height_ratios=sizes
     )
+    scored = max(found["scored"] for arms in tables.values() for found in arms.values())
     for panel, (title, arms) in zip(panels, tables.items(), strict=True):
         for place, found in enumerate(arms.values()):
             value, low, high = found["accuracy"]
             panel.plot([low, high], [place, place], color="tab:blue", linewidth=1.5)
             panel.plot(value, place, "o", color="tab:blue", markersize=4)
-        for place, (name, value) in enumerate(baselines.items()):
+        of_all = next(iter(arms.values()))["scored"] == scored
+        for place, (name, value) in enumerate(baselines.items() if of_all else ()):
             panel.axvline(value, color="0.5", linestyle=("--", ":")[place % 2], linewidth=1, label=name)
         panel.set_yticks(range(len(arms)), arms, fontsize=8)
         panel.set_ylim(len(arms) - 0.5, -0.5)

@@ -10,9 +10,9 @@ members (their folders) -> loading (members that read) -> merging (adapters into
 memory (bytes) -> checkpoints (restarts) -> training (the Trainer) -> inference (batches, shards) ->
 resampling (intervals) -> metrics (figures of predictions) -> calibration (honest probabilities) -> judge (members
 averaged) -> pseudolabels (verdicts as labels) -> baselines (what to beat) -> biases (order, length) -> ratings (models
-ranked) -> sections (tables as text) -> reports (all that is known of predictions) -> figures (pictures of it) ->
-pages (the same as HTML) -> provenance (what a member says of its run) -> markdown (text that stays text) ->
-languages (their codes) -> licences (what names say of them) -> limits (what figures do not show) -> cards (model cards)
--> staging (a folder as it will stand on the Hub) -> publishing (what goes there) -> serving (a judge for many) ->
-web (behind a page). A module imports only from those before it.
+ranked) -> sections (tables as text) -> reports (all that is known of predictions) -> calibrating (on which battles) ->
+figures (pictures of it) -> pages (the same as HTML) -> provenance (what a member says of its run) -> markdown (text
+that stays text) -> languages (their codes) -> licences (what names say of them) -> limits (what figures do not show) ->
+cards (model cards) -> staging (a folder as it will stand on the Hub) -> publishing (what goes there) -> serving (a
+judge for many) -> web (behind a page). A module imports only from those before it.
 """

@@ -26,12 +26,14 @@ class Calibration:
     temperature: The log odds are divided by it ("temperature" alone).
     points: (p, what it becomes), ascending, between which lines are drawn ("isotonic" alone).
     battles: How many it was fitted on.
+    fitted_on: Name and, of a file, SHA-256 of these battles, where they are known.
     """
 
     method: str
     battles: int
     temperature: float | None = None
     points: tuple[tuple[float, float], ...] = ()
+    fitted_on: Mapping[str, str | None] | None = None
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -56,6 +58,7 @@ class Calibration:
     def to_dict(self) -> dict:
         """As JSON values, without what the method does not have."""
         facts: dict = {"method": self.method, "battles": self.battles}
+        facts |= {"fitted_on": dict(self.fitted_on)} if self.fitted_on else {}
         if self.method == "temperature":
             return facts | {"temperature": self.temperature}
         return facts | {"points": [list(point) for point in self.points]}
@@ -63,11 +66,16 @@ class Calibration:
     @classmethod
     def from_dict(cls, facts: Mapping) -> "Calibration":
         """The calibration that `to_dict` wrote; a ValueError if the facts are not one."""
-        known = {"method", "battles", "temperature", "points"}
+        known = {"method", "battles", "temperature", "points", "fitted_on"}
         if not {"method", "battles"} <= set(facts) <= known:
             raise ValueError(f"Calibration: expected the keys {', '.join(sorted(known))}; found {', '.join(facts)}.")
-        points = tuple((float(x), float(y)) for x, y in facts.get("points", ()))
-        return cls(facts["method"], int(facts["battles"]), facts.get("temperature"), points)
+        try:
+            battles, temperature = int(facts["battles"]), facts.get("temperature")
+            temperature = None if temperature is None else float(temperature)
+            points = tuple((float(x), float(y)) for x, y in facts.get("points", ()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Calibration: expected numbers; found something else ({error}).") from error
+        return cls(facts["method"], battles, temperature, points, facts.get("fitted_on"))
 
 
 def fit_temperature(p_a: np.ndarray, labels: np.ndarray) -> Calibration:

@@ -48,7 +48,8 @@ class Judge:
         found, facts = find_judge(names)
         members = load_members(found, device, skip_probes=skip_probes, dtype=dtype)
         facts = facts or JudgeFacts([member.name for member in members])
-        return cls(members, facts.readings, read_calibration(facts, members) if facts.calibration else None)
+        calibration = read_calibration(facts, describe_members(members)) if facts.calibration else None
+        return cls(members, facts.readings, calibration)
 
     def plan_readings(self, readings: str | None = None) -> list[tuple[Member, str]]:
         """The (member, orientation) pairs to read.
@@ -92,15 +93,8 @@ class Judge:
         columns, lengths = {}, []
         for member, orientation in plan:
             reading = encoded[member.encoder, orientation]
-            columns[f"{member.name}_{orientation}"] = predict_battles(
-                member.activate(),
-                reading,
-                orientation,
-                pad_token_id=member.encoder.encoding.pad_token_id,
-                tokens_per_batch=tokens_per_batch,
-                name=f"{member.name} reads {orientation}@{member.fingerprint} on {member.facts.base_fingerprint} "
-                f"in {member.dtype}",
-                progress_dir=progress_dir,
+            columns[f"{member.name}_{orientation}"] = _read_battles(
+                member, orientation, reading, tokens_per_batch, progress_dir
             )
             lengths.append([[battle[name] for name in ("length", *CUT_COLUMNS)] for battle in reading])
         verdicts = build_verdicts([row["id"] for row in rows], columns, np.array(lengths))
@@ -109,7 +103,7 @@ class Judge:
 
     def find_calibration(self, readings: str | None = None) -> Calibration | None:
         """The judge's calibration, if it has one and it is about these readings."""
-        if self.calibration and readings not in (None, self.readings):
+        if self.calibration and self.plan_readings(readings) != self.plan_readings():
             logger.warning_once(f"Not calibrated: this judge's calibration is about --readings {self.readings}")
             return None
         return self.calibration
@@ -122,7 +116,8 @@ class Judge:
             progress_dir, options: As for `predict`.
 
         Returns:
-            The columns of `predict`, in the battles' order; a member's own column is NaN where it did not read.
+            The columns of `predict`, in the battles' order, never calibrated, as a calibration is about all members
+            together; a member's own column is NaN where it did not read.
 
         Raises:
             ValueError: If the members were not trained with folds, if a fold has none, or if the battles are not those
@@ -159,6 +154,22 @@ class Judge:
                 f"{', '.join(map(str, sorted(missing)))}. Train them with --fold."
             )
         return kinds
+
+
+def _read_battles(
+    member: Member, orientation: str, encoded: list[dict], tokens_per_batch: int, progress_dir: Path | None
+) -> np.ndarray:
+    """Probabilities by label of one reading, shape (battles, labels)."""
+    return predict_battles(
+        member.activate(),
+        encoded,
+        orientation,
+        pad_token_id=member.encoder.encoding.pad_token_id,
+        tokens_per_batch=tokens_per_batch,
+        name=f"{member.name} reads {orientation}@{member.fingerprint} on {member.facts.base_fingerprint} "
+        f"in {member.dtype}",
+        progress_dir=progress_dir,
+    )
 
 
 def _encode_readings(readings: set[tuple[BattleEncoder, str]], rows: list[dict]) -> dict:
@@ -202,17 +213,26 @@ def build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarra
     return verdicts
 
 
-def read_calibration(facts: JudgeFacts, members: Sequence[Member]) -> Calibration:
-    """The calibration in judge.json; a ValueError if it was fitted with other members than these."""
+def read_calibration(facts: JudgeFacts, found: Mapping[str, str]) -> Calibration:
+    """The calibration in judge.json.
+
+    Args:
+        found: The fingerprint of each member by its name.
+
+    Raises:
+        ValueError: If it was fitted with other members than these, or is none.
+    """
     stored = dict(facts.calibration or {})
-    fitted_with, found = stored.pop("members", None), describe_members(members)
-    if fitted_with != found:
+    fitted_with = stored.pop("members", None)
+    if fitted_with != dict(found):
         raise ValueError(
-            f"Judge {', '.join(found)}: expected the members that it was calibrated with ({fitted_with}); found others "
-            f"({found}). Calibrate it again with scripts/evaluate.py, or take the calibration out of {JUDGE_FILE}."
+            f"Judge {', '.join(found)}: expected the members that it was calibrated with ({fitted_with}); found "
+            f"others ({dict(found)}). Calibrate it again with evaluate.py, or take it out of {JUDGE_FILE}."
         )
-    stored.pop("fitted_on", None)
-    return Calibration.from_dict(stored)
+    try:
+        return Calibration.from_dict(stored)
+    except ValueError as error:
+        raise ValueError(f"Judge {', '.join(found)}, {JUDGE_FILE}: {error}") from error
 
 
 def describe_members(members: Sequence[Member]) -> dict[str, str]:

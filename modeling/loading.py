@@ -1,8 +1,6 @@
 """Members from disk or Hub as models that read, and the judges they make up: bases shared, probes replayed."""
 
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from modeling.members import (
     PROBES_FILE,
     JudgeFacts,
     MemberFacts,
+    fingerprint_member,
     is_merged,
     read_json,
     read_judge,
@@ -125,8 +124,7 @@ def load_members(
         encoder = next((m.encoder for m in members if m.model is model and m.encoder.encoding == encoding), None)
         encoder = encoder or BattleEncoder(load_tokenizer(folder), encoding)
         display = name_member(name, [member.name for member in members])
-        fingerprint = hashlib.sha256(json.dumps(facts.files, sort_keys=True).encode()).hexdigest()[:16]
-        members.append(Member(display, slot, facts, model, encoder, fingerprint, folder, reads_in))
+        members.append(Member(display, slot, facts, model, encoder, fingerprint_member(facts), folder, reads_in))
     for member in members:
         check_probes(member, skip_probes)
     return members

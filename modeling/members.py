@@ -5,6 +5,7 @@ to read battles again exactly as in training, and the hash of every file that de
 member folders and `judge.json`, which names them.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +54,7 @@ class MemberFacts:
 class JudgeFacts:
     """What `judge.json` says: its members' folders, the orders they read, and what makes their mean honest.
 
-    `calibration` is `Calibration.to_dict()` with the fingerprint of each member and the battles it was fitted on.
+    `calibration` is `Calibration.to_dict()` and `members`, the fingerprint of each.
     """
 
     members: list[str]
@@ -144,6 +145,11 @@ def read_member(folder: Path) -> MemberFacts:
     return facts
 
 
+def fingerprint_member(facts: MemberFacts) -> str:
+    """Names a member by the files that decide its answers."""
+    return hashlib.sha256(json.dumps(facts.files, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def is_merged(folder: Path) -> bool:
     """Whether a member folder holds a whole model instead of an adapter."""
     return (folder / MERGED_FILE).is_file() and not (folder / ADAPTER_FILES[0]).is_file()
@@ -201,10 +207,10 @@ def locate_judge(names: Sequence[str]) -> tuple[Path, list[str]]:
     if len(folders) == 1 and (judge := read_judge(folders[0])):
         return folders[0], judge.members
     parents = {folder.parent for folder in folders}
-    if len(parents) > 1:
+    if len(parents) > 1 or len(set(folders)) < len(folders):
         raise ValueError(
-            f"--judge {' '.join(names)}: expected members side by side, because {JUDGE_FILE} stands in the folder "
-            "around them; found several folders. Move them together."
+            f"--judge {' '.join(names)}: expected members side by side, each once, because {JUDGE_FILE} stands in the "
+            "folder around them; found others. Move them together."
         )
     (parent,), members = parents, [folder.name for folder in folders]
     judge = read_judge(parent)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from modeling.battles import LABELS
+from modeling.calibration import Calibration
 from modeling.encoding import CUT_COLUMNS
 from modeling.judge import Judge
 
@@ -49,9 +50,15 @@ def describe_judge(judge: Judge, readings: str | None, calibrated: bool = True) 
         "judge": "+".join(member.name for member in judge.members),
         "judge_revision": "+".join(f"{m.fingerprint}@{m.facts.base_fingerprint}" for m in judge.members),
         "judge_readings": "+".join(f"{member.name}:{orientation}" for member, orientation in plan),
-        "judge_calibration": json.dumps(calibration.to_dict()) if calibration else "none",
+        "judge_calibration": _name_calibration(calibration) if calibration else "none",
         "judged_on": datetime.now(UTC).date().isoformat(),
     }
+
+
+def _name_calibration(calibration: Calibration) -> str:
+    """Its method, and a hash of all its numbers."""
+    facts = json.dumps(calibration.to_dict(), sort_keys=True)
+    return f"{calibration.method}@{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
 
 
 def describe_training(judge: Judge) -> str:

@@ -11,6 +11,7 @@ if find_spec("modeling") is None:
     raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,16 +23,22 @@ from datasets import Dataset
 from modeling.arguments import EvaluateArguments
 from modeling.battles import load_battles
 from modeling.calibration import FITS, Calibration
-from modeling.checks import Fault
-from modeling.duplicates import DuplicateIndex
+from modeling.evaluation.calibrating import (
+    check_not_fitted_on,
+    check_not_trained_on,
+    check_readings,
+    find_unscored,
+    save_calibration,
+    take_raw,
+)
 from modeling.evaluation.figures import draw_figures
 from modeling.evaluation.pages import build_page, list_wrong_battles
 from modeling.evaluation.reports import align_verdicts, build_comparison, build_report, format_report, read_labels
 from modeling.evaluation.sections import FIGURES
 from modeling.files import check_replaceable, hash_file, replace_folder, write_json
-from modeling.judge import RAW, Judge, calibrate_verdicts, describe_members
+from modeling.judge import Judge, calibrate_verdicts
 from modeling.launch import call_on_main, run_script
-from modeling.members import JUDGE_FILE, JudgeFacts, locate_judge, write_judge
+from modeling.members import JUDGE_FILE, locate_judge, read_judge
 from modeling.parsing import parse_arguments
 
 logger = get_logger("bothways.evaluate")
@@ -46,8 +53,9 @@ def main() -> None:
     call_on_main(check_output, output, arguments)
     battles = load_battles(arguments.battles, require_labels=True, **arguments.row_policy)
     judge = load_judge(arguments)
+    others = load_others(arguments, judge, battles) if arguments.calibrate else None
     verdicts = read_battles(arguments, judge, battles) if judge else read_verdicts(arguments.predictions, battles)
-    found = fit_calibration(arguments, judge, battles) if arguments.calibrate else None
+    found = fit_calibration(arguments, judge, *others) if others else None
     if not state.is_main_process:
         return
     raw = take_raw(verdicts)
@@ -68,7 +76,7 @@ def main() -> None:
     print(format_report(report))
     logger.info(f"Written: {output / REPORT_FILE}, {output / 'report.html'}, {len(pictures)} pictures")
     if found and arguments.save_calibration:
-        save_calibration(arguments, judge, found)
+        save_calibration(arguments.judge, judge, arguments.readings or judge.readings, found)
 
 
 def check_output(output: Path, arguments: EvaluateArguments) -> None:
@@ -94,11 +102,19 @@ def load_judge(arguments: EvaluateArguments) -> Judge | None:
     """The judge that is to read the battles, if there is one."""
     if not arguments.judge:
         return None
-    if arguments.save_calibration:
-        call_on_main(locate_judge, arguments.judge)
+    folder = call_on_main(locate_judge, arguments.judge)[0] if arguments.save_calibration else None
     if arguments.predictions:
         logger.info(f"--judge reads the battles; --predictions {arguments.predictions} is left aside")
-    return Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
+    judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
+    stored = read_judge(folder) if folder else None
+    if stored and not arguments.readings and stored.readings != judge.readings:
+        raise ValueError(
+            f"--judge {' '.join(arguments.judge)}: expected --readings {stored.readings}, as {folder / JUDGE_FILE} "
+            f"says; found {judge.readings}. Name the folder {folder}, or pass --readings."
+        )
+    if arguments.calibrated and not arguments.calibrate:
+        check_not_fitted_on(judge, arguments.battles)
+    return judge
 
 
 def read_battles(arguments: EvaluateArguments, judge: Judge, battles: Dataset, calibrated: bool = True) -> pd.DataFrame:
@@ -112,13 +128,6 @@ def read_battles(arguments: EvaluateArguments, judge: Judge, battles: Dataset, c
     )
 
 
-def take_raw(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts as they were before a calibration, if they had one."""
-    if RAW not in verdicts:
-        return verdicts
-    return verdicts.assign(p_a=verdicts[RAW], p_b=1 - verdicts[RAW]).drop(columns=RAW)
-
-
 def read_verdicts(path: str, battles: Dataset) -> pd.DataFrame:
     """A file of predictions, in the battles' order."""
     if not Path(path).is_file():
@@ -130,52 +139,26 @@ def read_verdicts(path: str, battles: Dataset) -> pd.DataFrame:
     return align_verdicts(verdicts, battles, f"Predictions {path}")
 
 
-def fit_calibration(arguments: EvaluateArguments, judge: Judge | None, battles: Dataset) -> Calibration:
-    """Fits on battles that were not trained on, and whose prompts are not those of scored ones."""
+def load_others(arguments: EvaluateArguments, judge: Judge | None, battles: Dataset) -> tuple[Dataset, list[int]]:
+    """The battles to calibrate on, and which rows of them share no prompt with a scored one."""
     path = arguments.calibrate_battles
-    others = load_battles(path, require_labels=True, **arguments.row_policy)
-    if arguments.calibrate_predictions:
-        verdicts = read_verdicts(arguments.calibrate_predictions, others)
-    else:
+    if not arguments.calibrate_predictions:
         check_not_trained_on(judge, path)
-        verdicts = read_battles(arguments, judge, others, calibrated=False)
-    index = DuplicateIndex()
-    index.add(battles["prompt"][:])
-    kept, near = [], Fault()
-    for row, (id, found) in enumerate(zip(others["id"][:], index.find(others["prompt"][:]), strict=True)):
-        if found:
-            near.add(id, None)
-        else:
-            kept.append(row)
-    if not kept:
-        raise ValueError(
-            f"--calibrate_battles {path}: expected battles with other prompts than the scored ones; found none of "
-            f"{len(others)}. Calibrate on others."
-        )
-    if near.count:
-        logger.warning(f"{path}: left out {near.count} of {len(others)} that have a scored battle's prompt: {near}")
-    return FITS[arguments.calibrate](take_raw(verdicts)["p_a"].to_numpy()[kept], read_labels(others)[kept])
+    others = load_battles(path, require_labels=True, **arguments.row_policy)
+    return others, find_unscored(others, battles, f"--calibrate_battles {path}")
 
 
-def check_not_trained_on(judge: Judge, path: str) -> None:
-    """Raises a ValueError if a member says that it was trained on this file: it would look better than it is."""
-    hashed = describe_source(path)["sha256"]
-    for member in judge.members:
-        trained = {row["sha256"] for row in member.facts.training.get("data", []) if row["role"] == "train"}
-        if hashed and hashed in trained:
-            raise ValueError(
-                f"--calibrate_battles {path}: expected battles that were not trained on; found the training file of "
-                f"{member.name}. Give others, or out-of-fold --calibrate_predictions (predict.py --folds true)."
-            )
-
-
-def save_calibration(arguments: EvaluateArguments, judge: Judge, calibration: Calibration) -> None:
-    """Writes judge.json around the members."""
-    folder, names = locate_judge(arguments.judge)
-    facts = calibration.to_dict() | {"members": describe_members(judge.members)}
-    facts["fitted_on"] = describe_source(arguments.calibrate_battles)
-    write_judge(folder, JudgeFacts(names, arguments.readings or judge.readings, facts))
-    logger.info(f"Written: {folder / JUDGE_FILE}. --judge {folder} is the calibrated judge")
+def fit_calibration(arguments: EvaluateArguments, judge: Judge | None, others: Dataset, rows: list[int]) -> Calibration:
+    """Fits on the judge's verdicts on other battles, or on predictions of them."""
+    path = arguments.calibrate_predictions
+    if path:
+        verdicts = read_verdicts(path, others).iloc[rows]
+        if arguments.save_calibration:
+            check_readings(verdicts, judge, arguments.readings, f"--calibrate_predictions {path}")
+    else:
+        verdicts = read_battles(arguments, judge, others.select(rows), calibrated=False)
+    calibration = FITS[arguments.calibrate](take_raw(verdicts)["p_a"].to_numpy(), read_labels(others)[rows])
+    return replace(calibration, fitted_on=describe_source(arguments.calibrate_battles))
 
 
 def evaluate_verdicts(
@@ -219,7 +202,10 @@ def load_training(arguments: EvaluateArguments, battles: Dataset) -> Dataset:
 def describe_source(path: str) -> dict:
     """Name and, of a file, hash: no folders, which are the machine's own affair."""
     file = Path(path)
-    return {"name": file.name, "sha256": hash_file(file)} if file.is_file() else {"name": path, "sha256": None}
+    return {
+        "name": file.name if file.exists() else path,
+        "sha256": hash_file(file) if file.is_file() else None,
+    }
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def test_calibration_is_fitted_elsewhere_and_shown_before_and_after(method, pred
 
 
 def test_calibrating_on_scored_battles_or_prompts_is_refused(predictions, tmp_path, monkeypatch, caplog):
-    """By id, and by a prompt that is nearly a scored one's under another id."""
+    """By their prompts, whatever their ids are."""
     flags = [*build_flags(predictions, tmp_path / "out"), "--calibrate", "temperature"]
     same = ["--calibrate_predictions", predictions, "--calibrate_battles", TEST]
     said = fail("evaluate", *flags, *same, monkeypatch=monkeypatch, caplog=caplog)

@@ -1,7 +1,9 @@
 """A judge whose probabilities are calibrated: fitted, kept in judge.json, applied, published."""
 
+import contextlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -92,8 +94,9 @@ def test_it_is_about_the_judge_s_own_readings_alone(calibrate, folder, caplog):
     assert "raw_p_a" in judge.predict(battles) and "raw_p_a" in judge.predict(battles, readings="own")
     assert "raw_p_a" not in judge.predict(battles, readings="both")
     assert "this judge's calibration is about --readings own" in caplog.messages[-1]
-    assert json.loads(describe_judge(judge, None)["judge_calibration"])["method"] == "temperature"
-    assert describe_judge(judge, "both")["judge_calibration"] == describe_judge(judge, None, False)["judge_calibration"]
+    assert describe_judge(judge, None)["judge_calibration"].startswith("temperature@")
+    assert describe_judge(judge, "both")["judge_calibration"] == "none"
+    assert describe_judge(judge, None, calibrated=False)["judge_calibration"] == "none"
 
 
 def test_a_calibrated_judge_of_both_orders_still_mirrors(calibrate, folder):
@@ -140,12 +143,80 @@ def test_publishing_keeps_it_with_the_readings_it_is_about(calibrate, folder):
             assert ("`raw_p_a` is the mean itself" in (stage / "README.md").read_text()) == bool(expected)
 
 
+def test_a_report_and_the_judge_it_is_published_with_are_both_calibrated_or_neither(calibrate, folder):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    report = folder.parent / "out"
+    apart = [folder / "ab", folder / "ba"]
+    for contents, ends in ((collect_judge([folder]), "fine"), (collect_judge(apart), "refused")):
+        with contextlib.ExitStack() as stack:
+            if ends == "refused":
+                stack.enter_context(
+                    pytest.raises(ValueError, match=r"expected figures .* not calibrated; found others")
+                )
+            stage = stage_contents(replace(contents, report=report), "user/judge", ("user/base", "0" * 40))
+            stack.enter_context(stage)
+
+
+def test_a_calibration_of_other_members_is_not_published(calibrate, folder, make_member, bases):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    shutil.rmtree(folder / "ba")
+    make_member(folder / "ba", bases["float32"], "ba", seed=9)
+    with pytest.raises(ValueError, match="expected the members that it was calibrated with"):
+        collect_judge([folder])
+
+
+def test_predictions_to_keep_a_calibration_of_must_be_the_judge_s(calibrate, folder, monkeypatch, caplog):
+    """Of the same readings; of one member alone they are another judge's."""
+    output = folder.parent / "train"
+    judge = ["--judge", folder / "ab", folder / "ba"]
+    call("predict", "--battles", TRAIN, *judge, "--output_dir", output, monkeypatch=monkeypatch)
+    flags = ["--calibrate", "temperature", "--calibrate_predictions", output / "predictions.parquet"]
+    calibrate(*flags, "--save_calibration", "true")
+    kept = read_judge(folder).calibration
+    (folder / JUDGE_FILE).unlink()
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    assert read_judge(folder).calibration["temperature"] == pytest.approx(kept["temperature"], rel=1e-6)
+    required = ["--battles", TEST, "--calibrate_battles", TRAIN, "--output_dir", folder.parent / "out", *flags]
+    (folder / JUDGE_FILE).unlink()
+    alone = ["--judge", folder / "ab", "--save_calibration", "true"]
+    said = fail("evaluate", *alone, *required, monkeypatch=monkeypatch, caplog=caplog)
+    assert "expected the readings of --judge (p_a_ab_ab); found p_a_ab_ab, p_a_ba_ba" in said
+
+
+def test_a_judge_is_not_scored_on_what_it_was_calibrated_on(calibrate, folder, monkeypatch, caplog):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    flags = ["--judge", folder, "--battles", TRAIN, "--output_dir", folder.parent / "again", "--draws", 100]
+    said = fail("evaluate", *flags, monkeypatch=monkeypatch, caplog=caplog)
+    assert "expected others than those the judge was calibrated on" in said
+    call("evaluate", *flags, "--calibrated", "false", monkeypatch=monkeypatch)
+
+
+def test_other_readings_in_judge_json_are_not_replaced_unasked(calibrate, folder, monkeypatch, caplog):
+    write_judge(folder, JudgeFacts(["ab", "ba"], "both"))
+    flags = ["--judge", folder / "ab", folder / "ba", "--battles", TEST, "--calibrate_battles", TRAIN]
+    flags += ["--calibrate", "temperature", "--save_calibration", "true", "--output_dir", folder.parent / "out"]
+    said = fail("evaluate", *flags, monkeypatch=monkeypatch, caplog=caplog)
+    assert "expected --readings both" in said and read_judge(folder) == JudgeFacts(["ab", "ba"], "both")
+
+
+@pytest.mark.parametrize("change", [{"temperature": "x"}, {"points": 5}, {"battles": None}, {"slope": 1}])
+def test_a_damaged_calibration_is_named(change, calibrate, folder):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    path = folder / JUDGE_FILE
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"calibration": facts["calibration"] | change}))
+    with pytest.raises(ValueError, match=r"Judge ab, ba, judge\.json: Calibration: expected"):
+        Judge.from_pretrained(folder)
+
+
 def test_where_a_judge_can_be_kept(folder, members):
     assert locate_judge([str(folder / "ab"), str(folder / "ba")]) == (folder, ["ab", "ba"])
     with pytest.raises(ValueError, match="expected a folder here"):
         locate_judge(["user/judge"])
     with pytest.raises(ValueError, match="expected members side by side"):
         locate_judge([str(folder / "ab"), str(folder.parent / "base")])
+    with pytest.raises(ValueError, match="each once"):
+        locate_judge([str(folder / "ab"), str(folder / "ab")])
     write_judge(folder, JudgeFacts(["ba", "ab"]))
     assert locate_judge([str(folder)]) == (folder, ["ba", "ab"])
     with pytest.raises(ValueError, match=r"expected the members ab in judge.json; found ba, ab"):

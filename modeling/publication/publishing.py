@@ -8,8 +8,9 @@ from pathlib import Path
 
 from modeling.bases import BaseFiles, fingerprint_base
 from modeling.hub import Pushed, check_login, check_repository, check_repository_name, push_folder
+from modeling.judge import read_calibration
 from modeling.loading import find_judge, name_member
-from modeling.members import ADAPTER_FILES, JUDGE_FILE, is_merged, read_json, read_member
+from modeling.members import ADAPTER_FILES, JUDGE_FILE, fingerprint_member, is_merged, read_json, read_member
 from modeling.publication.staging import (
     Contents,
     find_published_base_files,
@@ -162,8 +163,10 @@ def collect_judge(folders: Sequence[Path], readings: str | None = None) -> Conte
             raise FileNotFoundError(f"--judge {folder}: expected the folder of a member or judge; found none.")
     if len(folders) == 1 and (folders[0] / JUDGE_FILE).is_file():
         members, stored = find_judge([str(folders[0])])
-        # A calibration is about the judge's own readings.
+        # A calibration is about the judge's own readings and members.
         calibration = stored.calibration if readings in (None, stored.readings) else None
+        if calibration:
+            read_calibration(stored, {name: fingerprint_member(read_member(folder)) for name, folder in members})
         return Contents(dict(members), readings or stored.readings, folders[0], calibration=calibration)
     orientations = [read_member(folder).orientation for folder in folders]
     names: list[str] = []

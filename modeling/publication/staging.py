@@ -151,7 +151,7 @@ def stage_contents(contents: Contents, repo: str, base: tuple[str, str]) -> Iter
         for name, folder in contents.members.items():
             _stage_member(folder, stage / name, base)
             if contents.kind == "member":
-                _stage_report(contents.report, stage)
+                _stage_report(contents, stage)
             card = build_member_card(stage / name, repo if contents.kind == "member" else None)
             (stage / name / CARD_FILE).write_text(card, encoding="utf-8")
         if contents.kind == "judge":
@@ -160,7 +160,7 @@ def stage_contents(contents: Contents, repo: str, base: tuple[str, str]) -> Iter
                 paths = [contents.whole / EVALUATION_FILE, *sorted((contents.whole / "figures").glob("*.png"))]
                 names = [path.relative_to(contents.whole).as_posix() for path in paths if path.is_file()]
                 _bring(contents.whole, stage, names)
-            _stage_report(contents.report, stage)
+            _stage_report(contents, stage)
             (stage / CARD_FILE).write_text(build_judge_card(stage, repo), encoding="utf-8")
         check_contents(stage, contents.members.values())
         yield stage
@@ -181,12 +181,19 @@ def _stage_member(folder: Path, stage: Path, base: tuple[str, str]) -> None:
         write_json(stage / ADAPTER_FILES[0], config)
 
 
-def _stage_report(report: Path | None, stage: Path) -> None:
+def _stage_report(contents: Contents, stage: Path) -> None:
     """Puts what evaluate.py wrote in the place of the evaluation that is there."""
+    report = contents.report
     if report is None:
         return
     if not (report / REPORT_FILE).is_file():
         raise ValueError(f"--report {report}: expected a folder with {REPORT_FILE}; found none. Give evaluate.py's.")
+    if ("calibration" in read_json(report / REPORT_FILE, "Report")) != bool(contents.calibration):
+        raise ValueError(
+            f"--report {report}: expected figures of the {contents.kind} as it is published, "
+            f"{'' if contents.calibration else 'not '}calibrated; found others. Name the judge's folder, which has its "
+            "calibration, or evaluate again with --calibrated false."
+        )
     shutil.rmtree(stage / "figures", ignore_errors=True)
     _bring(report, stage, [f"figures/{name}.png" for name in FIGURES if (report / f"figures/{name}.png").is_file()])
     shutil.copyfile(report / REPORT_FILE, stage / EVALUATION_FILE)

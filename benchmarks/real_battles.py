@@ -83,11 +83,10 @@ class Study:
             scaling=(mean, scale),
         )
 
-    def measure_baselines(self) -> dict[str, float]:
-        """Accuracy of what needs no language model, fitted on all training battles."""
-        train = self.train.select(self.fit)
-        found = estimate_baselines(self.resampler, self.test, train)
-        return {name: round(figures["accuracy"]["value"], 4) for name, figures in found.items()}
+    def measure_baselines(self) -> dict[str, dict]:
+        """What needs no language model, fitted on all training battles; see `estimate_baselines`."""
+        found = estimate_baselines(self.resampler, self.test, self.train.select(self.fit))
+        return {name: found[name] for name in ("always a", "longer wins", "tf-idf")}
 
     def measure(self, found: dict, pairs: dict[str, str]) -> dict:
         """See `measure_arms`; the second of a pair is what the first is compared with."""

@@ -25,7 +25,7 @@ import yaml
 from frozen import load_features
 from heads import predict, predict_orders, train_head
 from real_battles import REPOSITORY, Study, name_settings, run
-from study_tables import draw_arms, format_table
+from study_tables import draw_arms, format_judges, format_table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -156,9 +156,8 @@ def study_adapters(study: Study) -> dict:
     settings = study.settings["adapters"]
     data, found, pairs = study.load(study.name_reading("smollm2")), {}, {}
     mean, scale = data.scaling
-    features, test = (
-        (each * scale + mean)[:, :1] for each in (data.features, data.test)
-    )  # as train.py's head has them
+    # As train.py's head has them.
+    features, test = ((each * scale + mean)[:, :1] for each in (data.features, data.test))
     for rate, alpha in settings["ladder"]:
         arm, alone = f"adapters, rate {rate:.1e}, alpha {alpha}", f"head alone, rate {rate:.1e}"
         recipe = {"learning_rate": rate, "head_dropout": DROPOUT, "batch": 8}
@@ -250,7 +249,7 @@ def main() -> None:
     }
     text = json.dumps(figures, indent=1)
     (REPOSITORY / "benchmarks" / "study.json").write_text(text + "\n", encoding="utf-8")
-    print("\n\n".join(format_table(title, arms) for title, arms in tables.items()))
+    print("\n\n".join([format_judges(figures), *(format_table(title, arms) for title, arms in tables.items())]))
     draw_arms(tables, figures["baselines"], REPOSITORY / "docs" / "study.png")
 
 

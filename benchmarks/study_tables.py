@@ -30,7 +30,28 @@ def format_table(title: str, arms: Mapping[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def draw_arms(tables: Mapping[str, Mapping[str, dict]], baselines: Mapping[str, float], path: Path) -> None:
+def format_judges(figures: Mapping) -> str:
+    """What needs no language model, and the judges, as they are and calibrated.
+
+    Args:
+        figures: What benchmarks/study.json holds.
+    """
+
+    def show(estimate: Mapping[str, float]) -> str:
+        return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+    lines = ["| | accuracy [95%] | log loss [95%] | ECE [95%] |", "|---" * 4 + "|"]
+    for name, found in figures["baselines"].items():
+        log_loss = show(found["log_loss"]) if "log_loss" in found else ""
+        lines.append(f"| {name} | {show(found['accuracy'])} | {log_loss} | |")
+    for name, judge in figures["judges"].items():
+        for when, added in (("before", ""), ("after", ", calibrated")):
+            cells = [show(judge[when][figure]) for figure in ("accuracy", "log_loss", "ece")]
+            lines.append(f"| {name}{added} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_arms(tables: Mapping[str, Mapping[str, dict]], baselines: Mapping[str, dict], path: Path) -> None:
     """Accuracy of every arm with its 95% interval, a panel for each table, and lines for what is simpler."""
     sizes = [len(arms) for arms in tables.values()]
     figure, panels = plt.subplots(
@@ -44,7 +65,9 @@ def draw_arms(tables: Mapping[str, Mapping[str, dict]], baselines: Mapping[str, 
             panel.plot(value, place, "o", color="tab:blue", markersize=4)
         of_all = next(iter(arms.values()))["scored"] == scored
         for place, (name, value) in enumerate(baselines.items() if of_all else ()):
-            panel.axvline(value, color="0.5", linestyle=("--", ":")[place % 2], linewidth=1, label=name)
+            panel.axvline(
+                value["accuracy"]["value"], color="0.5", linestyle=("--", ":", "-.")[place], linewidth=1, label=name
+            )
         panel.set_yticks(range(len(arms)), arms, fontsize=8)
         panel.set_ylim(len(arms) - 0.5, -0.5)
         panel.set_title(title, fontsize=9, loc="left")

@@ -102,6 +102,17 @@ def test_the_table_of_pseudo_labels_is_the_study_s():
                 assert cells[at + 1] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*against[name]), row
 
 
+def test_the_study_s_tables_are_its_figures(monkeypatch):
+    """Every row, judges and baselines included, as benchmarks/study.json has it."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    from study_tables import format_judges, format_table
+
+    figures = json.loads((REPOSITORY / "benchmarks" / "study.json").read_text())
+    tables = [format_table(title, arms) for title, arms in figures["tables"].items()]
+    for table in [format_judges(figures), *tables]:
+        assert table in README, table
+
+
 def test_battles_are_packaged_with_the_code():
     assert load_battles(REPOSITORY / "modeling/data/demo_train.jsonl").num_rows == 216
 

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from modeling.battles import ORIENTATIONS
 from modeling.calibration import fit_temperature
+from modeling.evaluation.reports import build_report
 from modeling.folds import assign_folds
 from modeling.losses import soft_cross_entropy
 from modeling.metrics import estimate_metrics
@@ -83,7 +84,7 @@ def study_heads(study: Study, recipes: dict) -> dict:
         for arm, p in arms.items():
             size = len(data.targets) + len(pool) * arm.startswith("+")
             found.setdefault(arm, (size, []))[1].append(p)
-    own = {arm: BOTH for arm in found if arm.startswith(("+", "the same")) or arm.endswith("both orders, linear head")}
+    own = {arm: BOTH for arm in found if arm.startswith(("+", BOTH)) and arm != BOTH}
     return study.measure(found, {arm: TWO for arm in found if arm != TWO} | own)
 
 
@@ -111,31 +112,26 @@ def read_heads(data: SimpleNamespace, seed: int, recipes: dict) -> dict[str, Ten
     doubt = (first[:, 0] - 0.5).abs().argsort()
     for share in SHARES:
         again = doubt[: round(share * len(doubt))]
-        arms[f"the same, ba only for the {share:.0%} in most doubt"] = first.index_put((again,), every[again])
+        arms[f"{BOTH}, second reading for {share:.0%}"] = first.index_put((again,), every[again])
     return arms
 
 
 def study_lengths(study: Study, recipes: dict) -> dict:
     """Length, truncation and quantisation: one order, few battles."""
-    one, few = {"orders": ("ab",)}, (study.settings["few"], study.settings["few_scored"])
-    plain, short = study.name_reading("smollm2"), study.name_reading("smollm2", 512, **one)
-    longer = study.name_reading("smollm2", 1024, **one)
-    readings = {
-        "256 tokens": (study.name_reading("smollm2", **one), plain),
-        "512 tokens": (short, plain),
-        "512 tokens, cut from the left": (study.name_reading("smollm2", 512, truncation="left", **one), short),
-        "1,024 tokens": (longer, short),
-        "2,200 tokens": (study.name_reading("smollm2", 2200, **one), longer),
-        "256 tokens, 8-bit base": (study.name_reading("smollm2-8bit", **one), None),
-    }
-    found = {}
-    for arm, (reading, known) in readings.items():
-        data = study.load(reading, *few, known)
+    few, recipe, orders = (study.settings["few"], study.settings["few_scored"]), recipes["mlp, 1"][0], ("ab",)
+    found, pairs = {}, {}
+    known = {"smollm2": study.name_reading("smollm2")}  # by base, the latest reading
+    for arm, settings in study.settings["lengths"].items():
+        options = dict(settings)
+        against, base = options.pop("against", None), options.pop("base")
+        reading = study.name_reading(base, **options, orders=orders)
+        data = study.load(reading, *few, known.get(base))
+        known[base] = reading
         for seed in study.settings["seeds"]:
-            head = train_head(data.features[:, :1], data.targets, seed, recipes["mlp, 1"][0], **one)
-            found.setdefault(arm, (len(data.targets), []))[1].append(predict(head, data.test[:, :1], **one))
-    pairs = {arm: "256 tokens" for arm in found if arm != "256 tokens"}
-    return study.measure(found, pairs | {"512 tokens, cut from the left": "512 tokens"})
+            head = train_head(data.features, data.targets, seed, recipe, orders=orders)
+            found.setdefault(arm, (len(data.targets), []))[1].append(predict(head, data.test, orders))
+        pairs |= {arm: against} if against else {}
+    return study.measure(found, pairs)
 
 
 def study_bases(study: Study, recipes: dict) -> dict:
@@ -165,7 +161,7 @@ def study_adapters(study: Study) -> dict:
         for seed in study.settings["seeds"]:
             head = train_head(features, data.targets, seed, recipe, orders=("ab",), steps=steps)
             found.setdefault(alone, (8 * steps, []))[1].append(predict(head, test, ("ab",)))
-        found[arm] = (8 * steps, [torch.from_numpy(train_adapter(study, rate, alpha))])
+        found[arm] = (8 * steps, [torch.tensor(train_adapter(study, rate, alpha))])
         pairs[arm] = alone
     return study.measure(found, pairs)
 
@@ -209,11 +205,15 @@ def study_judges(study: Study, recipes: dict) -> dict:
         verdicts = {"id": study.test["id"][:], "p_a": p_a, "p_b": 1 - p_a, "raw_p_a": raw, **readings}
         path = study.arguments.work_dir / f"judge-{'+'.join(bases)}.parquet"
         pd.DataFrame(verdicts).to_parquet(path, index=False)
+        report = build_report(pd.DataFrame(verdicts), study.test)
         labels = np.eye(2)[study.truth]
         judges[name] = {"battles": len(data.targets), "calibration": calibration.to_dict(), "predictions": path.name}
         for when, each in (("before", raw), ("after", p_a)):
             found = estimate_metrics(study.resampler, np.column_stack([each, 1 - each]), labels)
             judges[name][when] = {key: estimate.to_dict() for key, estimate in found.items()}
+        judges[name]["report"] = {
+            part: report[part] for part in ("tables", "selective", "position_bias", "length_bias")
+        }
     return judges
 
 

@@ -16,10 +16,7 @@ def format_table(title: str, arms: Mapping[str, dict]) -> str:
         title: Of the first column.
         arms: What `measure_arms` returned.
     """
-    lines = [
-        f"| {title} | accuracy [95%] | compared with | accuracy | log loss | log loss |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = [f"| {title} | accuracy [95%] | compared with | difference | log loss | difference |", "|---" * 6 + "|"]
     for arm, found in arms.items():
         other, differences = next(iter(found.get("against", {}).items()), ("", {}))
         cells = [arm, "{:.3f} [{:.3f}, {:.3f}]".format(*found["accuracy"]), other]
@@ -30,6 +27,26 @@ def format_table(title: str, arms: Mapping[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def format_parts(judge: Mapping) -> str:
+    """A judge's accuracy and log loss by language, by who gave the verdict, and of its surest battles.
+
+    Args:
+        judge: One of `judges` in benchmarks/study.json.
+    """
+    lines = ["| | battles | accuracy [95%] | log loss [95%] |", "|---" * 4 + "|"]
+    for row in [*judge["report"]["tables"]["language"], *judge["report"]["tables"]["verdict"]]:
+        lines.append(f"| {row['name']} | {row['battles']} | {_show(row['accuracy'])} | {_show(row['log_loss'])} |")
+    for row in judge["report"]["selective"]:
+        if row["share"] in (0.1, 0.5):
+            accuracy = row["accuracy"]
+            lines.append(f"| its surest {row['share']:.0%} | {accuracy['count']} | {_show(accuracy)} | |")
+    return "\n".join(lines)
+
+
+def _show(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
 def format_judges(figures: Mapping) -> str:
     """What needs no language model, and the judges, as they are and calibrated.
 
@@ -37,16 +54,13 @@ def format_judges(figures: Mapping) -> str:
         figures: What benchmarks/study.json holds.
     """
 
-    def show(estimate: Mapping[str, float]) -> str:
-        return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-
     lines = ["| | accuracy [95%] | log loss [95%] | ECE [95%] |", "|---" * 4 + "|"]
     for name, found in figures["baselines"].items():
-        log_loss = show(found["log_loss"]) if "log_loss" in found else ""
-        lines.append(f"| {name} | {show(found['accuracy'])} | {log_loss} | |")
+        log_loss = _show(found["log_loss"]) if "log_loss" in found else ""
+        lines.append(f"| {name} | {_show(found['accuracy'])} | {log_loss} | |")
     for name, judge in figures["judges"].items():
         for when, added in (("before", ""), ("after", ", calibrated")):
-            cells = [show(judge[when][figure]) for figure in ("accuracy", "log_loss", "ece")]
+            cells = [_show(judge[when][figure]) for figure in ("accuracy", "log_loss", "ece")]
             lines.append(f"| {name}{added} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -15,7 +15,9 @@ from modeling.arguments import PredictArguments, QuantizeArguments
 from modeling.launch import run_script
 from modeling.parsing import REPOSITORY, parse_arguments
 
-RECIPES = sorted(path for path in REPOSITORY.glob("configs/*/*.yaml") if path.parent.name != "accelerate")
+RECIPES = sorted(
+    path for path in REPOSITORY.glob("configs/*/*.yaml") if path.parent.name not in ("accelerate", "study")
+)
 # What only a recipe's user knows.
 USERS_FLAGS = {
     "train": "--orientation ab --train_file train.parquet",

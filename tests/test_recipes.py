@@ -63,7 +63,7 @@ def read_header(folder: str, verb: str) -> str:
 
 def test_every_recipe_is_tested_here():
     folders = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    assert folders == {*BACKBONES, "demo", "accelerate"}
+    assert folders == {*BACKBONES, "demo", "accelerate", "study"}
 
 
 @pytest.fixture(scope="module", autouse=True)

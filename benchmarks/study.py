@@ -68,10 +68,9 @@ def choose_recipe(study: Study, data: SimpleNamespace, kind: str, orders: tuple)
 
 def study_heads(study: Study, recipes: dict) -> dict:
     """Head, orders, labels, and the share that is read a second time: on the first base, all training battles."""
-    data, found = study.load(study.name_reading("smollm2")), {}
-    pool_reading = study.name_reading("smollm2")
-    folder = study.arguments.work_dir / "features"
-    pool, study.read["soft"] = load_features(study.soft, "pool", pool_reading, folder, study.arguments.processes)
+    reading, found = study.name_reading("smollm2"), {}
+    data, folder = study.load(reading), study.arguments.work_dir / "features"
+    pool, study.read["soft"] = load_features(study.soft, "pool", reading, folder, study.arguments.processes)
     mean, scale = data.scaling
     pool, soft = (pool[study.added] - mean) / scale, torch.tensor(study.soft["label"][:])[study.added].float()
     hard = torch.nn.functional.one_hot(soft.argmax(1), 2).float()

@@ -8,6 +8,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from modeling.evaluation.sections import format_estimate
+
 
 def format_table(title: str, arms: Mapping[str, dict]) -> str:
     """Each arm's accuracy and log loss, and their differences from the arm that it is compared with.
@@ -35,16 +37,13 @@ def format_parts(judge: Mapping) -> str:
     """
     lines = ["| | battles | accuracy [95%] | log loss [95%] |", "|---" * 4 + "|"]
     for row in [*judge["report"]["tables"]["language"], *judge["report"]["tables"]["verdict"]]:
-        lines.append(f"| {row['name']} | {row['battles']} | {_show(row['accuracy'])} | {_show(row['log_loss'])} |")
+        accuracy, log_loss = (format_estimate(row[figure]) for figure in ("accuracy", "log_loss"))
+        lines.append(f"| {row['name']} | {row['battles']} | {accuracy} | {log_loss} |")
     for row in judge["report"]["selective"]:
         if row["share"] in (0.1, 0.5):
             accuracy = row["accuracy"]
-            lines.append(f"| its surest {row['share']:.0%} | {accuracy['count']} | {_show(accuracy)} | |")
+            lines.append(f"| its surest {row['share']:.0%} | {accuracy['count']} | {format_estimate(accuracy)} | |")
     return "\n".join(lines)
-
-
-def _show(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
 def format_judges(figures: Mapping) -> str:
@@ -56,11 +55,11 @@ def format_judges(figures: Mapping) -> str:
 
     lines = ["| | accuracy [95%] | log loss [95%] | ECE [95%] |", "|---" * 4 + "|"]
     for name, found in figures["baselines"].items():
-        log_loss = _show(found["log_loss"]) if "log_loss" in found else ""
-        lines.append(f"| {name} | {_show(found['accuracy'])} | {log_loss} | |")
+        log_loss = format_estimate(found["log_loss"]) if "log_loss" in found else ""
+        lines.append(f"| {name} | {format_estimate(found['accuracy'])} | {log_loss} | |")
     for name, judge in figures["judges"].items():
         for when, added in (("before", ""), ("after", ", calibrated")):
-            cells = [_show(judge[when][figure]) for figure in ("accuracy", "log_loss", "ece")]
+            cells = [format_estimate(judge[when][figure]) for figure in ("accuracy", "log_loss", "ece")]
             lines.append(f"| {name}{added} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

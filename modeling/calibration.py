@@ -104,14 +104,8 @@ def fit_isotonic(p_a: np.ndarray, labels: np.ndarray) -> Calibration:
     """The rising steps that fit best (Zadrozny and Elkan 2002): least squares and cross-entropy have the same ones.
 
     Each battle stands in both orders, so that the steps are odd around 1/2. No step is surer than 1 in (battles + 2),
-    the rule of succession, because a few battles without an upset prove no certainty.
-
-    Args:
-        p_a: Probabilities that a wins, shape (battles,).
-        labels: True probabilities, soft labels and ties included, shape (battles, 2).
-
-    Raises:
-        ValueError: If there are no battles, or a number is NaN.
+    the rule of succession, because a few battles without an upset prove no certainty. Args and errors as for
+    `fit_temperature`.
     """
     p_a, labels = _check(p_a, labels)
     surest = 1 / (len(p_a) + 2)

@@ -224,6 +224,12 @@ def write_json(path: Path, values: object) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def describe_file(path: str) -> dict[str, str | None]:
+    """Name and, of a file, SHA-256: no folders, which are the machine's own affair. A Hub id keeps its name."""
+    file = Path(path)
+    return {"name": file.name if file.exists() else path, "sha256": hash_file(file) if file.is_file() else None}
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:

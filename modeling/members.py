@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -102,8 +102,10 @@ def write_facts(folder: Path, tokenizer: PreTrainedTokenizerBase, facts: MemberF
 
 
 def write_judge(folder: Path, facts: JudgeFacts) -> None:
-    """Writes judge.json, without what the judge does not have."""
-    write_json(folder / JUDGE_FILE, {name: value for name, value in asdict(facts).items() if value is not None})
+    """Writes judge.json, without what the judge does not have: beside, then renamed."""
+    stored = {name: value for name, value in asdict(facts).items() if value is not None}
+    write_json(beside := folder / f".{JUDGE_FILE}.new", stored)
+    beside.rename(folder / JUDGE_FILE)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -175,9 +177,8 @@ def read_judge(folder: Path) -> JudgeFacts | None:
     if not (folder / JUDGE_FILE).is_file():
         return None
     values = read_json(folder / JUDGE_FILE, "Judge")
-    known = {field.name for field in fields(JudgeFacts)}
-    judge = JudgeFacts(**({"members": [], "format": None} | {name: values[name] for name in known & set(values)}))
-    members = judge.members
+    members, readings, calibration = values.get("members"), values.get("readings", "own"), values.get("calibration")
+    judge = JudgeFacts(members, readings, calibration, values.get("format"))
     plain = isinstance(members, list) and all(isinstance(m, str) and Path(m).name == m != ".." for m in members)
     if (
         judge.format != JUDGE_FORMAT

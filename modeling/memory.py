@@ -101,23 +101,26 @@ def plan_memory(
     if gradient_checkpointing:
         network.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     trained = [p.numel() for p in network.parameters() if p.requires_grad]
-    shared = num_processes if zero_stage >= 2 else 1
-    # Gradients are reduced from buckets beside them, which in DDP are as large as all of them.
-    bucket = BUCKET_SIZE if zero_stage else (sum(trained) if num_processes > 1 else 0)
     parts = {"process before": resident}
     parts["base weights"] = count_weights(network) // (num_processes if zero_stage == 3 else 1)
     if zero_stage == 3:
         parts["layers collected at a time"] = FLOAT32 * (count_largest_module(network) + BUCKET_SIZE)
-    parts["adapters and head"] = FLOAT32 * sum(trained) // (shared if zero_stage == 3 else 1)
-    if zero_stage:
-        parts["copy of the share to update"] = FLOAT32 * sum(trained) // shared
-    parts["gradients"] = FLOAT32 * sum(trained) // shared
-    parts["buckets"] = FLOAT32 * bucket
-    parts["optimizer"] = sum(count_optimizer(optim, size) for size in trained) // shared
+    parts |= count_states(trained, optim, num_processes, zero_stage)
     parts["activations"], heap = count_activations(network, batch_size, length, dtype == "bfloat16", device_type)
     if device_type == "cpu":
         parts["freed, kept by malloc"] = int(heap * (HEAP_OVERHEAD - 1))
     return MemoryPlan({name: size for name, size in parts.items() if size})
+
+
+def count_states(trained: list[int], optim: str, num_processes: int, zero_stage: int) -> dict[str, int]:
+    """Bytes per device of what is trained, a size for each parameter, of its gradients and the optimizer's state."""
+    total, shared = FLOAT32 * sum(trained), num_processes if zero_stage >= 2 else 1
+    parts = {"adapters and head": total // (shared if zero_stage == 3 else 1)}
+    parts |= {"copy of the share to update": total // shared} if zero_stage else {}
+    parts["gradients"] = total // shared
+    # Gradients are reduced from buckets beside them, which in DDP are as large as all of them.
+    parts["buckets"] = FLOAT32 * BUCKET_SIZE if zero_stage else total * (num_processes > 1)
+    return parts | {"optimizer": sum(count_optimizer(optim, size) for size in trained) // shared}
 
 
 def build_network(

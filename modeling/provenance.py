@@ -20,7 +20,7 @@ from transformers import Trainer
 
 from modeling.battles import LABELS, list_orders, orient_label
 from modeling.encoding import CUT_COLUMNS
-from modeling.files import hash_file
+from modeling.files import describe_file
 from modeling.folds import fingerprint_fold
 from modeling.judge import build_verdicts
 from modeling.launch import describe_launch
@@ -46,14 +46,14 @@ def describe_source(role: str, source: str, battles: Dataset) -> dict:
         role; source, its name; battles, their number; sha256 of the file, None for a folder or data set; languages
         and outcomes (a, b, tie), the number of battles of each.
     """
-    path = Path(source)
+    file = describe_file(source)
     languages = Counter(battles["language"][:] if "language" in battles.column_names else [])
     outcomes = Counter("tie" if p[0] == p[1] else LABELS[int(p[1] > p[0])] for p in battles["label"])
     return {
         "role": role,
-        "source": path.name if path.exists() else source,
+        "source": file["name"],
         "battles": len(battles),
-        "sha256": hash_file(path) if path.is_file() else None,
+        "sha256": file["sha256"],
         "languages": {str(name): count for name, count in languages.most_common() if name is not None},
         "outcomes": {name: outcomes[name] for name in (*LABELS, "tie")},
     }

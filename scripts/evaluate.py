@@ -26,6 +26,7 @@ from modeling.calibration import FITS, Calibration
 from modeling.evaluation.calibrating import (
     check_not_fitted_on,
     check_not_trained_on,
+    check_own_readings,
     check_readings,
     find_unscored,
     save_calibration,
@@ -35,10 +36,10 @@ from modeling.evaluation.figures import draw_figures
 from modeling.evaluation.pages import build_page, list_wrong_battles
 from modeling.evaluation.reports import align_verdicts, build_comparison, build_report, format_report, read_labels
 from modeling.evaluation.sections import FIGURES
-from modeling.files import check_replaceable, hash_file, replace_folder, write_json
-from modeling.judge import Judge, calibrate_verdicts
+from modeling.files import check_replaceable, describe_file, replace_folder, write_json
+from modeling.judge import RAW, Judge, calibrate_verdicts
 from modeling.launch import call_on_main, run_script
-from modeling.members import JUDGE_FILE, locate_judge, read_judge
+from modeling.members import locate_judge
 from modeling.parsing import parse_arguments
 
 logger = get_logger("bothways.evaluate")
@@ -58,10 +59,11 @@ def main() -> None:
     found = fit_calibration(arguments, judge, *others) if others else None
     if not state.is_main_process:
         return
-    raw = take_raw(verdicts)
+    if found or not arguments.calibrated:
+        verdicts = take_raw(verdicts)
     if found:
-        verdicts = calibrate_verdicts(raw, found)
-    report = evaluate_verdicts(arguments, battles, raw, verdicts, found or (judge and judge.calibration))
+        verdicts = calibrate_verdicts(verdicts, found)
+    report = evaluate_verdicts(arguments, battles, verdicts, found or (judge and judge.calibration))
     with replace_folder(output, REPORT_FILE) as folder:
         if judge:
             verdicts.drop(columns="winner").to_parquet(folder / "predictions.parquet", index=False)
@@ -102,16 +104,13 @@ def load_judge(arguments: EvaluateArguments) -> Judge | None:
     """The judge that is to read the battles, if there is one."""
     if not arguments.judge:
         return None
-    folder = call_on_main(locate_judge, arguments.judge)[0] if arguments.save_calibration else None
+    if arguments.save_calibration:
+        call_on_main(locate_judge, arguments.judge)  # whether it can be kept, before minutes are spent on it
     if arguments.predictions:
         logger.info(f"--judge reads the battles; --predictions {arguments.predictions} is left aside")
     judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
-    stored = read_judge(folder) if folder else None
-    if stored and not arguments.readings and stored.readings != judge.readings:
-        raise ValueError(
-            f"--judge {' '.join(arguments.judge)}: expected --readings {stored.readings}, as {folder / JUDGE_FILE} "
-            f"says; found {judge.readings}. Name the folder {folder}, or pass --readings."
-        )
+    if arguments.save_calibration and not arguments.readings:
+        check_own_readings(arguments.judge, judge)
     if arguments.calibrated and not arguments.calibrate:
         check_not_fitted_on(judge, arguments.battles)
     return judge
@@ -158,13 +157,12 @@ def fit_calibration(arguments: EvaluateArguments, judge: Judge | None, others: D
     else:
         verdicts = read_battles(arguments, judge, others.select(rows), calibrated=False)
     calibration = FITS[arguments.calibrate](take_raw(verdicts)["p_a"].to_numpy(), read_labels(others)[rows])
-    return replace(calibration, fitted_on=describe_source(arguments.calibrate_battles))
+    return replace(calibration, fitted_on=describe_file(arguments.calibrate_battles))
 
 
 def evaluate_verdicts(
     arguments: EvaluateArguments,
     battles: Dataset,
-    raw: pd.DataFrame,
     verdicts: pd.DataFrame,
     calibration: Calibration | None,
 ) -> dict:
@@ -172,8 +170,8 @@ def evaluate_verdicts(
     bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
     train_battles = load_training(arguments, battles) if arguments.train_file else None
     report = build_report(verdicts, battles, train_battles=train_battles, **bootstrap)
-    if raw is not verdicts:
-        before = build_report(raw, battles, **bootstrap)
+    if RAW in verdicts:
+        before = build_report(take_raw(verdicts), battles, **bootstrap)
         figures = {
             when: {name: each[name] for name in FIGURES} for when, each in (("before", before), ("after", report))
         }
@@ -185,7 +183,7 @@ def evaluate_verdicts(
     sources = {"battles": arguments.battles, "predictions": None if arguments.judge else arguments.predictions}
     sources |= {"against": arguments.against, "training": arguments.train_file}
     sources |= {"calibration": arguments.calibrate_battles}
-    return report | {"data": {role: describe_source(path) for role, path in sources.items() if path}}
+    return report | {"data": {role: describe_file(path) for role, path in sources.items() if path}}
 
 
 def load_training(arguments: EvaluateArguments, battles: Dataset) -> Dataset:
@@ -197,15 +195,6 @@ def load_training(arguments: EvaluateArguments, battles: Dataset) -> Dataset:
             f"{', '.join(sorted(shared)[:5])}{' and more' * (len(shared) > 5)}. Give what the judge was trained on."
         )
     return train_battles
-
-
-def describe_source(path: str) -> dict:
-    """Name and, of a file, hash: no folders, which are the machine's own affair."""
-    file = Path(path)
-    return {
-        "name": file.name if file.exists() else path,
-        "sha256": hash_file(file) if file.is_file() else None,
-    }
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 import modeling.files
 from modeling.battles import load_battles
-from modeling.files import check_writable, iterate_columns, replace_folder
+from modeling.files import check_writable, describe_file, iterate_columns, replace_folder
 
 HEADER = "id,prompt,response_a,response_b,winner"
 MARK = "mark.json"
@@ -301,3 +301,13 @@ def test_a_foreign_folder_is_refused_and_an_empty_one_is_used(tmp_path):
     assert list_files(tmp_path) == before and list(tmp_path.iterdir()) == [folder]
     with pytest.raises(ValueError, match="expected a new or empty folder"):
         write_result(folder / "thesis.docx", "a file stands there")
+
+
+def test_a_source_is_named_without_its_folders(tmp_path):
+    """SHA-256 of no bytes is the well-known e3b0...b855; a folder and a Hub id have none."""
+    (tmp_path / "battles").mkdir()
+    (tmp_path / "empty.csv").touch()
+    empty = describe_file(str(tmp_path / "empty.csv"))
+    assert empty["name"] == "empty.csv" and empty["sha256"][:4] == "e3b0" and empty["sha256"][-4:] == "b855"
+    assert describe_file(str(tmp_path / "battles")) == {"name": "battles", "sha256": None}
+    assert describe_file("owner/name") == {"name": "owner/name", "sha256": None}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from modeling.battles import load_battles, swap_responses
+from modeling.battles import TEXTS, load_battles, swap_responses
 from modeling.calibration import Calibration
 from modeling.files import hash_file
 from modeling.judge import Judge
@@ -17,6 +17,7 @@ from modeling.members import JUDGE_FILE, JudgeFacts, locate_judge, read_judge, w
 from modeling.pseudolabels import describe_judge
 from modeling.publication.publishing import collect_judge
 from modeling.publication.staging import stage_contents
+from modeling.serving import Limits, ServedJudge
 from tests.conftest import DEMO_DATA, call, fail
 
 TEST, TRAIN = DEMO_DATA / "demo_test.jsonl", DEMO_DATA / "demo_train.jsonl"
@@ -83,6 +84,9 @@ def test_a_report_on_a_calibrated_judge_shows_before_and_after(calibrate, folder
     report = json.loads((folder.parent / "again" / "report.json").read_text())
     assert report["calibration"]["before"] == fitted["calibration"]["before"] and report["ece"] == fitted["ece"]
     assert "the judge's own" in capsys.readouterr().out
+    call("evaluate", "--predictions", predictions, *common, "--calibrated", "false", monkeypatch=monkeypatch)
+    report = json.loads((folder.parent / "again" / "report.json").read_text())
+    assert "calibration" not in report and report["ece"] == fitted["calibration"]["before"]["ece"]
     call("evaluate", "--judge", folder, *common, "--calibrated", "false", monkeypatch=monkeypatch)
     report = json.loads((folder.parent / "again" / "report.json").read_text())
     assert "calibration" not in report and report["log_loss"] == fitted["calibration"]["before"]["log_loss"]
@@ -100,11 +104,31 @@ def test_it_is_about_the_judge_s_own_readings_alone(calibrate, folder, caplog):
 
 
 def test_a_calibrated_judge_of_both_orders_still_mirrors(calibrate, folder):
-    """Law 2, to the last bit of the calibration: p(A, B) = 1 - p(B, A)."""
+    """Law 2: p(A, B) = 1 - p(B, A)."""
     calibrate("--calibrate", "isotonic", "--save_calibration", "true", "--readings", "both")
     judge, battles = Judge.from_pretrained(folder), load_battles(TEST).select(range(6))
     first, second = judge.predict(battles), judge.predict(swap_responses(battles))
     assert "raw_p_a" in first and np.abs(first["p_a"] + second["p_a"] - 1).max() < 1e-5
+
+
+def test_the_app_gives_the_calibrated_answer(calibrate, folder):
+    """One battle, and the same in a file; both as `Judge.predict` says, and not the mean itself."""
+    calibrate("--calibrate", "temperature", "--save_calibration", "true", "--readings", "both")
+    judge, battles = Judge.from_pretrained(folder), load_battles(TEST).select([0])
+    served = ServedJudge(judge, Limits(max_characters=10_000, max_battles=10, max_bytes=1_000_000))
+    expected = judge.predict(battles).iloc[0]
+    assert abs(expected["p_a"] - expected["raw_p_a"]) > 1e-4
+    assert served.judge_battle({name: battles[0][name] for name in TEXTS})["p_a"] == pytest.approx(expected["p_a"])
+    battles.to_json(upload := folder.parent / "one.jsonl")
+    written = pd.read_parquet(served.judge_file(upload, folder.parent / "served").predictions)
+    assert written["p_a"][0] == pytest.approx(expected["p_a"]) and written["raw_p_a"][0] == expected["raw_p_a"]
+
+
+def test_a_judge_named_with_others_leaves_its_calibration_aside(calibrate, folder, members, caplog):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    judge = Judge.from_pretrained([folder, members["ab"]])
+    assert len(judge.members) == 3 and judge.calibration is None
+    assert any("its calibration is left aside" in message for message in caplog.messages)
 
 
 def test_members_that_were_trained_again_are_refused(calibrate, folder, make_member, bases):
@@ -140,6 +164,7 @@ def test_publishing_keeps_it_with_the_readings_it_is_about(calibrate, folder):
     for readings, expected in ((None, stored), ("own", stored), ("both", None)):
         with stage_contents(collect_judge([folder], readings), "user/judge", ("user/base", "0" * 40)) as stage:
             assert read_judge(stage).calibration == expected
+            assert list(stage.glob(".judge*")) == []
             assert ("`raw_p_a` is the mean itself" in (stage / "README.md").read_text()) == bool(expected)
 
 

@@ -10,9 +10,9 @@ from datasets import Dataset
 from modeling.calibration import Calibration
 from modeling.checks import Fault
 from modeling.duplicates import DuplicateIndex
-from modeling.files import hash_file
+from modeling.files import describe_file
 from modeling.judge import RAW, Judge, describe_members
-from modeling.members import JUDGE_FILE, JudgeFacts, locate_judge, write_judge
+from modeling.members import JUDGE_FILE, JudgeFacts, locate_judge, read_judge, write_judge
 
 logger = get_logger(__name__)
 
@@ -48,7 +48,7 @@ def find_unscored(others: Dataset, battles: Dataset, where: str) -> list[int]:
 
 def check_not_trained_on(judge: Judge, path: str) -> None:
     """Raises a ValueError if a member says that it was trained on this file: it would look better than it is."""
-    hashed = _hash(path)
+    hashed = describe_file(path)["sha256"]
     for member in judge.members:
         rows = member.facts.training.get("data", [])
         if hashed and hashed in {row.get("sha256") for row in rows if row.get("role") == "train"}:
@@ -60,7 +60,7 @@ def check_not_trained_on(judge: Judge, path: str) -> None:
 
 def check_not_fitted_on(judge: Judge, path: str) -> None:
     """Raises a ValueError if the judge was calibrated on these battles."""
-    hashed = _hash(path)
+    hashed = describe_file(path)["sha256"]
     if hashed and judge.calibration and hashed == (judge.calibration.fitted_on or {}).get("sha256"):
         raise ValueError(
             f"--battles {path}: expected others than those the judge was calibrated on; found the same file. Score "
@@ -88,6 +88,17 @@ def take_raw(verdicts: pd.DataFrame) -> pd.DataFrame:
     return verdicts.assign(p_a=verdicts[RAW], p_b=1 - verdicts[RAW]).drop(columns=RAW)
 
 
+def check_own_readings(names: Sequence[str], judge: Judge) -> None:
+    """Raises a ValueError if judge.json, where a calibration is to be kept, says that the judge reads otherwise."""
+    folder, _ = locate_judge(names)
+    stored = read_judge(folder)
+    if stored and stored.readings != judge.readings:
+        raise ValueError(
+            f"--judge {' '.join(names)}: expected --readings {stored.readings}, as {folder / JUDGE_FILE} says; found "
+            f"{judge.readings}. Name the folder {folder}, or pass --readings."
+        )
+
+
 def save_calibration(names: Sequence[str], judge: Judge, readings: str, calibration: Calibration) -> Path:
     """Writes judge.json around a judge's members; returns its folder. Errors as for `locate_judge`."""
     folder, members = locate_judge(names)
@@ -95,8 +106,3 @@ def save_calibration(names: Sequence[str], judge: Judge, readings: str, calibrat
     write_judge(folder, JudgeFacts(members, readings, facts))
     logger.info(f"Written: {folder / JUDGE_FILE}. --judge {folder} is the calibrated judge")
     return folder
-
-
-def _hash(path: str) -> str | None:
-    """SHA-256 of a file, None of anything else."""
-    return hash_file(Path(path)) if Path(path).is_file() else None

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.logging import get_logger
 
 from modeling.bases import BaseFiles, fingerprint_base
 from modeling.hub import Pushed, check_login, check_repository, check_repository_name, push_folder
@@ -19,6 +22,8 @@ from modeling.publication.staging import (
     stage_base,
     stage_contents,
 )
+
+logger = get_logger(__name__)
 
 NOT_YET = "0" * 40  # stands for the commit of a base that is still to be pushed
 
@@ -163,11 +168,14 @@ def collect_judge(folders: Sequence[Path], readings: str | None = None) -> Conte
             raise FileNotFoundError(f"--judge {folder}: expected the folder of a member or judge; found none.")
     if len(folders) == 1 and (folders[0] / JUDGE_FILE).is_file():
         members, stored = find_judge([str(folders[0])])
-        # A calibration is about the judge's own readings and members.
-        calibration = stored.calibration if readings in (None, stored.readings) else None
-        if calibration:
+        contents = Contents(dict(members), readings or stored.readings, folders[0])
+        if stored.calibration and contents.readings != stored.readings:
+            PartialState()  # accelerate's logger needs it
+            logger.warning(f"--readings {readings}: the calibration is about {stored.readings} ones, and is left out")
+        elif stored.calibration:
             read_calibration(stored, {name: fingerprint_member(read_member(folder)) for name, folder in members})
-        return Contents(dict(members), readings or stored.readings, folders[0], calibration=calibration)
+            contents = replace(contents, calibration=stored.calibration)
+        return contents
     orientations = [read_member(folder).orientation for folder in folders]
     names: list[str] = []
     for folder, orientation in zip(folders, orientations, strict=True):

@@ -1,10 +1,15 @@
 """LoRA adapters with their heads: added to a base, merged into it, collected, written, read back. Knows PEFT."""
 
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -90,6 +95,58 @@ def merge_adapter(model: PreferenceMixin, adapter: str) -> PreferenceMixin:
         )
     folder, config, weights = _read_lora(adapter)
     return attach_adapter(model, "default", config, weights, folder).merge_and_unload()
+
+
+@torch.no_grad()
+def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype) -> PreferenceMixin:
+    """A model with plain weights that answers as `model` does under an adapter: quantised weights expanded, the adapter
+    merged into them in float32, its head in place of the base's. It shares with `model` whatever is the same.
+
+    Args:
+        dtype: Of the weights of linear layers; embeddings, norms and the head stay as they are.
+    """
+    network = model.get_base_model()
+    weights = {}
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            weights[f"{name}.weight"] = _merge_layer(module, adapter).to(dtype)
+            if module.base_layer.bias is not None:
+                weights[f"{name}.bias"] = module.base_layer.bias
+        elif isinstance(module, Linear8bitLt | Linear4bit) and not name.endswith(".base_layer"):
+            weights[f"{name}.weight"] = dequantize_module_weight(module).to(dtype)
+        elif isinstance(module, ModulesToSaveWrapper):
+            weights |= {f"{name}.{key}": value for key, value in module.modules_to_save[adapter].state_dict().items()}
+    config = deepcopy(network.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        merged = type(network)(config)
+    stored = network.state_dict()
+    weights |= {name: stored[name] for name in merged.state_dict() if name not in weights}
+    merged.load_state_dict(weights, assign=True)
+    for name, buffer in network.named_buffers():  # rotary frequencies, which are in no state_dict
+        if name not in stored:
+            owner, _, key = name.rpartition(".")
+            merged.get_submodule(owner).register_buffer(key, buffer, persistent=False)
+    merged.config._attn_implementation = network.config._attn_implementation
+    merged.reads_in_bfloat16 = network.reads_in_bfloat16
+    return merged.requires_grad_(False).eval()
+
+
+def measure_merged(model: PeftModel, dtype: torch.dtype) -> int:
+    """Bytes that `build_merged` would take besides: the weights of linear layers."""
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer | Linear8bitLt | Linear4bit) and not name.endswith(".base_layer")
+    ]
+    return sum(layer.in_features * layer.out_features for layer in layers) * dtype.itemsize
+
+
+def _merge_layer(layer: LoraLayer, adapter: str) -> torch.Tensor:
+    """The weight of one layer with its adapter, float32; without one where the adapter leaves the layer alone."""
+    weight = dequantize_module_weight(layer.base_layer).float()
+    return weight + layer.get_delta_weight(adapter).float() if adapter in layer.lora_A else weight
 
 
 def check_adapter(adapter: str, base: BaseFiles) -> None:

@@ -7,11 +7,10 @@ import math
 from dataclasses import dataclass, fields
 
 from modeling.battles import TRAINED_ORIENTATIONS
-from modeling.checks import SCHEMA_NAMES
 from modeling.encoding import TRUNCATIONS
 from modeling.folds import FOLD_METHODS
 from modeling.mixing import LEAK_POLICIES, TWIN_POLICIES
-from modeling.options import BASE_HELP, BattleArguments, ReadingArguments, option, require
+from modeling.options import BASE_HELP, BattleArguments, option, require
 
 
 @dataclass
@@ -83,6 +82,9 @@ class TrainArguments(BattleArguments):
     teacher_weight: float = option(0.9, "Share of the teacher in the loss; the label has the rest.")
     max_length: int = option(2200, "Tokens of an encoded battle, special tokens included.")
     truncation: str = option("balanced", "What is cut from longer battles.", choices=list(TRUNCATIONS))
+    tokens_per_batch: int | None = option(
+        None, "Most tokens that are trained on at once: larger batches of a device are parted, with the same gradients."
+    )
     lora_r: int = option(64, "Rank of the adapters.")
     lora_alpha: float = option(4, "Scale of the adapters; alpha / r sets their learning rate against the head's.")
     lora_dropout: float = option(0.05, "Dropout before the adapters.")
@@ -125,87 +127,6 @@ class TrainArguments(BattleArguments):
                 f"{', '.join(f'--{name}' for name in idle)}: expected --teacher_column too; found none. Name the "
                 "columns with a teacher's probabilities, or leave it out."
             )
-
-
-@dataclass
-class PredictArguments(ReadingArguments):
-    """Reads battles with a judge and writes its verdicts."""
-
-    output_dir: str = option(None, "Folder for predictions.parquet and submission.csv.")
-    folds: bool = option(
-        False, "Each battle by the members that did not train on it: --battles is what they had as --train_file."
-    )
-
-    def __post_init__(self):
-        require(self, "battles", "judge", "output_dir")
-
-
-@dataclass
-class PseudolabelArguments(ReadingArguments):
-    """Labels battles with a judge's probabilities, to train on."""
-
-    output: str = option(None, "Parquet file to write: the battles, with a label.")
-    exclude: list[str] | None = option(
-        None, "Training and evaluation files: battles with nearly one of their prompts are left out."
-    )
-    exclude_schema: str = option(
-        "auto", "Schema of the files of --exclude, which --schema is not about.", choices=list(SCHEMA_NAMES)
-    )
-    rows_per_part: int = option(4096, "Battles that are read, labelled and written at a time.")
-    min_confidence: float | None = option(
-        None, "Hard labels instead, for the battles whose likelier answer has at least this probability; no others."
-    )
-
-    def __post_init__(self):
-        require(self, "battles", "judge", "output")
-        if self.min_confidence is not None and not 0.5 <= self.min_confidence <= 1:
-            raise ValueError(f"--min_confidence {self.min_confidence}: expected 0.5 to 1.")
-        if not self.output.endswith(".parquet"):
-            raise ValueError(f"--output {self.output}: expected a file ending in .parquet; give it that ending.")
-        if self.rows_per_part < 1:
-            raise ValueError(f"--rows_per_part {self.rows_per_part}: expected 1 or more.")
-
-
-@dataclass
-class EvaluateArguments(ReadingArguments):
-    """Scores predictions against outcomes: a report with intervals, a page, and pictures."""
-
-    output_dir: str = option(None, "Folder for report.json, report.html and figures/.")
-    predictions: str | None = option(None, "The predictions.parquet of --battles; a --judge reads them anew instead.")
-    against: str | None = option(None, "Another judge's predictions.parquet of the same battles, to compare with.")
-    train_file: str | None = option(None, "Battles that the judge was trained on, for the baselines that learn.")
-    draws: int = option(1000, "Draws of the bootstrap of prompts that the intervals come from.")
-    seed: int = option(0, "Seed of the draws.")
-    show_battles: int = option(0, "So many of the most wrong battles are shown, with their texts, in report.html.")
-    calibrate: str | None = option(None, "Make p honest by other battles first.", choices=["temperature", "isotonic"])
-    calibrate_battles: str | None = option(
-        None, "The battles to calibrate on: not trained on; those with a scored one's prompt are left out."
-    )
-    calibrate_predictions: str | None = option(
-        None, "Their predictions, such as out-of-fold ones (predict.py --folds true); a --judge reads them if left out."
-    )
-    save_calibration: bool = option(
-        False, "Keep it in the judge.json around the members of --judge: their folder is then a calibrated judge."
-    )
-
-    def __post_init__(self):
-        require(self, "battles", "output_dir")
-        if not self.predictions and not self.judge:
-            raise ValueError("Expected --predictions or --judge; found neither. scripts/predict.py writes predictions.")
-        self._check_calibration()
-        if self.draws < 100 or self.show_battles < 0:
-            found = f"--draws {self.draws} --show_battles {self.show_battles}"
-            raise ValueError(f"{found}: expected 100 draws or more, and no fewer battles than 0.")
-
-    def _check_calibration(self) -> None:
-        if bool(self.calibrate) != bool(self.calibrate_battles):
-            raise ValueError("--calibrate and --calibrate_battles: expected both or neither; found one. Give both.")
-        if self.calibrate and not (self.calibrate_predictions or self.judge):
-            raise ValueError("--calibrate: expected --calibrate_predictions or a --judge; found neither. Give one.")
-        if (self.calibrate_predictions or self.save_calibration) and not self.calibrate:
-            raise ValueError("--calibrate_predictions and --save_calibration: expected --calibrate too; found none.")
-        if self.save_calibration and not self.judge:
-            raise ValueError("--save_calibration: expected the --judge to keep it in; found none. Name it.")
 
 
 @dataclass

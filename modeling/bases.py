@@ -23,7 +23,9 @@ from transformers import (
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
+from modeling.attention import choose_attention
 from modeling.classifier import PreferenceMixin, find_family
+from modeling.devices import check_precision
 from modeling.hub import download_repository
 
 HEAD = "score"
@@ -198,6 +200,7 @@ def load_base(
     if quantization != "none":
         options["quantization_config"] = build_quantization_config(quantization, **four_bit)
     device = device or PartialState().device
+    check_precision(dtype, device)
     if options or hasattr(config, "quantization_config"):
         options["device_map"] = {"": device}  # bitsandbytes would take the GPU even when told to use the CPU
     # ZeRO-3 shares out weights of one dtype only, and the adapters are float32.
@@ -207,7 +210,9 @@ def load_base(
     model.reads_in_bfloat16 = dtype == "bfloat16"
     if device.type == "cpu":
         _keep_training_kernels(model)
-    return model if "device_map" in options else model.to(device)
+    model = model if "device_map" in options else model.to(device)
+    choose_attention(model)
+    return model
 
 
 def check_unquantized(files: BaseFiles) -> None:

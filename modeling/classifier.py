@@ -5,6 +5,7 @@ Importing this module registers them with transformers' Auto classes. It must no
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,6 +33,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from modeling.losses import Distillation, compute_preference_loss
+from modeling.packing import Segment
 
 
 class PreferenceHead(nn.Module):
@@ -97,14 +99,18 @@ class PreferenceMixin:
         labels: Tensor | None = None,
         teacher: Tensor | None = None,
         weights: Tensor | None = None,
+        segments: Sequence[Segment] | None = None,
+        ends: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
-        """Logits per battle from the last token that the attention mask keeps.
+        """Logits per battle from its last token: the last one that the attention mask keeps, or its end in a pack.
 
         Args:
-            input_ids: Shape (battles, tokens), padded on either side.
+            input_ids: Shape (battles, tokens), padded on either side, or (1, tokens) of a pack.
             attention_mask: Shape (battles, tokens), 1 on real tokens; absent means that nothing is padded.
+            position_ids: Of a pack, shape (1, tokens).
+            segments, ends: Of a pack; `ends` has shape (battles,). Needs the attention that `choose_attention` set.
             labels: Probabilities over the slots' labels, shape (battles, labels); float.
             teacher: A teacher's probabilities over them, NaN where a battle has none; same shape.
             weights: Of the battles in the loss, shape (battles,).
@@ -115,6 +121,10 @@ class PreferenceMixin:
         # B battles, T tokens, H hidden, L labels
         kwargs["use_cache"] = False  # nothing is generated: keys and values would only take memory
         body = getattr(self, self.base_model_prefix)
+        if segments is not None:
+            assert self.config._attn_implementation.startswith("packed"), "other attention mixes the readings of a pack"
+            kwargs["segments"] = segments
+            attention_mask = torch.ones(1, 1, 1, 1, device=self.device)  # of four dimensions: transformers builds none
         # Here, and not in the Trainer: DeepSpeed would turn the adapters themselves into bf16 instead.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reads_in_bfloat16):
             hidden = body(
@@ -124,7 +134,11 @@ class PreferenceMixin:
                 inputs_embeds=inputs_embeds,
                 **kwargs,
             ).last_hidden_state  # (B, T, H)
-        features = hidden[torch.arange(len(hidden), device=hidden.device), last_token(hidden, attention_mask)]  # (B, H)
+        if segments is not None:
+            features = hidden[0, ends]  # (B, H)
+        else:
+            rows = torch.arange(len(hidden), device=hidden.device)
+            features = hidden[rows, last_token(hidden, attention_mask)]  # (B, H)
         # Two labels are too few to save anything by bf16.
         with torch.autocast(hidden.device.type, enabled=False):
             logits = self.score(features.float())  # (B, L)

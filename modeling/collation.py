@@ -1,4 +1,4 @@
-"""Encoded battles as a Trainer reads them: a data set of ids and labels, and batches of padded tensors."""
+"""Encoded battles as a Trainer reads them: a data set of ids and labels, and batches, packed or padded."""
 
 import math
 import time
@@ -10,6 +10,7 @@ from datasets import Dataset, concatenate_datasets
 
 from modeling.battles import LABELS, TEXTS, list_orders, orient_label
 from modeling.encoding import CUT_COLUMNS, TOKENIZER_BATCH, BattleEncoder
+from modeling.packing import pack_readings
 
 logger = get_logger(__name__)
 
@@ -18,7 +19,7 @@ NO_TEACHER = [math.nan] * len(LABELS)
 
 
 def encode_dataset(battles: Dataset, encoder: BattleEncoder, orientation: str) -> Dataset:
-    """Labelled battles as `BattleCollator` reads them; logs what was cut.
+    """Labelled battles as the collators read them; logs what was cut.
 
     Args:
         battles: With the columns of `load_battles` and, where wanted, `teacher` (as label, or null) and `weight`.
@@ -76,7 +77,7 @@ def encode_evaluation(battles: Dataset, encoder: BattleEncoder, orientation: str
 
 
 class BattleCollator:
-    """Pads encoded battles to the longest of the batch.
+    """Pads encoded battles to the longest of the batch, for an evaluation and for models served elsewhere.
 
     Example: battles of 3 and 2 ids give `input_ids` [[5, 6, 7], [5, 6, 0]], `attention_mask` [[1, 1, 1], [1, 1, 0]]
     and, where the battles have a label (by slot), `labels` of shape (battles, labels), float32; likewise `teacher`,
@@ -100,10 +101,54 @@ class BattleCollator:
             real = slice(0, length) if self.padding_side == "right" else slice(longest - length, longest)
             batch["input_ids"][row, real] = torch.tensor(reading["input_ids"])
             batch["attention_mask"][row, real] = 1
-        for column, name in (("label", "labels"), ("teacher", "teacher"), ("weight", "weights")):
-            if column in readings[0]:
-                batch[name] = torch.tensor([reading[column] for reading in readings], dtype=torch.float32)
-        return batch
+        return batch | _stack_targets(readings)
+
+
+class PackCollator:
+    """Packs encoded battles without padding, for training: `parts` of a budget of tokens each, read one after another.
+
+    Each part is `Pack.to_batch()` with labels, teacher and weights as `BattleCollator` makes them, and `share`, its
+    part of the batch's readings: the loss is the mean over all of them, however they are parted. `input_ids` and
+    `attention_mask` are those of all parts in a row, which the Trainer counts.
+    """
+
+    def __init__(self, tokens_per_batch: int | None = None):
+        """
+        Args:
+            tokens_per_batch: Most tokens of a part; a battle longer than that makes one of its own. None: one part.
+        """
+        self.tokens_per_batch = tokens_per_batch
+
+    def __call__(self, battles: Sequence[Mapping]) -> dict:
+        groups: list[list[dict]] = []
+        room = 0
+        for battle in battles:
+            readings = list(_list_readings(battle))
+            size = sum(len(reading["input_ids"]) for reading in readings)
+            if groups and (self.tokens_per_batch is None or size <= room):
+                groups[-1] += readings
+                room -= size
+            else:
+                groups.append(readings)
+                room = (self.tokens_per_batch or size) - size
+        total = sum(map(len, groups))
+        parts = [
+            pack_readings([reading["input_ids"] for reading in group]).to_batch()
+            | _stack_targets(group)
+            | {"share": len(group) / total}
+            for group in groups
+        ]
+        rows = {name: torch.cat([part[name] for part in parts], dim=1) for name in ("input_ids", "attention_mask")}
+        return rows | {"parts": parts}
+
+
+def _stack_targets(readings: Sequence[Mapping]) -> dict[str, torch.Tensor]:
+    """Labels, teacher and weights of readings that have them, by the names that the model knows."""
+    return {
+        name: torch.tensor([reading[column] for reading in readings], dtype=torch.float32)
+        for column, name in (("label", "labels"), ("teacher", "teacher"), ("weight", "weights"))
+        if column in readings[0]
+    }
 
 
 def _list_readings(battle: Mapping) -> Iterator[dict]:

@@ -1,15 +1,17 @@
-"""Reads encoded battles with one model: batches under a token budget, shared out over processes, resumable.
+"""Reads encoded battles with one model: packs under a token budget, shared out over processes, resumable.
 
-Batches are formed before they are shared out, from lengths alone, so neither the number of processes nor a restart
+Packs are formed before they are shared out, from the readings alone, so neither the number of processes nor a restart
 changes what is computed. Results carry their row with them; whoever reorders restores.
 
-Read in another batch, at another place or padded on another side, a battle's probability moves by at most 1e-5 in
-float32 and 0.02 in bf16, on 8-bit and 4-bit bases too (on a CPU, where tests/test_inference.py holds it to that).
+Read in another pack, or at another place of it, a battle's probability moves by at most 1e-5 in float32 and 0.02 in
+bf16, on 8-bit and 4-bit bases too (on a CPU, where tests/test_inference.py holds it to that).
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,100 +22,128 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from modeling.battles import orient_label
-from modeling.collation import BattleCollator
+from modeling.packing import Pack, count_packed, pack_readings
 
-DEFAULT_TOKENS_PER_BATCH = 8192
+# Of a pack, by kind of device: a GPU wants many at once, the cores of a CPU read best what fits their caches.
+TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 16384}
 
 
-def build_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Row numbers grouped into batches of like length, longest first.
+def build_batches(readings: Sequence[Sequence[int]], tokens_per_batch: int) -> list[list[int]]:
+    """Row numbers grouped into packs: readings that begin alike stand together, and share their beginnings.
 
     Args:
-        lengths: Tokens of each battle.
-        tokens_per_batch: Most tokens of a batch, padding included: its longest battle times its battles. A battle
-            longer than that makes a batch of its own.
+        readings: Token ids of each.
+        tokens_per_batch: Most tokens of a pack. A reading longer than that makes a pack of its own.
 
-    Example: `build_batches([3, 9, 4], 9)` is `[[1], [2, 0]]`.
+    Example: `build_batches([[3] * 30, [2] * 30, [2] * 40], 60)` is `[[1, 2], [0]]`, packs of 41 and of 30 tokens.
     """
+    order = sorted(range(len(readings)), key=lambda row: readings[row])
     batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens_per_batch:
+    room = 0
+    for row, added in zip(order, count_packed([readings[row] for row in order]), strict=True):
+        if batches and added <= room:
             batches[-1].append(row)
+            room -= added
         else:
             batches.append([row])
+            room = tokens_per_batch - len(readings[row])
     return batches
 
 
 def predict_battles(
     model: nn.Module,
     encoded: Sequence[dict],
-    orientation: str,
+    orientations: str | Sequence[str],
     *,
-    pad_token_id: int,
-    tokens_per_batch: int = DEFAULT_TOKENS_PER_BATCH,
-    padding_side: str = "right",
+    tokens_per_batch: int | None = None,
+    num_workers: int | None = None,
+    deadline: float | None = None,
     name: str = "",
     progress_dir: Path | None = None,
 ) -> np.ndarray:
-    """Probability of each label for battles that were encoded in `orientation`.
+    """Probability of each label for encoded readings of battles, in one order or in several.
 
     Args:
         model: A preference model, on its device, in eval mode.
         encoded: What `BattleEncoder.encode` returned.
-        orientation: The order in which they were encoded; columns come back by label whatever it is.
+        orientations: The order in which they were encoded, of all or of each; columns come back by label whatever it
+            is. Two orders of a battle share the tokens of its prompt.
+        tokens_per_batch: Most tokens of a pack; `TOKENS_PER_BATCH` of the device if None.
+        num_workers: Packs that are read at once; if None one on a GPU, and on a CPU one for each core, because a core
+            reads a pack of its own faster than many share one.
+        deadline: Of `time.monotonic()`: from then on no pack is begun, and the rows of those that were not are NaN.
         name: Names the reading: on the progress bar, and in `progress_dir`, where it must identify the weights.
-        progress_dir: Where finished batches are kept until the reading is complete; a later call takes them up.
+        progress_dir: Where finished packs are kept until the reading is complete; a later call takes them up.
 
     Returns:
-        Shape (battles, labels), float64, row for row as in `encoded`, the same on every process.
+        Shape (readings, labels), float64, row for row as in `encoded`, the same on every process.
     """
     state = PartialState()
-    batches = build_batches([battle["length"] for battle in encoded], tokens_per_batch)
+    readings = [battle["input_ids"] for battle in encoded]
+    orders = [orientations] * len(encoded) if isinstance(orientations, str) else orientations
+    device = next(model.parameters()).device
+    batches = build_batches(readings, tokens_per_batch or TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"]))
     record = None
     if progress_dir is not None:
-        record = _ProgressFile(progress_dir, _identify(name, orientation, batches, encoded), state.process_index)
+        record = _ProgressFile(progress_dir, _identify(name, orders, batches, readings), state.process_index)
     done = record.read() if record else {}
     mine = range(state.process_index, len(batches), state.num_processes)
     found = {index: done[index] for index in mine if index in done}
     todo = [index for index in mine if index not in done]
-    collate = BattleCollator(pad_token_id, padding_side)
-    for index in _show_progress(todo, batches, encoded, name.split("@")[0], shown=state.is_main_process):
-        batch = collate([{"input_ids": encoded[row]["input_ids"]} for row in batches[index]])
-        found[index] = _predict_batch(model, batch)
-        if record:
-            record.append(index, found[index])
+
+    def read(index: int) -> list[list[float]] | None:
+        """Probabilities by slot of one pack's readings; None once it is too late."""
+        if deadline is not None and time.monotonic() >= deadline:
+            return None
+        return _predict_pack(model, pack_readings([readings[row] for row in batches[index]]))
+
+    num_workers = num_workers or (torch.get_num_threads() if device.type == "cpu" else 1)
+    tokens = {index: sum(len(readings[row]) for row in batches[index]) for index in todo}
+    shown = name.split("@")[0] if state.is_main_process else None
+    for index, rows in _show_progress(zip(todo, map_on_cores(read, todo, num_workers), strict=True), tokens, shown):
+        if rows is not None:
+            found[index] = rows
+            if record:
+                record.append(index, rows)
     by_slot = {index: rows for part in gather_object([found]) for index, rows in part.items()}
-    probabilities = _place_rows(by_slot, batches, orientation, (len(encoded), model.config.num_labels))
+    probabilities = np.full((len(encoded), model.config.num_labels), np.nan)
+    for index, rows in by_slot.items():
+        for row, values in zip(batches[index], rows, strict=True):
+            probabilities[row] = orient_label(values, orders[row])
+    assert deadline is not None or not np.isnan(probabilities).any(), "a battle was not predicted"
     if record:
         state.wait_for_everyone()
         record.path.unlink(missing_ok=True)
     return probabilities
 
 
-def _show_progress(todo: list[int], batches: list, encoded: Sequence[dict], name: str, shown: bool) -> Iterator[int]:
-    """The batches to do, one by one, under a bar that counts tokens and so shows tokens/s and the time left."""
-    tokens = {index: sum(encoded[row]["length"] for row in batches[index]) for index in todo}
-    with tqdm(total=sum(tokens.values()), unit="tok", unit_scale=True, desc=name, disable=not shown) as bar:
-        for index in todo:
-            yield index
+def map_on_cores(function: Callable, tasks: Sequence, num_workers: int) -> Iterator:
+    """The function's results, task for task, from so many threads at once with one core each."""
+    if num_workers == 1:
+        yield from map(function, tasks)
+        return
+    threads = torch.get_num_threads()
+    try:
+        # Where threads are counted is each thread's own, so it is set in each.
+        with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(function, tasks)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _show_progress(found: Iterable[tuple], tokens: dict[int, int], name: str | None) -> Iterator[tuple]:
+    """What is found, pack for pack, under a bar that counts tokens and so shows tokens/s and the time left."""
+    with tqdm(total=sum(tokens.values()), unit="tok", unit_scale=True, desc=name, disable=name is None) as bar:
+        for index, rows in found:
+            yield index, rows
             bar.update(tokens[index])
 
 
-def _place_rows(by_slot: dict, batches: list[list[int]], orientation: str, shape: tuple[int, int]) -> np.ndarray:
-    """Each batch's probabilities, by slot, at its battles' rows, by label."""
-    probabilities = np.full(shape, np.nan)
-    for index, rows in by_slot.items():
-        for row, values in zip(batches[index], rows, strict=True):
-            probabilities[row] = orient_label(values, orientation)
-    assert not np.isnan(probabilities).any(), "a battle was not predicted"
-    return probabilities
-
-
 @torch.inference_mode()
-def _predict_batch(model: nn.Module, batch: dict) -> list[list[float]]:
-    """Softmax over the slots, one list per battle of the batch."""
+def _predict_pack(model: nn.Module, pack: Pack) -> list[list[float]]:
+    """Softmax over the slots, one list per reading of the pack."""
     device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in pack.to_batch().items()}
     probabilities = torch.softmax(model(**batch).logits.double(), dim=-1)
     if not torch.isfinite(probabilities).all():
         raise ValueError(
@@ -122,11 +152,11 @@ def _predict_batch(model: nn.Module, batch: dict) -> list[list[float]]:
     return probabilities.tolist()
 
 
-def _identify(name: str, orientation: str, batches: list, encoded: Sequence[dict]) -> str:
+def _identify(name: str, orders: Sequence[str], batches: list, readings: Sequence[Sequence[int]]) -> str:
     """Hash of all that decides a reading's numbers, so that progress of another run is never taken up."""
-    digest = hashlib.sha256(json.dumps([name, orientation, batches]).encode())
-    for battle in encoded:
-        digest.update(np.asarray(battle["input_ids"], dtype=np.int64).tobytes())
+    digest = hashlib.sha256(json.dumps([name, list(orders), batches]).encode())
+    for reading in readings:
+        digest.update(np.asarray(reading, dtype=np.int64).tobytes())
     return digest.hexdigest()[:24]
 
 

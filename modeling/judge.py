@@ -1,6 +1,5 @@
 """A judge: one or more members, each reading battles in its order, averaged into one verdict per battle."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,17 +9,15 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from modeling.battles import LABELS, ORIENTATIONS, list_orders, name_winners
+from modeling.battles import ORIENTATIONS, list_orders
 from modeling.calibration import Calibration
-from modeling.encoding import CUT_COLUMNS, BattleEncoder
 from modeling.folds import assign_folds, fingerprint_fold
-from modeling.inference import DEFAULT_TOKENS_PER_BATCH, predict_battles
 from modeling.loading import Member, find_judge, load_members
 from modeling.members import JUDGE_FILE, READINGS, JudgeFacts
+from modeling.readings import Readings
+from modeling.verdicts import build_verdicts, calibrate_verdicts
 
 logger = get_logger(__name__)
-
-RAW = "raw_p_a"  # the column of what p_a was before calibration
 
 
 class Judge:
@@ -39,6 +36,7 @@ class Judge:
         *,
         skip_probes: bool = False,
         dtype: str | None = None,
+        merge: str = "auto",
     ) -> "Judge":
         """Loads members, or whole judges, from folders or Hub ids, with what they need to read battles as in training.
 
@@ -46,7 +44,7 @@ class Judge:
         """
         names = [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
         found, facts = find_judge(names)
-        members = load_members(found, device, skip_probes=skip_probes, dtype=dtype)
+        members = load_members(found, device, skip_probes=skip_probes, dtype=dtype, merge=merge)
         facts = facts or JudgeFacts([member.name for member in members])
         calibration = read_calibration(facts, describe_members(members)) if facts.calibration else None
         return cls(members, facts.readings, calibration)
@@ -70,7 +68,11 @@ class Judge:
         *,
         readings: str | None = None,
         calibrated: bool = True,
-        tokens_per_batch: int = DEFAULT_TOKENS_PER_BATCH,
+        second_reading: float = 1.0,
+        deadline: float | None = None,
+        later_judges: int = 0,
+        tokens_per_batch: int | None = None,
+        num_workers: int | None = None,
         progress_dir: Path | None = None,
     ) -> pd.DataFrame:
         """Verdicts, one row per battle and in the battles' order.
@@ -78,27 +80,35 @@ class Judge:
         Args:
             battles: Rows with id, prompt, response_a, response_b.
             readings: See `plan_readings`.
-            calibrated: Apply the judge's calibration, if it has one. It is about the judge's own readings alone.
-            tokens_per_batch: Most tokens of a forward pass, padding included.
-            progress_dir: Where finished batches are kept, so that an interrupted call can be taken up.
+            calibrated: Apply the judge's calibration, if it has one. It is about all of the judge's own readings.
+            second_reading: Share of the battles that get all readings, those whose first one is nearest 1/2; the others
+                have their first reading alone.
+            deadline: Of `time.monotonic()`: by then there is a verdict on each battle, with as many readings, first
+                ones before others, as there was time for.
+            later_judges: That share the time with this one's second readings, as in a cascade.
+            tokens_per_batch, num_workers: See `predict_battles`.
+            progress_dir: Where finished packs are kept, so that an interrupted call can be taken up.
 
         Returns:
             Columns id; p_a, p_b, the mean over the readings, calibrated if the judge is; winner (model_a or model_b);
-            raw_p_a, the mean itself, if the judge is calibrated; p_a_<member>_<order read> per reading; tokens, of the
-            longest reading; cut_prompt, cut_response_a, cut_response_b, the most tokens that a reading left out.
+            raw_p_a, the mean itself, if the judge is calibrated; p_a_<member>_<order read> per reading, NaN where it
+            was not made; tokens, of the longest reading; cut_prompt, cut_response_a, cut_response_b, the most tokens
+            that a reading left out.
         """
+        check_share("--second_reading", second_reading)
         rows = [dict(battle) for battle in battles]
-        plan = self.plan_readings(readings)
-        encoded = _encode_readings({(member.encoder, orientation) for member, orientation in plan}, rows)
-        columns, lengths = {}, []
-        for member, orientation in plan:
-            reading = encoded[member.encoder, orientation]
-            columns[f"{member.name}_{orientation}"] = _read_battles(
-                member, orientation, reading, tokens_per_batch, progress_dir
-            )
-            lengths.append([[battle[name] for name in ("length", *CUT_COLUMNS)] for battle in reading])
-        verdicts = build_verdicts([row["id"] for row in rows], columns, np.array(lengths))
+        options = {"tokens_per_batch": tokens_per_batch, "num_workers": num_workers, "progress_dir": progress_dir}
+        made = Readings(self.plan_readings(readings), rows, **options)
+        if second_reading == 1 and deadline is None:
+            made.read(np.full(made.p.shape[:2], True))
+        else:
+            made.read_selected(second_reading, deadline, later_judges)
+        columns = dict(zip(made.names, made.p, strict=True))
+        verdicts = build_verdicts([row["id"] for row in rows], columns, made.lengths)
         calibration = self.find_calibration(readings) if calibrated else None
+        if calibration and np.isnan(made.p).any():
+            logger.warning("Not calibrated: this judge's calibration is about battles with all readings")
+            return verdicts
         return calibrate_verdicts(verdicts, calibration) if calibration else verdicts
 
     def find_calibration(self, readings: str | None = None) -> Calibration | None:
@@ -156,61 +166,10 @@ class Judge:
         return kinds
 
 
-def _read_battles(
-    member: Member, orientation: str, encoded: list[dict], tokens_per_batch: int, progress_dir: Path | None
-) -> np.ndarray:
-    """Probabilities by label of one reading, shape (battles, labels)."""
-    return predict_battles(
-        member.activate(),
-        encoded,
-        orientation,
-        pad_token_id=member.encoder.encoding.pad_token_id,
-        tokens_per_batch=tokens_per_batch,
-        name=f"{member.name} reads {orientation}@{member.fingerprint} on {member.facts.base_fingerprint} "
-        f"in {member.dtype}",
-        progress_dir=progress_dir,
-    )
-
-
-def _encode_readings(readings: set[tuple[BattleEncoder, str]], rows: list[dict]) -> dict:
-    """Encoded battles per (encoder, orientation); both orders of an encoder share its work."""
-    encoded = {}
-    start = time.perf_counter()
-    for encoder in {encoder for encoder, _ in readings}:
-        orders = [orientation for other, orientation in readings if other is encoder]
-        found = encoder.encode_orders(encoder.clean_battles(rows), orders)
-        encoded |= {(encoder, orientation): reading for orientation, reading in found.items()}
-    tokens = sum(battle["length"] for reading in encoded.values() for battle in reading)
-    speed = tokens / (time.perf_counter() - start)
-    method = " or ".join(sorted({encoder.template.method for encoder, _ in readings}))
-    logger.info(
-        f"Encoded {len(rows)} battles, {len(encoded)} readings: {tokens:,} tokens, {speed:,.0f} tokens/s ({method})"
-    )
-    return encoded
-
-
-def build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarray) -> pd.DataFrame:
-    """One row per battle from what its readings gave.
-
-    Args:
-        ids: Of the battles.
-        columns: Probabilities by label, shape (battles, labels), by the reading's name: member and order.
-        lengths: Tokens and tokens cut of each field, shape (readings, battles, 4).
-
-    Returns:
-        The columns of `Judge.predict`.
-    """
-    mean = np.mean(list(columns.values()), axis=0)
-    verdicts = pd.DataFrame({"id": ids})
-    for label, name in enumerate(LABELS):
-        verdicts[f"p_{name}"] = mean[:, label]
-    verdicts["winner"] = name_winners(verdicts["p_a"])
-    for name, probabilities in columns.items():
-        verdicts[f"p_a_{name}"] = probabilities[:, 0]
-    longest = lengths.reshape(len(columns), len(ids), 1 + len(CUT_COLUMNS)).max(axis=0)
-    for index, name in enumerate(("tokens", *CUT_COLUMNS)):
-        verdicts[name] = longest[:, index]
-    return verdicts
+def check_share(flag: str, share: float) -> None:
+    """Raises a ValueError if a share of the battles is none."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"{flag} {share}: expected a share of the battles, from 0 to 1.")
 
 
 def read_calibration(facts: JudgeFacts, found: Mapping[str, str]) -> Calibration:
@@ -238,22 +197,3 @@ def read_calibration(facts: JudgeFacts, found: Mapping[str, str]) -> Calibration
 def describe_members(members: Sequence[Member]) -> dict[str, str]:
     """The fingerprint of each member by its name."""
     return {member.name: member.fingerprint for member in members}
-
-
-def calibrate_verdicts(verdicts: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
-    """The verdicts with honest probabilities: winners stay, and raw_p_a is what p_a was."""
-    p_a = calibration.apply(verdicts["p_a"].to_numpy())
-    calibrated = verdicts.assign(p_a=p_a, p_b=1 - p_a)
-    calibrated.insert(list(calibrated).index("p_b") + 1, RAW, verdicts["p_a"])
-    return calibrated
-
-
-def write_verdicts(folder: Path, verdicts: pd.DataFrame) -> list[Path]:
-    """Writes predictions.parquet (all but the winner) and submission.csv (id, winner), each beside and then renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "predictions.parquet", folder / "submission.csv"]
-    verdicts.drop(columns="winner").to_parquet(beside := paths[0].with_suffix(".new"), index=False)
-    beside.rename(paths[0])
-    verdicts[["id", "winner"]].to_csv(beside := paths[1].with_suffix(".new"), index=False)
-    beside.rename(paths[1])
-    return paths

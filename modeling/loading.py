@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,9 +11,10 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from peft import LoraConfig, PeftModel
 
-from modeling.adapters import attach_adapter, load_weights
-from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
+from modeling.adapters import attach_adapter, build_merged, load_weights, measure_merged
+from modeling.bases import DTYPES, BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.classifier import PreferenceMixin
+from modeling.devices import measure_free_memory
 from modeling.encoding import BattleEncoder, Encoding
 from modeling.hub import download_repository
 from modeling.members import (
@@ -31,6 +32,8 @@ from modeling.probes import replay_probes
 
 logger = get_logger(__name__)
 
+MERGES = ("auto", "always", "never")
+MERGED_SHARE = 0.6  # of the free memory; what is read needs some too
 MEMBER_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.md", "*.png")
 
 
@@ -92,6 +95,7 @@ def load_members(
     *,
     skip_probes: bool = False,
     dtype: str | None = None,
+    merge: str = "never",
 ) -> list[Member]:
     """The members of a judge, from their folders. A base that several share is loaded once.
 
@@ -100,12 +104,16 @@ def load_members(
         device: Where to; the process's own if None.
         skip_probes: Do not check that each member still answers its probe battles as when it was saved.
         dtype: "float32" or "bfloat16" to read in; each member's own if None.
+        merge: "always" expands quantised weights once and merges each adapter into a copy of its own, which reads
+            faster and takes more memory; "auto" where that memory is free and the probes agree; "never".
 
     Raises:
         FileNotFoundError: If the base of a member can be found nowhere.
         ValueError: If a member is incomplete or changed, its base is not the one it was trained on, or its probes
             moved more than their tolerance.
     """
+    if merge not in MERGES:
+        raise ValueError(f"--merge: expected one of {', '.join(MERGES)}; found {merge!r}.")
     members: list[Member] = []
     models: dict[tuple, PeftModel] = {}
     for name, folder in found:
@@ -125,9 +133,41 @@ def load_members(
         encoder = encoder or BattleEncoder(load_tokenizer(folder), encoding)
         display = name_member(name, [member.name for member in members])
         members.append(Member(display, slot, facts, model, encoder, fingerprint_member(facts), folder, reads_in))
+    if members and merge != "never" and (merged := merge_members(members, merge, skip_probes)):
+        return merged
     for member in members:
         check_probes(member, skip_probes)
     return members
+
+
+def merge_members(members: Sequence[Member], merge: str, skip_probes: bool) -> list[Member] | None:
+    """The members as plain models that read faster, their probes replayed; None where they had better stay as they are.
+
+    Their base is then held by none of them, so that its memory is free again.
+    """
+    PartialState()  # accelerate's logger needs it
+    adapters = [member for member in members if member.adapter is not None]
+    needed = sum(measure_merged(member.model, DTYPES[member.dtype]) for member in adapters)
+    free = measure_free_memory(next(members[0].model.parameters()).device)
+    if merge == "auto" and needed > MERGED_SHARE * free:
+        logger.info(f"Adapters stay unmerged: merged they would take {needed / 1e9:.1f} of {free / 1e9:.1f} GB free")
+        return None
+    merged = [
+        member
+        if member.adapter is None
+        else replace(member, model=build_merged(member.model, member.adapter, DTYPES[member.dtype]), adapter=None)
+        for member in members
+    ]
+    try:
+        for member in merged:
+            check_probes(member, skip_probes)
+    except ValueError as error:
+        if merge == "always":
+            raise
+        logger.warning(f"Adapters stay unmerged: merged into {members[0].dtype} they answer otherwise. {error}")
+        return None
+    logger.info(f"Adapters merged into expanded weights, {needed / 1e9:.1f} GB: --merge never reads them as stored")
+    return merged
 
 
 def attach_member(model: PreferenceMixin | PeftModel, slot: str, folder: Path) -> PeftModel:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate.logging import get_logger
 
+from modeling.adapters import build_merged
 from modeling.bases import DTYPES, load_base, load_tokenizer
 from modeling.classifier import PreferenceMixin
 from modeling.encoding import BattleEncoder, Encoding
@@ -24,7 +25,7 @@ logger = get_logger(__name__)
 def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
     """Writes a member folder whose weights are a whole model, after checking that its probes still hold.
 
-    A quantised base is expanded first, and all is merged in float32, in main memory: four bytes a weight.
+    A quantised base is expanded, and layer by layer merged in float32, in main memory.
 
     Args:
         name: Folder or Hub id of a member.
@@ -55,11 +56,9 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
 
 def _merge(folder: Path, facts: MemberFacts, dtype: str) -> PreferenceMixin:
     """The base of a member folder with the adapter in its weights and the trained head."""
-    model = load_base(find_member_base(folder, facts), dtype="float32", device=torch.device("cpu"), **facts.head)
-    if hasattr(model.config, "quantization_config"):
-        model = model.dequantize(dtype=torch.float32)
-    model = attach_member(model, "merged", folder).merge_and_unload()
-    for parameter in model.base_model.parameters():  # the head stays float32, as do buffers: rotary frequencies
+    model = load_base(find_member_base(folder, facts), dtype=facts.dtype, device=torch.device("cpu"), **facts.head)
+    merged = build_merged(attach_member(model, "merged", folder), "merged", DTYPES[dtype])
+    for parameter in merged.base_model.parameters():  # the head stays float32, as do buffers: rotary frequencies
         parameter.data = parameter.data.to(DTYPES[dtype])
-    model.reads_in_bfloat16 = dtype == "bfloat16"
-    return model
+    merged.reads_in_bfloat16 = dtype == "bfloat16"
+    return merged

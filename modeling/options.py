@@ -50,7 +50,7 @@ class BattleArguments:
 
 @dataclass
 class ReadingArguments(BattleArguments):
-    """How a judge reads battles, in predict.py and pseudolabel.py alike."""
+    """How a judge reads battles, in predict.py, pseudolabel.py and evaluate.py alike."""
 
     battles: str = option(None, "Battles to read: parquet, csv or jsonl.")
     judge: list[str] | None = option(None, "Members or whole judges, one or more: folders or Hub ids (with @revision).")
@@ -60,9 +60,21 @@ class ReadingArguments(BattleArguments):
         choices=["own", "both"],
     )
     calibrated: bool = option(True, "Apply the judge's calibration, if it has one; raw_p_a is what p_a was before.")
-    tokens_per_batch: int = option(8192, "Tokens of one forward pass, padding included.")
+    tokens_per_batch: int | None = option(
+        None, "Most tokens that are read at once, a longer battle by itself; chosen for the device if left out."
+    )
+    merge: str = option(
+        "auto",
+        "Expand quantised weights once and merge adapters into them, for speed: where memory allows and probes agree.",
+        choices=["auto", "always", "never"],
+    )
     skip_probes: bool = option(False, "Do not check that each member still answers as it did when it was saved.")
     dtype: str | None = option(
         None, "Read in this instead of what each member was trained in.", choices=["bfloat16", "float32"]
     )
     use_cpu: bool = option(False, "Run on the CPU even where there is a GPU.")
+
+    @property
+    def loading(self) -> dict:
+        """What `Judge.from_pretrained` is told."""
+        return {name: vars(self)[name] for name in ("skip_probes", "dtype", "merge")}

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from modeling.battles import TEXTS, load_battles, orient_label
-from modeling.collation import BattleCollator
 from modeling.encoding import BattleEncoder, build_encoding
 
 PROBE_FILE = Path(__file__).resolve().parent / "data" / "demo_test.jsonl"
@@ -59,11 +58,10 @@ def compute_probe_logits(
     """
     model.eval()
     device = next(model.parameters()).device
-    collate = BattleCollator(encoder.encoding.pad_token_id)
     rows = []
     for battle in encoder.encode(encoder.clean_battles(battles), orientation):
-        batch = {name: tensor.to(device) for name, tensor in collate([battle]).items()}
-        rows.append(model(**batch).logits[0].float().cpu())
+        ids = torch.tensor([battle["input_ids"]], device=device)
+        rows.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float().cpu())
     logits = torch.stack(rows)
     # A comparison with NaN is false: a ruined model would pass any tolerance.
     if not torch.isfinite(logits).all():

@@ -22,10 +22,10 @@ from modeling.battles import LABELS, list_orders, orient_label
 from modeling.encoding import CUT_COLUMNS
 from modeling.files import describe_file
 from modeling.folds import fingerprint_fold
-from modeling.judge import build_verdicts
 from modeling.launch import describe_launch
 from modeling.memory import measure_peak_memory
 from modeling.training import compute_train_loss
+from modeling.verdicts import build_verdicts
 
 VERSIONS = ("bothways", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
 RECORDED = (

@@ -19,9 +19,10 @@ from datasets import Dataset
 from modeling.battles import LABELS, ORIENTATIONS, TEXTS, load_battles, name_winners
 from modeling.encoding import CUT_COLUMNS
 from modeling.files import iterate_columns
-from modeling.judge import Judge, write_verdicts
+from modeling.judge import Judge
 from modeling.loading import Member
 from modeling.metrics import compute_accuracy
+from modeling.verdicts import write_verdicts
 
 TITLES = dict(zip(TEXTS, ("Prompt", "Answer A", "Answer B"), strict=True))
 MAX_ID_LENGTH = 200
@@ -170,7 +171,7 @@ class _YieldingModel:
         return self
 
     def __call__(self, **batch):
-        self.before_batch(len(batch["input_ids"]))
+        self.before_batch(len(batch["ends"]))
         return self.member.activate()(**batch)
 
 
@@ -230,7 +231,9 @@ class ServedJudge:
         members = [replace(member, model=_YieldingModel(member, before_batch)) for member in self.judge.members]
         start = time.perf_counter()
         with self.turns:
-            verdicts = Judge(members, self.judge.readings, self.judge.calibration).predict(battles, readings="both")
+            judge = Judge(members, self.judge.readings, self.judge.calibration)
+            # One pack at a time: who reads between two may switch the adapter.
+            verdicts = judge.predict(battles, readings="both", num_workers=1)
         seconds = time.perf_counter() - start
         paths = write_verdicts(folder, verdicts)
         return FileVerdicts(*paths, summarise_verdicts(verdicts, battles, [m.name for m in members], seconds))

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import DistributedType
 from accelerate.logging import get_logger
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch import nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -23,6 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from modeling.adapters import collect_trained_weights, write_adapter
 from modeling.bases import HEAD
 from modeling.checkpoints import delete_older_checkpoints, seal_checkpoint
+from modeling.collation import BattleCollator
 from modeling.losses import smooth_labels
 from modeling.memory import measure_peak_memory
 
@@ -62,15 +64,23 @@ class PreferenceTrainer(Trainer):
     run={"seed": 0}, head_learning_rate=1e-3).train()`.
     """
 
-    def __init__(self, *, run: Mapping, head_learning_rate: float | None = None, **options):
+    def __init__(
+        self,
+        *,
+        run: Mapping,
+        head_learning_rate: float | None = None,
+        eval_collator: BattleCollator | None = None,
+        **options,
+    ):
         """
         Args:
             run: What decides the run's numbers, as JSON values; kept with each checkpoint.
             head_learning_rate: The head's; the adapters' own if None.
-            options: Of transformers' Trainer.
+            eval_collator: Makes the batches of an evaluation, a row for each reading, as the Trainer counts them.
+            options: Of transformers' Trainer; `data_collator` is a `PackCollator`.
         """
         super().__init__(**options)
-        self.run, self.head_learning_rate = run, head_learning_rate
+        self.run, self.head_learning_rate, self.eval_collator = run, head_learning_rate, eval_collator
         self.sampler: EpochSampler | None = None
         self.add_callback(_RestartCallback(self))
 
@@ -83,6 +93,35 @@ class PreferenceTrainer(Trainer):
         grouped = strategy == "group_by_length"
         self.sampler = EpochSampler(self.train_dataset["length"][:], step if grouped else None, seed)
         return self.sampler
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        """The Trainer's, with the collator of evaluations."""
+        packing, self.data_collator = self.data_collator, self.eval_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = packing
+
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: int | None = None) -> torch.Tensor:
+        """The Trainer's, once for each part of the batch: their gradients add up to the whole batch's."""
+        *first, last = inputs["parts"]
+        if first and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError(
+                f"--tokens_per_batch {self.data_collator.tokens_per_batch}: expected batches in one part, as DeepSpeed "
+                f"shares gradients out after each; found {len(inputs['parts'])}. Leave it out, or lower "
+                "--per_device_train_batch_size and raise --gradient_accumulation_steps."
+            )
+        loss = torch.zeros((), device=self.args.device)
+        for part in first:
+            with self.accelerator.no_sync(model):  # the processes' gradients meet once, after the last part
+                loss += super().training_step(model, part, num_items_in_batch)
+        return loss + super().training_step(model, last, num_items_in_batch)
+
+    def compute_loss(self, model: nn.Module, inputs: dict, *arguments, **options) -> torch.Tensor:
+        """The Trainer's, times the part's share of its batch."""
+        if "share" not in inputs:  # an evaluation's batch
+            return super().compute_loss(model, inputs, *arguments, **options)
+        return inputs.pop("share") * super().compute_loss(model, inputs, *arguments, **options)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler:
         """The data set's own order; the Trainer's grouping by length would shuffle it."""

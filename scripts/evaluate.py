@@ -20,7 +20,6 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from modeling.arguments import EvaluateArguments
 from modeling.battles import load_battles
 from modeling.calibration import FITS, Calibration
 from modeling.evaluation.calibrating import (
@@ -37,10 +36,12 @@ from modeling.evaluation.pages import build_page, list_wrong_battles
 from modeling.evaluation.reports import align_verdicts, build_comparison, build_report, format_report, read_labels
 from modeling.evaluation.sections import FIGURES
 from modeling.files import check_replaceable, describe_file, replace_folder, write_json
-from modeling.judge import RAW, Judge, calibrate_verdicts
+from modeling.judge import Judge
 from modeling.launch import call_on_main, run_script
 from modeling.members import locate_judge
 from modeling.parsing import parse_arguments
+from modeling.prediction_arguments import EvaluateArguments
+from modeling.verdicts import RAW, calibrate_verdicts
 
 logger = get_logger("bothways.evaluate")
 
@@ -108,7 +109,7 @@ def load_judge(arguments: EvaluateArguments) -> Judge | None:
         call_on_main(locate_judge, arguments.judge)  # whether it can be kept, before minutes are spent on it
     if arguments.predictions:
         logger.info(f"--judge reads the battles; --predictions {arguments.predictions} is left aside")
-    judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
+    judge = Judge.from_pretrained(arguments.judge, **arguments.loading)
     if arguments.save_calibration and not arguments.readings:
         check_own_readings(arguments.judge, judge)
     if arguments.calibrated and not arguments.calibrate:

@@ -20,34 +20,41 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from modeling.arguments import PredictArguments
 from modeling.battles import LABELS, load_battles
+from modeling.cascade import Cascade
 from modeling.encoding import CUT_COLUMNS
-from modeling.judge import RAW, Judge, write_verdicts
+from modeling.judge import Judge
 from modeling.launch import run_script
 from modeling.metrics import compute_accuracy, compute_baselines, compute_log_loss
 from modeling.parsing import parse_arguments
+from modeling.prediction_arguments import PredictArguments, parse_duration
+from modeling.verdicts import RAW, write_verdicts
 
 logger = get_logger("bothways.predict")
 
 PROGRESS = ".bothways-progress"
+WRITING = 1.0  # seconds
 
 
 def main() -> None:
+    start = time.monotonic()
     (arguments,) = parse_arguments(PredictArguments, verb="predict")
     state = PartialState(cpu=arguments.use_cpu)
     battles = load_battles(arguments.battles, **arguments.row_policy)
-    judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
+    judge = load_judges(arguments)
     output = Path(arguments.output_dir)
-    start = time.perf_counter()
-    verdicts = (judge.predict_folds if arguments.folds else judge.predict)(
-        battles,
-        readings=arguments.readings,
-        calibrated=arguments.calibrated,
-        tokens_per_batch=arguments.tokens_per_batch,
-        progress_dir=output / PROGRESS,
-    )
-    seconds = time.perf_counter() - start
+    options = {
+        "readings": arguments.readings,
+        "calibrated": arguments.calibrated,
+        "second_reading": arguments.second_reading,
+        "tokens_per_batch": arguments.tokens_per_batch,
+        "progress_dir": output / PROGRESS,
+    }
+    if arguments.time_budget:
+        options["deadline"] = find_deadline(arguments.time_budget, start)
+    loaded = time.monotonic()
+    verdicts = (judge.predict_folds if arguments.folds else judge.predict)(battles, **options)
+    seconds = time.monotonic() - loaded
     if state.is_main_process:
         logger.info(f"{len(verdicts)} battles in {seconds:.1f} s")
         paths = write_verdicts(output, verdicts)
@@ -55,6 +62,31 @@ def main() -> None:
         if "label" in battles.column_names and len(battles):
             print(compare(verdicts, battles))
         logger.info(f"Written: {', '.join(str(path) for path in paths)}")
+
+
+def load_judges(arguments: PredictArguments) -> Judge | Cascade:
+    """The judge, or the cascade that begins with it."""
+    judge = Judge.from_pretrained(arguments.judge, **arguments.loading)
+    if not arguments.cascade:
+        return judge
+    later = [Judge.from_pretrained(name, **arguments.loading) for name in arguments.cascade]
+    return Cascade([judge, *later], arguments.cascade_shares)
+
+
+def find_deadline(time_budget: str, start: float) -> float:
+    """When to have read all, on the clock of `time.monotonic()`: a part of the budget is kept for writing.
+
+    Raises:
+        ValueError: If loading has taken all of it.
+    """
+    seconds = parse_duration("--time_budget", time_budget)
+    spent, kept = time.monotonic() - start, max(WRITING, 0.01 * seconds)
+    if spent + kept >= seconds:
+        raise ValueError(
+            f"--time_budget {time_budget}: expected more time than it takes to load battles and judge ({spent:.1f} s) "
+            f"and to write verdicts ({kept:.1f} s); found {seconds:.1f} s. Give more."
+        )
+    return start + seconds - kept
 
 
 def compare(verdicts: pd.DataFrame, battles: Dataset) -> str:

@@ -22,7 +22,6 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from modeling.arguments import PseudolabelArguments
 from modeling.battles import iterate_battles
 from modeling.checks import Fault
 from modeling.duplicates import DuplicateIndex
@@ -30,6 +29,7 @@ from modeling.files import check_writable
 from modeling.judge import Judge
 from modeling.launch import call_on_main, run_script
 from modeling.parsing import parse_arguments
+from modeling.prediction_arguments import PseudolabelArguments
 from modeling.pseudolabels import PartFolder, describe_judge, describe_training, label_battles
 
 logger = get_logger("bothways.pseudolabel")
@@ -43,7 +43,7 @@ def main() -> None:
     call_on_main(check_writable, "--output", output, read)
     num_battles = call_on_main(check_pool, arguments)
     excluded = index_prompts(arguments)
-    judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
+    judge = Judge.from_pretrained(arguments.judge, **arguments.loading)
     if not arguments.exclude:
         logger.warning(
             "--exclude: expected the training and evaluation files; found none, so no battle is left out. The judge "
@@ -100,7 +100,7 @@ def label_part(
 ) -> None:
     """Writes the next part, unless an earlier run did."""
     settings = {name: value for name, value in made_by.items() if name != "judged_on"}
-    settings |= {name: vars(arguments)[name] for name in ("min_confidence", "tokens_per_batch", "dtype")}
+    settings |= {name: vars(arguments)[name] for name in ("min_confidence", "tokens_per_batch", "dtype", "merge")}
     if not parts.begin(battles, settings):
         return
     verdicts = judge.predict(

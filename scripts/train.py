@@ -31,7 +31,7 @@ from modeling.audit import audit_battles
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.battles import LABELS, list_orders, load_battles
 from modeling.checkpoints import find_checkpoint
-from modeling.collation import BattleCollator, encode_dataset, encode_evaluation
+from modeling.collation import BattleCollator, PackCollator, encode_dataset, encode_evaluation
 from modeling.duplicates import DuplicateIndex
 from modeling.encoding import BattleEncoder, build_encoding
 from modeling.evaluation.reports import build_report
@@ -84,7 +84,8 @@ def main() -> None:
         args=training,
         train_dataset=train_set,
         eval_dataset=eval_set,
-        data_collator=BattleCollator(encoder.encoding.pad_token_id),
+        data_collator=PackCollator(arguments.tokens_per_batch),
+        eval_collator=BattleCollator(encoder.encoding.pad_token_id),
         compute_metrics=recorder,
     )
     check_launch(trainer.accelerator)

@@ -8,12 +8,12 @@ from transformers import TrainingArguments
 
 from modeling.adapters import add_adapters
 from modeling.bases import load_base
-from modeling.collation import BattleCollator
+from modeling.collation import BattleCollator, PackCollator
 from modeling.training import EpochSampler, PreferenceTrainer, compute_train_loss, describe_settings
 from tests.conftest import DEMO_DATA, call, fail, read_run
 
 
-def build_trainer(bases, folder, battles=16, base="float32", **options):
+def build_trainer(bases, folder, battles=16, base="float32", tokens=None, **options):
     own = {name: options.pop(name) for name in ("head_learning_rate",) if name in options}
     model = add_adapters(load_base(bases[base], dtype="float32"), r=4, alpha=4, dropout=0.0)
     rows = [
@@ -22,9 +22,8 @@ def build_trainer(bases, folder, battles=16, base="float32", **options):
     ]
     training = TrainingArguments(folder, use_cpu=True, remove_unused_columns=False, label_names=["labels"], **options)
     data = Dataset.from_list(rows)
-    return PreferenceTrainer(
-        run={}, model=model, args=training, train_dataset=data, data_collator=BattleCollator(0), **own
-    )
+    own |= {"data_collator": PackCollator(tokens), "eval_collator": BattleCollator(0)}
+    return PreferenceTrainer(run={}, model=model, args=training, train_dataset=data, **own)
 
 
 # --- the order of battles ---------------------------------------------------------------------------------------------

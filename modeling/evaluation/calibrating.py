@@ -11,8 +11,9 @@ from modeling.calibration import Calibration
 from modeling.checks import Fault
 from modeling.duplicates import DuplicateIndex
 from modeling.files import describe_file
-from modeling.judge import RAW, Judge, describe_members
+from modeling.judge import Judge, describe_members
 from modeling.members import JUDGE_FILE, JudgeFacts, locate_judge, read_judge, write_judge
+from modeling.verdicts import RAW
 
 logger = get_logger(__name__)
 

@@ -1,0 +1,142 @@
+"""Attention inside a pack: each segment attends to itself and to the segments before it in its readings, and no token
+is padding. Registered with transformers, beside its own kernels for padded batches.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
+from modeling.packing import Segment, pack_readings
+
+logger = get_logger(__name__)
+
+# Kernels in the order of preference: torch's fused one, and plain matrix products, which know soft-capping.
+KERNELS = ("packed_sdpa", "packed_eager")
+# Most that a logit of the self-check may differ from that of unpadded eager attention, by what the model computes in.
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    kernel: str,
+    segments: Sequence[Segment] | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **options,
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer; without segments a padded batch, by transformers' own kernel.
+
+    Args:
+        query: Shape (1, heads, tokens, size); key and value may have fewer heads.
+        segments: Of the pack.
+
+    Returns:
+        Shape (1, tokens, heads, size).
+    """
+    options |= {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
+    if segments is None:
+        padded = sdpa_attention_forward if kernel == "packed_sdpa" else eager_attention_forward
+        return padded(module, query, key, value, attention_mask, **options)[0], None
+    pieces = []
+    for segment in segments:
+        own = slice(segment.start, segment.stop)
+        keys, values = (
+            torch.cat([*(states[:, :, start:stop] for start, stop in segment.before), states[:, :, own]], dim=2)
+            for states in (key, value)
+        )
+        if kernel == "packed_sdpa":
+            piece = _attend_fused(query[:, :, own], keys, values, scaling, sliding_window)
+        else:
+            mask = _build_mask(own.stop - own.start, keys.shape[2], sliding_window, query.device)
+            bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, -torch.inf)
+            piece = eager_attention_forward(module, query[:, :, own], keys, values, bias, **options)[0].transpose(1, 2)
+        pieces.append(piece)
+    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend_fused(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    """One segment by torch's kernel, which needs no mask where nothing stands before it and no window cuts it."""
+    plain = query.shape[2] == key.shape[2] and (window is None or key.shape[2] <= window)
+    mask = None if plain else _build_mask(query.shape[2], key.shape[2], window, query.device)
+    groups = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=plain, scale=scaling, enable_gqa=groups
+    )
+
+
+def _build_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Which keys each query sees, shape (queries, keys): the queries are the last of the keys' tokens."""
+    keys = torch.arange(num_keys, device=device)
+    distance = keys[num_keys - num_queries :, None] - keys  # (queries, keys)
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)
+
+
+def _register() -> None:
+    """Makes the kernels known to transformers, with the masks that a padded batch needs under them."""
+    for kernel, mask in zip(KERNELS, (sdpa_mask, eager_mask), strict=True):
+
+        def attend(*arguments, kernel=kernel, **options):
+            return _attend(*arguments, kernel=kernel, **options)
+
+        AttentionInterface.register(kernel, attend)
+        AttentionMaskInterface.register(kernel, mask)
+
+
+_register()
+
+
+def list_kernels(config: object) -> tuple[str, ...]:
+    """The kernels that a family can use, best first: soft-capping is known to eager attention alone."""
+    capped = config.to_dict().get("attn_logit_softcapping") is not None
+    return KERNELS[1:] if capped else KERNELS
+
+
+@torch.inference_mode()
+def choose_attention(model: nn.Module) -> str:
+    """Sets the first of the family's kernels that agrees with unpadded eager attention, and says which.
+
+    Raises:
+        ValueError: If none does: packs cannot be read on this device then.
+    """
+    if is_deepspeed_zero3_enabled():  # no process has whole weights to check it with
+        model.config._attn_implementation = list_kernels(model.config)[0]
+        return model.config._attn_implementation
+    model.eval()
+    device = next(model.parameters()).device
+    size = model.config.vocab_size
+    readings = [[(7 * i + 3 * j) % size for i in range(24 + 9 * j)] for j in (0, 0, 1, 2)]
+    readings[1] = [*readings[0][:20], *readings[2]]  # begins as the first one does
+    model.config._attn_implementation = "eager"
+    expected = torch.cat([model(torch.tensor([reading], device=device)).logits for reading in readings])
+    batch = pack_readings(readings).to_batch()
+    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    tolerance = TOLERANCES[torch.bfloat16 if model.reads_in_bfloat16 else torch.float32]
+    found = []
+    for kernel in list_kernels(model.config):
+        model.config._attn_implementation = kernel
+        difference = (model(**batch).logits - expected).abs().max().item()
+        if difference <= tolerance:
+            PartialState()  # accelerate's logger needs it
+            logger.info(f"Attention: {kernel}, {difference:.2g} from eager in the logits of a self-check, on {device}")
+            return kernel
+        found.append(f"{kernel}: {difference:.3g}")
+    raise ValueError(
+        f"Attention on {device}: expected logits within {tolerance:g} of eager attention's; found differences of "
+        f"{', '.join(found)}. This build of torch computes attention wrongly here: take another device or build."
+    )

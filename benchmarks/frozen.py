@@ -26,10 +26,10 @@ from modeling.adapters import add_adapters, collect_trained_weights
 from modeling.bases import find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.battles import LABELS, ORIENTATIONS, TEXTS, swap_responses
 from modeling.classifier import PreferenceHead, PreferenceMixin
-from modeling.collation import BattleCollator
 from modeling.encoding import BattleEncoder, build_encoding
 from modeling.inference import build_batches
 from modeling.members import MemberFacts, save_member
+from modeling.packing import pack_readings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PART, TOKENS_PER_BATCH = 128, 1024  # battles of a file of features; small batches are what one thread reads fastest
@@ -126,40 +126,58 @@ def extract_part(task: tuple[Path, list[dict], Reading, Path | None, Reading | N
             for row, battle in enumerate(encoded[order]):
                 if battle["input_ids"] == others[order][row]["input_ids"]:
                     features[row, place] = found[row, known.orders.index(order)]
-    collate = BattleCollator(load_encoder(reading.base, reading.max_length, reading.truncation).encoding.pad_token_id)
     for place, order in enumerate(reading.orders):
         todo = np.flatnonzero(np.isnan(features[:, place, 0]))
-        lengths = [encoded[order][row]["length"] for row in todo]
-        tokens += sum(lengths)
-        for batch in build_batches(lengths, TOKENS_PER_BATCH):
-            inputs = collate([{"input_ids": encoded[order][todo[row]]["input_ids"]} for row in batch])
-            inputs = {key: tensor.to(model.device) for key, tensor in inputs.items()}
-            features[todo[batch], place] = model(**inputs).logits.float().cpu()
+        readings = [encoded[order][row]["input_ids"] for row in todo]
+        tokens += sum(map(len, readings))
+        for batch in build_batches(readings, TOKENS_PER_BATCH):
+            inputs = pack_readings([readings[row] for row in batch]).to_batch()
+            features[todo[batch], place] = model(**inputs).logits.float()
     facts = {"tokens": tokens, "seconds": time.perf_counter() - start}
     np.savez(beside := path.with_suffix(".new.npz"), ids=ids, features=features, **facts)
     beside.rename(path)
 
 
-def check_pipeline(head: PreferenceHead, data: SimpleNamespace, scaling: tuple, arguments: Namespace) -> dict:
-    """How far labels that scripts/pseudolabel.py wrote lie from the features' probabilities.
+def save_frozen_member(
+    folder: Path,
+    head: PreferenceHead,
+    scaling: tuple[Tensor, Tensor],
+    base: str,
+    orientation: str,
+    max_length: int,
+    **lora,
+) -> None:
+    """A head on a frozen base as a member, whose adapter changes nothing.
 
-    The head becomes a member "ab" whose adapter changes nothing; the file holds the battles in both orders, shuffled.
+    Args:
+        scaling: Mean and scale of the features that the head was trained on; its first layer takes them in.
+        lora: Of `add_adapters`; the last layer alone and rank 4 if left out.
     """
-    battles, base, (mean, scale) = data.battles.select(range(CHECKED)), find_base(arguments.base), scaling
-    swapped = swap_responses(battles).map(lambda battle: {"id": f"{battle['id']} swapped"})
+    files, (mean, scale) = find_base(base), scaling
     shape = {"head_dropout": 0.0, "head_hidden_size": head.dense.out_features}
-    model = load_base(base, dtype="bfloat16", **shape)
-    model = add_adapters(model, r=4, alpha=4, dropout=0.0, freeze_layers=model.config.num_hidden_layers - 1)
+    model = load_base(files, dtype="bfloat16", **shape)
+    lora = lora or {"r": 4, "alpha": 4, "freeze_layers": model.config.num_hidden_layers - 1}
+    model = add_adapters(model, dropout=0.0, **lora)
     first = head.dense.weight / scale  # reads features as they are
     weights = {"dense.weight": first, "dense.bias": head.dense.bias - first @ mean}
     model.score.modules_to_save["default"].load_state_dict({**head.state_dict(), **weights})
-    tokenizer = load_tokenizer(base.folder)
-    encoding = build_encoding(tokenizer, arguments.max_length, "balanced").to_dict()
-    facts = MemberFacts("ab", list(LABELS), "bfloat16", encoding, shape, fingerprint_base(base), training={})
+    tokenizer = load_tokenizer(files.folder)
+    encoding = build_encoding(tokenizer, max_length, "balanced").to_dict()
+    facts = MemberFacts(orientation, list(LABELS), "bfloat16", encoding, shape, fingerprint_base(files), training={})
+    save_member(folder, model, collect_trained_weights(model), tokenizer, files, facts)
+
+
+def check_pipeline(head: PreferenceHead, data: SimpleNamespace, scaling: tuple, arguments: Namespace) -> dict:
+    """How far labels that scripts/pseudolabel.py wrote lie from the features' probabilities.
+
+    The head becomes a member "ab"; the file holds the battles in both orders, shuffled.
+    """
+    battles = data.battles.select(range(CHECKED))
+    swapped = swap_responses(battles).map(lambda battle: {"id": f"{battle['id']} swapped"})
     with tempfile.TemporaryDirectory() as name:
         pool, member, output = (Path(name) / part for part in ("pool.parquet", "ab", "labelled.parquet"))
         concatenate_datasets([battles, swapped]).shuffle(seed=1).to_parquet(pool)
-        save_member(member, model, collect_trained_weights(model), tokenizer, base, facts)
+        save_frozen_member(member, head, scaling, arguments.base, "ab", arguments.max_length)
         command = ["scripts/pseudolabel.py", "--battles", pool, "--judge", member, "--output", output]
         subprocess.run([sys.executable, *map(str, command)], cwd=REPOSITORY, check=True)
         labels = pd.read_parquet(output).set_index("id")["label"]

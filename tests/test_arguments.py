@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from modeling import arguments as module
-from modeling.arguments import PredictArguments, QuantizeArguments
+from modeling import arguments, prediction_arguments
+from modeling.arguments import QuantizeArguments
 from modeling.launch import run_script
 from modeling.parsing import REPOSITORY, parse_arguments
+from modeling.prediction_arguments import PredictArguments
 
 RECIPES = sorted(
     path for path in REPOSITORY.glob("configs/*/*.yaml") if path.parent.name not in ("accelerate", "study")
@@ -28,7 +29,10 @@ USERS_FLAGS = {
 PREDICT = "battles: b.jsonl\njudge: [ab, ba]\noutput_dir: out\n"
 TRAIN = "orientation: ab\nbase: base\ntrain_file: t.jsonl\noutput_dir: out\n"
 
-KINDS, known = {}, {**vars(module), "TrainingArguments": TrainingArguments}  # verb: what its script parses
+KINDS, known = (
+    {},
+    {**vars(arguments), **vars(prediction_arguments), "TrainingArguments": TrainingArguments},
+)  # verb: what its script parses
 for script in sorted(REPOSITORY.glob("scripts/*.py")):
     call = re.search(r"parse_arguments\(([\w, ]+), verb=\"(\w+)\"\)", script.read_text(encoding="utf-8"))
     assert call and call[2] == script.stem, f"{script.name}: expected a call of parse_arguments with its own verb"
@@ -65,7 +69,7 @@ def test_file_beside_the_script_is_not_read(tmp_path, monkeypatch):
     """HfArgumentParser would put <script>.args, where there is one, before everything else."""
     (tmp_path / "predict.args").write_text("--tokens_per_batch 1")
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "predict.py"), write_recipe(tmp_path, PREDICT)])
-    assert parse_arguments(PredictArguments, verb="predict")[0].tokens_per_batch == 8192
+    assert parse_arguments(PredictArguments, verb="predict")[0].tokens_per_batch is None
 
 
 @pytest.mark.parametrize(

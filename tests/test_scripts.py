@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from modeling import inference, judge
+from modeling import inference, readings
 from modeling.battles import load_battles
 from modeling.folds import split_folds
+from modeling.judge import Judge
 from modeling.members import read_member
 from tests.conftest import DEMO_BACKBONE, DEMO_DATA, LAUNCH, REPOSITORY, call, fail, run, succeed
 
@@ -118,15 +119,15 @@ def test_any_number_of_processes_writes_the_same_bytes(processes, members, tmp_p
 
 def test_a_reading_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
     """Seed fault 3: its second pass died unnoticed, and the first one's file was read twice, every p a half."""
-    compute, readings = inference.predict_battles, []
+    compute, named = inference.predict_battles, []
 
     def fail_second(*arguments, **options):
-        readings.append(options["name"])
-        if len(readings) == 2:
+        named.append(options["name"])
+        if len(named) == 2:
             raise RuntimeError("out of memory")
         return compute(*arguments, **options)
 
-    monkeypatch.setattr(judge, "predict_battles", fail_second)
+    monkeypatch.setattr(readings, "predict_battles", fail_second)
     flags = ["--battles", DEMO_DATA / "demo_test.jsonl", "--judge", *members.values(), "--output_dir", tmp_path / "out"]
     with pytest.raises(RuntimeError, match="out of memory"):
         call("predict", *flags, monkeypatch=monkeypatch)
@@ -295,7 +296,7 @@ def test_each_battle_is_predicted_by_the_members_that_did_not_train_on_it(bases,
         held_out = split_folds(dataset, 2, fold)[1]
         read = found[f"p_a_{folder.name}_ab"].notna()
         assert set(found["id"][read]) == set(held_out["id"])
-        alone = judge.Judge.from_pretrained(folder).predict(held_out).set_index("id")["p_a"]
+        alone = Judge.from_pretrained(folder).predict(held_out).set_index("id")["p_a"]
         expected = found[read].set_index("id")["p_a"].loc[alone.index]
         assert np.allclose(alone, expected, atol=1e-5)
 

@@ -204,17 +204,32 @@ class PublishArguments:
 
 @dataclass
 class BenchmarkArguments:
-    """Times encoding against the straightforward way, in turns, or streams a pool and measures its memory."""
+    """Times a part of the work against other ways to do it, in turns, and says what it gave."""
 
-    what: str = option("encoding", "What to measure.", choices=["encoding", "streaming"])
-    battles: str = option(None, "Battles to time it on: parquet, csv or jsonl.")
-    base: str = option(None, f"{BASE_HELP} A folder with a tokenizer alone will do.")
-    max_length: int = option(2200, "Tokens of an encoded battle, special tokens included.")
-    repeats: int = option(5, "Turns of each way; what is reported is their median.")
+    what: str = option(
+        "prediction",
+        "Prediction or training against the notebook's way and peers; second readings' accuracy against seconds; "
+        "growth with the number of battles and their length; encoding against the plain way; a streamed pool.",
+        choices=["prediction", "training", "second_readings", "growth", "encoding", "streaming"],
+    )
+    battles: list[str] | None = option(None, "Battles to time it on: parquet, csv or jsonl; several for growth.")
+    judge: list[str] | None = option(None, "Members or a whole judge to read with.")
+    readings: str | None = option(None, "Orders that its members read, as in predict.py.", choices=["own", "both"])
+    base: str = option(None, f"{BASE_HELP} For encoding, a folder with a tokenizer alone will do.")
+    max_length: int = option(2200, "Tokens of an encoded battle where no judge says it, special tokens included.")
+    count: int = option(64, "Battles of a turn, of which none is in two.")
+    repeats: int = option(3, "Turns of each way; what is reported are medians, and ratios of neighbouring turns.")
+    counts: list[int] | None = option(None, "Growth: numbers of battles.")
     rows: int = option(1_000_000, "Battles to stream: those of the file again and again, each with an id of its own.")
-    output: str = option(None, "JSON file to write.")
+    output: str = option(None, "JSON file to write; a picture of the same name goes beside it.")
 
     def __post_init__(self):
-        require(self, "battles", "base", "output")
-        if self.repeats < 1:
-            raise ValueError(f"--repeats {self.repeats}: expected 1 or more.")
+        require(self, "battles", "output")
+        if self.what in ("prediction", "second_readings", "growth"):
+            require(self, "judge")
+        if self.what not in ("second_readings", "growth"):
+            require(self, "base")
+        if min(self.repeats, self.count, self.rows) < 1:
+            raise ValueError(f"--repeats {self.repeats} --count {self.count} --rows {self.rows}: expected 1 or more.")
+        if self.what != "growth" and len(self.battles) > 1:
+            raise ValueError(f"--battles: expected one file for {self.what}; found {len(self.battles)}. Name one.")

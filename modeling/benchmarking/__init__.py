@@ -1,0 +1,1 @@
+"""What scripts/benchmark.py times: ways of doing the same thing, in turns."""

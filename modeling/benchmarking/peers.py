@@ -1,0 +1,155 @@
+"""Peers that install from the package index: pairjudge 0.3.0 and TRL 1.16.0, on the same backbone and battles, by their
+own classes. The extra `[benchmark]` has them.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from modeling.adapters import LORA_MODULES
+from modeling.battles import TEXTS
+from modeling.benchmarking.turns import Turn
+
+PAIRJUDGE_AT_ONCE = 4  # battles of a batch, its default
+
+
+def find_peers() -> set[str]:
+    """Those that are installed."""
+    return {name for name in ("pairjudge", "trl") if find_spec(name)}
+
+
+def build_pairjudge_predictor(backbone: str, slices: Sequence[list[dict]], max_length: int, orders: int) -> Turn:
+    """A turn compares a slice of the battles, in both orders if `orders` is 2, with an untrained head of three classes.
+
+    Args:
+        backbone: Folder of a plain language model.
+        slices: The battles of each turn.
+    """
+    from pairjudge import PackerConfig, PairwiseJudge
+
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    tokenizer.padding_side = "right"
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=3, dtype=torch.bfloat16)
+    model.config.pad_token_id, model.config.use_cache = tokenizer.pad_token_id, False
+    judge = PairwiseJudge(model.eval(), tokenizer, PackerConfig(max_length=max_length))
+
+    def run(turn: int) -> dict:
+        frame = pd.DataFrame([{"id": row["id"], **{name: row[name] for name in TEXTS}} for row in slices[turn]])
+        tokens = [
+            len(judge.packer.pack(*texts).input_ids)
+            for a, b in (("response_a", "response_b"), ("response_b", "response_a"))[:orders]
+            for texts in zip(frame["prompt"], frame[a], frame[b], strict=True)
+        ]
+        start = time.perf_counter()
+        judge.predict_proba(frame, swap_debias=orders == 2, batch_size=PAIRJUDGE_AT_ONCE)
+        return {"seconds": time.perf_counter() - start, "tokens": sum(tokens), "battles": len(frame)}
+
+    return run
+
+
+def build_pairjudge_trainer(backbone: str, slices: Sequence[Dataset], max_length: int, lora: dict) -> Turn:
+    """A turn trains on a slice of the battles, by its own configuration: float32, all that it allows on a CPU, adapters
+    on all layers, batches of 2. What it needs besides, an evaluation of a battle, is timed with it.
+    """
+    from pairjudge.packing import PackerConfig, PairPacker
+    from pairjudge.training import JudgeTrainConfig, train
+
+    packer = PairPacker(AutoTokenizer.from_pretrained(backbone), PackerConfig(max_length=max_length))
+
+    def run(turn: int) -> dict:
+        frame = pd.DataFrame([{"id": row["id"], **{name: row[name] for name in TEXTS}} for row in slices[turn]])
+        labels = np.array(slices[turn]["label"][:])
+        frame["winner_model_a"], frame["winner_model_b"] = (
+            labels[:, 0].round().astype(int),
+            labels[:, 1].round().astype(int),
+        )
+        frame["winner_tie"] = 0
+        tokens = [len(packer.pack(*texts).input_ids) for texts in zip(*(frame[name] for name in TEXTS), strict=True)]
+        with tempfile.TemporaryDirectory() as folder:
+            held_out = frame.tail(1).assign(prompt="What is 2 + 2?", response_a="4", response_b="5")
+            frame.to_parquet(Path(folder) / "train.parquet")
+            held_out.to_parquet(Path(folder) / "eval.parquet")
+            config = JudgeTrainConfig(
+                train_path=str(Path(folder) / "train.parquet"),
+                validation_path=str(Path(folder) / "eval.parquet"),
+                model_name=backbone,
+                max_length=max_length,
+                lora_r=lora["r"],
+                lora_dropout=0.0,
+                output_dir=str(Path(folder) / "out"),
+                merge_adapter=False,
+                device="cpu",
+            )
+            start = time.perf_counter()
+            train(config)
+            seconds = time.perf_counter() - start
+        return {"seconds": seconds, "tokens": sum(tokens), "battles": len(frame)}
+
+    return run
+
+
+def build_trl_trainer(backbone: str, slices: Sequence[Dataset], max_length: int, lora: dict) -> Turn:
+    """A turn trains TRL's RewardTrainer on a slice: prompt with the chosen answer, and prompt with the rejected one.
+
+    A pair makes two sequences there, so tokens a second compare with ours, and battles a second with those of a model
+    that reads each answer by itself.
+    """
+    from trl import RewardConfig, RewardTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=torch.bfloat16)
+    layers = range(lora["freeze_layers"], model.config.num_hidden_layers)
+    adapters = LoraConfig(
+        task_type="SEQ_CLS",
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=0.0,
+        target_modules=list(LORA_MODULES),
+        modules_to_save=["score"],
+        layers_to_transform=list(layers),
+    )
+
+    def run(turn: int) -> dict:
+        pairs = []
+        for row in slices[turn]:
+            best, worst = ("response_a", "response_b")[:: 1 if row["label"][0] >= 0.5 else -1]
+            pairs.append({"prompt": row["prompt"], "chosen": row[best], "rejected": row[worst]})
+        with tempfile.TemporaryDirectory() as folder:
+            settings = RewardConfig(
+                output_dir=folder,
+                per_device_train_batch_size=8,
+                gradient_checkpointing=False,
+                max_length=max_length,
+                bf16=True,
+                use_cpu=not torch.cuda.is_available(),
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                num_train_epochs=1,
+            )
+            trainer = RewardTrainer(
+                model=model if turn == 0 else run.model,
+                args=settings,
+                train_dataset=Dataset.from_list(pairs),
+                processing_class=tokenizer,
+                peft_config=adapters if turn == 0 else None,
+            )
+            run.model = trainer.model
+            tokens = sum(len(ids) for name in ("chosen_ids", "rejected_ids") for ids in trainer.train_dataset[name])
+            start = time.perf_counter()
+            trainer.train()
+            seconds = time.perf_counter() - start
+        return {"seconds": seconds, "tokens": tokens, "battles": len(pairs)}
+
+    return run

@@ -1,0 +1,221 @@
+"""Prediction and training: the notebook's way, ours, and peers, on one base and the same battles, in turns."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from modeling.bases import BaseFiles, find_base, load_base, load_tokenizer, save_base, unpack_gguf
+from modeling.battles import load_battles
+from modeling.benchmarking import notebook, peers
+from modeling.benchmarking.turns import Turn, run_in_turns, summarise_turns
+from modeling.collation import BattleCollator, PackCollator, encode_dataset, encode_evaluation
+from modeling.judge import Judge
+from modeling.probes import PROBE_FILE
+from modeling.readings import Readings
+from modeling.training import PreferenceTrainer
+
+NOTEBOOK, OURS = "the notebook's way", "ours"
+LORA = {"r": 16, "alpha": 64, "dropout": 0.0, "freeze_layers": 20}  # as configs/demo/train.yaml
+LEARNED = 256  # tokens of a battle where two seeds are compared
+TRAINING = {"gradient_accumulation_steps": 2, "num_train_epochs": 1, "learning_rate": 1.5e-4}
+
+
+def draw_slices(battles: str, count: int, turns: int) -> list[list[dict]]:
+    """Battles for each turn, drawn once for all, none of them twice."""
+    drawn = load_battles(battles, tie_policy="drop", blank_policy="keep").shuffle(seed=0)
+    if count * turns > len(drawn):
+        raise ValueError(
+            f"--count {count} --turns {turns}: expected {count * turns} battles in {battles}; found {len(drawn)}. "
+            "Give fewer of one, or another file."
+        )
+    return [drawn.select(range(turn * count, (turn + 1) * count)).to_list() for turn in range(turns)]
+
+
+# --- prediction -------------------------------------------------------------------------------------------------------
+
+
+def build_our_predictor(
+    judge: Sequence[str], slices: Sequence[list[dict]], readings: str | None, merge: str = "auto"
+) -> Turn:
+    """A turn reads a slice of the battles as predict.py does."""
+    loaded = Judge.from_pretrained(judge, merge=merge)
+    plan = loaded.plan_readings(readings)
+    made = [Readings(plan, rows) for rows in slices]
+
+    def run(turn: int) -> dict:
+        start = time.perf_counter()
+        made[turn].read(np.full(made[turn].p.shape[:2], True))
+        seconds = time.perf_counter() - start
+        tokens = int(made[turn].lengths[..., 0].sum())
+        return {
+            "seconds": seconds,
+            "tokens": tokens,
+            "battles": len(slices[turn]),
+            "p_a": made[turn].p.mean(0)[:, 0],
+        }
+
+    return run
+
+
+def benchmark_prediction(
+    battles: str, judge: Sequence[str], backbone: str, count: int, turns: int, readings: str | None = None
+) -> dict:
+    """Figures of each way, and how far its probabilities lie from the notebook's.
+
+    Args:
+        battles: A file.
+        judge: Names of its members, or of a judge.
+        backbone: What its base was made of, for the peers.
+        count: Battles of a turn.
+    """
+    slices = draw_slices(battles, count, turns)
+    loaded = Judge.from_pretrained(judge, merge="never", skip_probes=True)
+    orders, max_length = len(loaded.plan_readings(readings)), loaded.members[0].encoder.encoding.max_length
+    del loaded
+    with tempfile.TemporaryDirectory() as folder:
+        plain = unpack_backbone(backbone, Path(folder))
+        ways = {
+            NOTEBOOK: partial(notebook.build_predictor, judge, slices, readings, notebook.PREDICTED_AT_ONCE),
+            OURS: partial(build_our_predictor, judge, slices, readings),
+            "ours, unmerged": partial(build_our_predictor, judge, slices, readings, "never"),
+        }
+        if "pairjudge" in peers.find_peers():
+            ways["pairjudge"] = partial(peers.build_pairjudge_predictor, plain, slices, max_length, min(orders, 2))
+        # What bf16 itself does to the notebook's answers, when nothing but the batches is another.
+        again = partial(notebook.build_predictor, judge, slices[:1], readings, 2 * notebook.PREDICTED_AT_ONCE)
+        results = run_in_turns(ways, turns)
+        other = run_in_turns({NOTEBOOK: again}, 1)[NOTEBOOK]
+    summary = summarise_turns(results, NOTEBOOK)
+    for name, found in results.items():
+        if name != NOTEBOOK and "p_a" in found[0]:
+            summary[name]["answers"] = compare_answers(results[NOTEBOOK], found)
+    noise = compare_answers(results[NOTEBOOK][:1], other)
+    return {"readings": orders, "max_length": max_length, "ways": summary, "notebook_in_batches_of_4": noise}
+
+
+def compare_answers(first: Sequence[dict], second: Sequence[dict]) -> dict:
+    """How far two ways' probabilities lie apart over their turns, and how many winners differ."""
+    p, q = (np.concatenate([turn["p_a"] for turn in turns]) for turns in (first, second))
+    differences = np.abs(p - q)
+    return {
+        "battles": len(p),
+        "largest_dp": float(differences.max()),
+        "dp_99_percent": float(np.quantile(differences, 0.99)),
+        "other_winners": int(((p >= 0.5) != (q >= 0.5)).sum()),
+        "spread": float(p.std()),
+    }
+
+
+def unpack_backbone(backbone: str, folder: Path) -> str:
+    """A plain language model in bf16, with its tokenizer, as peers take it."""
+    from transformers import AutoModelForCausalLM
+
+    files = find_base(backbone)
+    with unpack_gguf(files) as unpacked:
+        model = AutoModelForCausalLM.from_pretrained(unpacked.folder, dtype=torch.bfloat16)
+    target = folder / "backbone"
+    model.save_pretrained(target)
+    tokenizer = load_tokenizer(files.folder, **files.source)
+    tokenizer.padding_side = "right"
+    tokenizer.save_pretrained(target)
+    return str(target)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def build_our_trainer(
+    base: str, slices: Sequence[Dataset], lora: dict, max_length: int, seed: int, options: dict
+) -> Turn:
+    """A turn trains one epoch on a slice of the battles, in the notebook's order, packed."""
+    encoder = notebook.build_encoder(base, max_length)
+    encoded = [encode_dataset(battles, encoder, "ab") for battles in slices]
+    model = notebook.build_model(base, lora, seed)
+
+    def run(turn: int) -> dict:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = build_packed_trainer(model, encoded[turn], folder, seed, options)
+            start = time.perf_counter()
+            trainer.train()
+            seconds = time.perf_counter() - start
+        return {"seconds": seconds, "tokens": sum(encoded[turn]["length"]), "battles": len(encoded[turn])}
+
+    return run
+
+
+class _PackedTrainer(PreferenceTrainer):
+    """Ours, in the order in which the notebook's draws."""
+
+    _get_train_sampler = notebook.NotebookTrainer._get_train_sampler
+
+
+def build_packed_trainer(model, encoded: Dataset, folder: str, seed: int, options: dict) -> PreferenceTrainer:
+    """Our Trainer, with the notebook's batches."""
+    batch = notebook.TRAINED_AT_ONCE
+    return _PackedTrainer(
+        run={},
+        model=model,
+        args=notebook.build_arguments(folder, per_device_train_batch_size=batch, seed=seed, **options),
+        train_dataset=encoded,
+        data_collator=PackCollator(),
+        eval_collator=BattleCollator(model.config.pad_token_id or 0),
+    )
+
+
+def benchmark_training(battles: str, backbone: str, count: int, turns: int, max_length: int) -> dict:
+    """Figures of each way on a bf16 base, and what two seeds of each have learned on the packaged battles.
+
+    Args:
+        count: Battles of a turn.
+    """
+    slices = [Dataset.from_list(rows) for rows in draw_slices(battles, count, turns)]
+    with tempfile.TemporaryDirectory() as folder:
+        plain = unpack_backbone(backbone, Path(folder))
+        base = str(Path(folder) / "base")
+        save_base(Path(base), load_base(BaseFiles(Path(plain)), dtype="bfloat16"), load_tokenizer(plain))
+        shared = (base, slices, LORA, max_length, 0, TRAINING)
+        ways = {NOTEBOOK: partial(notebook.build_trainer, *shared), OURS: partial(build_our_trainer, *shared)}
+        found = peers.find_peers()
+        if "trl" in found:
+            ways["TRL's RewardTrainer"] = partial(peers.build_trl_trainer, plain, slices, max_length, LORA)
+        if "pairjudge" in found:
+            ways["pairjudge"] = partial(peers.build_pairjudge_trainer, plain, slices, max_length, LORA)
+        results = run_in_turns(ways, turns)
+        losses = run_in_turns({"losses": partial(build_learners, base)}, 1)["losses"][0]["losses"]
+    return {"max_length": max_length, "ways": summarise_turns(results, NOTEBOOK), "losses": losses}
+
+
+def build_learners(base: str) -> Turn:
+    """A turn trains both ways, with two seeds, on the demo's training battles, and says their mean log loss on its test
+    battles."""
+    encoder = notebook.build_encoder(base, LEARNED)
+    train_set = encode_dataset(load_battles(PROBE_FILE.with_name("demo_train.jsonl")), encoder, "ab")
+    eval_set = encode_evaluation(load_battles(PROBE_FILE), encoder, "ab")
+
+    def run(turn: int) -> dict:
+        losses = {}
+        for seed in (0, 1):
+            for way in (NOTEBOOK, OURS):
+                model = notebook.build_model(base, LORA, seed)
+                with tempfile.TemporaryDirectory() as folder:
+                    options = {**TRAINING, "per_device_eval_batch_size": 8}
+                    trainer = build_packed_trainer(model, train_set, folder, seed, options)
+                    if way == NOTEBOOK:
+                        notebook.use_padded_attention(model)
+                        trainer = notebook.NotebookTrainer(
+                            model=model,
+                            args=trainer.args,
+                            train_dataset=train_set,
+                            data_collator=BattleCollator(encoder.encoding.pad_token_id, "left"),
+                        )
+                    trainer.train()
+                    losses.setdefault(way, []).append(trainer.evaluate(eval_set)["eval_loss"])
+        return {"seconds": 0.0, "losses": losses}
+
+    return run

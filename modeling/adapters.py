@@ -103,7 +103,7 @@ def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype) -> Preferen
     merged into them in float32, its head in place of the base's. It shares with `model` whatever is the same.
 
     Args:
-        dtype: Of the weights of linear layers; embeddings, norms and the head stay as they are.
+        dtype: Of all weights but the head's.
     """
     network = model.get_base_model()
     weights = {}
@@ -122,7 +122,9 @@ def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype) -> Preferen
     with torch.device("meta"):
         merged = type(network)(config)
     stored = network.state_dict()
-    weights |= {name: stored[name] for name in merged.state_dict() if name not in weights}
+    for name in merged.state_dict().keys() - weights.keys():
+        # A quantised base keeps embeddings and norms as they were saved, whatever it is read in; the head is float32.
+        weights[name] = stored[name] if name.startswith(f"{HEAD}.") else stored[name].to(dtype)
     merged.load_state_dict(weights, assign=True)
     for name, buffer in network.named_buffers():  # rotary frequencies, which are in no state_dict
         if name not in stored:

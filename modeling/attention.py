@@ -2,7 +2,8 @@
 is padding. Registered with transformers, beside its own kernels for padded batches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 
 import torch
 from accelerate import PartialState
@@ -107,36 +108,62 @@ def list_kernels(config: object) -> tuple[str, ...]:
     return KERNELS[1:] if capped else KERNELS
 
 
-@torch.inference_mode()
 def choose_attention(model: nn.Module) -> str:
     """Sets the first of the family's kernels that agrees with unpadded eager attention, and says which.
 
     Raises:
         ValueError: If none does: packs cannot be read on this device then.
     """
-    if is_deepspeed_zero3_enabled():  # no process has whole weights to check it with
-        model.config._attn_implementation = list_kernels(model.config)[0]
+    model.config._attn_implementation = list_kernels(model.config)[0]
+    if is_deepspeed_zero3_enabled():  # which would share out the small model's weights too
         return model.config._attn_implementation
-    model.eval()
-    device = next(model.parameters()).device
-    size = model.config.vocab_size
-    readings = [[(7 * i + 3 * j) % size for i in range(24 + 9 * j)] for j in (0, 0, 1, 2)]
-    readings[1] = [*readings[0][:20], *readings[2]]  # begins as the first one does
-    model.config._attn_implementation = "eager"
-    expected = torch.cat([model(torch.tensor([reading], device=device)).logits for reading in readings])
-    batch = pack_readings(readings).to_batch()
-    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    device, found = next(model.parameters()).device, []
     tolerance = TOLERANCES[torch.bfloat16 if model.reads_in_bfloat16 else torch.float32]
-    found = []
-    for kernel in list_kernels(model.config):
-        model.config._attn_implementation = kernel
-        difference = (model(**batch).logits - expected).abs().max().item()
+    for kernel, difference in _compare_kernels(model, device):
         if difference <= tolerance:
             PartialState()  # accelerate's logger needs it
             logger.info(f"Attention: {kernel}, {difference:.2g} from eager in the logits of a self-check, on {device}")
+            model.config._attn_implementation = kernel
             return kernel
         found.append(f"{kernel}: {difference:.3g}")
     raise ValueError(
         f"Attention on {device}: expected logits within {tolerance:g} of eager attention's; found differences of "
         f"{', '.join(found)}. This build of torch computes attention wrongly here: take another device or build."
     )
+
+
+@torch.inference_mode()
+def _compare_kernels(model: nn.Module, device: torch.device) -> Iterator[tuple[str, float]]:
+    """Each kernel with the largest difference of a logit, on two layers with the model's heads and random weights.
+
+    Not on the model itself: the first forward changes quantised layers so that no checkpoint can be loaded into them.
+    """
+    config = deepcopy(model.config)
+    types = sorted(set(config.layer_types or ())) if hasattr(config, "layer_types") else []
+    size = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "head_hidden_size": 0,
+        "initializer_range": 0.3,
+    }
+    head_dim = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
+    for name, value in {**size, "head_dim": head_dim, "num_hidden_layers": max(2, len(types))}.items():
+        setattr(config, name, value)
+    if types:
+        config.layer_types = (types * 2)[: config.num_hidden_layers]
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        small = type(model)(config).to(device).eval()
+    small.reads_in_bfloat16 = model.reads_in_bfloat16
+    readings = [[(7 * i + 3 * j) % 64 for i in range(24 + 9 * j)] for j in range(3)]
+    readings.append([*readings[0][:20], *readings[2]])  # begins as the first one does
+    small.config._attn_implementation = "eager"
+    expected = torch.cat([small(torch.tensor([reading], device=device)).logits for reading in readings])
+    batch = pack_readings(readings).to_batch()
+    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    for kernel in list_kernels(config):
+        small.config._attn_implementation = kernel
+        yield kernel, (small(**batch).logits - expected).abs().max().item()

@@ -58,7 +58,5 @@ def _merge(folder: Path, facts: MemberFacts, dtype: str) -> PreferenceMixin:
     """The base of a member folder with the adapter in its weights and the trained head."""
     model = load_base(find_member_base(folder, facts), dtype=facts.dtype, device=torch.device("cpu"), **facts.head)
     merged = build_merged(attach_member(model, "merged", folder), "merged", DTYPES[dtype])
-    for parameter in merged.base_model.parameters():  # the head stays float32, as do buffers: rotary frequencies
-        parameter.data = parameter.data.to(DTYPES[dtype])
     merged.reads_in_bfloat16 = dtype == "bfloat16"
     return merged

@@ -124,8 +124,9 @@ def build_trainer(base: str, slices: Sequence, lora: dict, max_length: int, seed
                 data_collator=BattleCollator(encoder.encoding.pad_token_id, "left"),
             )
             start = time.perf_counter()
-            trainer.train()
+            loss = trainer.train().training_loss
             seconds = time.perf_counter() - start
-        return {"seconds": seconds, "tokens": sum(encoded[turn]["length"]), "battles": len(encoded[turn])}
+        tokens = sum(encoded[turn]["length"])
+        return {"seconds": seconds, "tokens": tokens, "battles": len(encoded[turn]), "loss": loss}
 
     return run

@@ -27,6 +27,11 @@ def find_peers() -> set[str]:
     return {name for name in ("pairjudge", "trl") if find_spec(name)}
 
 
+def build_frame(battles: Sequence[dict]) -> pd.DataFrame:
+    """Battles as pairjudge takes them: each text a list of turns."""
+    return pd.DataFrame([{"id": row["id"], **{name: [row[name]] for name in TEXTS}} for row in battles])
+
+
 def build_pairjudge_predictor(backbone: str, slices: Sequence[list[dict]], max_length: int, orders: int) -> Turn:
     """A turn compares a slice of the battles, in both orders if `orders` is 2, with an untrained head of three classes.
 
@@ -44,7 +49,7 @@ def build_pairjudge_predictor(backbone: str, slices: Sequence[list[dict]], max_l
     judge = PairwiseJudge(model.eval(), tokenizer, PackerConfig(max_length=max_length))
 
     def run(turn: int) -> dict:
-        frame = pd.DataFrame([{"id": row["id"], **{name: row[name] for name in TEXTS}} for row in slices[turn]])
+        frame = build_frame(slices[turn])
         tokens = [
             len(judge.packer.pack(*texts).input_ids)
             for a, b in (("response_a", "response_b"), ("response_b", "response_a"))[:orders]
@@ -67,7 +72,7 @@ def build_pairjudge_trainer(backbone: str, slices: Sequence[Dataset], max_length
     packer = PairPacker(AutoTokenizer.from_pretrained(backbone), PackerConfig(max_length=max_length))
 
     def run(turn: int) -> dict:
-        frame = pd.DataFrame([{"id": row["id"], **{name: row[name] for name in TEXTS}} for row in slices[turn]])
+        frame = build_frame(slices[turn])
         labels = np.array(slices[turn]["label"][:])
         frame["winner_model_a"], frame["winner_model_b"] = (
             labels[:, 0].round().astype(int),
@@ -76,12 +81,12 @@ def build_pairjudge_trainer(backbone: str, slices: Sequence[Dataset], max_length
         frame["winner_tie"] = 0
         tokens = [len(packer.pack(*texts).input_ids) for texts in zip(*(frame[name] for name in TEXTS), strict=True)]
         with tempfile.TemporaryDirectory() as folder:
-            held_out = frame.tail(1).assign(prompt="What is 2 + 2?", response_a="4", response_b="5")
-            frame.to_parquet(Path(folder) / "train.parquet")
-            held_out.to_parquet(Path(folder) / "eval.parquet")
+            held_out = frame.tail(1).assign(prompt=[["What is 2 + 2?"]], response_a=[["4"]], response_b=[["5"]])
+            for name, part in (("train", frame), ("eval", held_out)):
+                part.to_json(Path(folder) / f"{name}.jsonl", orient="records", lines=True)
             config = JudgeTrainConfig(
-                train_path=str(Path(folder) / "train.parquet"),
-                validation_path=str(Path(folder) / "eval.parquet"),
+                train_path=str(Path(folder) / "train.jsonl"),
+                validation_path=str(Path(folder) / "eval.jsonl"),
                 model_name=backbone,
                 max_length=max_length,
                 lora_r=lora["r"],

@@ -31,7 +31,7 @@ def draw_slices(battles: str, count: int, turns: int) -> list[list[dict]]:
     drawn = load_battles(battles, tie_policy="drop", blank_policy="keep").shuffle(seed=0)
     if count * turns > len(drawn):
         raise ValueError(
-            f"--count {count} --turns {turns}: expected {count * turns} battles in {battles}; found {len(drawn)}. "
+            f"--count {count} --repeats {turns}: expected {count * turns} battles in {battles}; found {len(drawn)}. "
             "Give fewer of one, or another file."
         )
     return [drawn.select(range(turn * count, (turn + 1) * count)).to_list() for turn in range(turns)]
@@ -142,9 +142,10 @@ def build_our_trainer(
         with tempfile.TemporaryDirectory() as folder:
             trainer = build_packed_trainer(model, encoded[turn], folder, seed, options)
             start = time.perf_counter()
-            trainer.train()
+            loss = trainer.train().training_loss
             seconds = time.perf_counter() - start
-        return {"seconds": seconds, "tokens": sum(encoded[turn]["length"]), "battles": len(encoded[turn])}
+        tokens = sum(encoded[turn]["length"])
+        return {"seconds": seconds, "tokens": tokens, "battles": len(encoded[turn]), "loss": loss}
 
     return run
 

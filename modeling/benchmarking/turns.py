@@ -4,10 +4,9 @@ machine that slows down slows all of them down, and each process's peak of memor
 
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
+
+from modeling.memory import measure_peak_memory
 
 VERSIONS = ("bothways", "torch", "transformers", "peft", "bitsandbytes", "tokenizers", "ftfy", "pairjudge", "trl")
 # Takes the number of a turn and gives what happened in it: seconds, tokens, battles, and whatever else.
@@ -58,16 +59,21 @@ def _serve(build: Callable[[], Turn], connection: Connection) -> None:
         connection.send(None)
         while True:
             found = run(connection.recv())
-            scale = 1 if sys.platform == "darwin" else 1024
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-            if torch.cuda.is_available():
-                peak = torch.cuda.max_memory_allocated()
-            connection.send(found | {"peak_memory": peak})
+            connection.send(found | {"peak_memory": _measure_peak()})
     except EOFError:
         pass
     except Exception as error:
         connection.send(error)
         raise
+
+
+def _measure_peak() -> int:
+    """Most bytes that this process has held, or the GPU for it."""
+    status = Path("/proc/self/status")
+    if torch.cuda.is_available() or not status.exists():
+        return measure_peak_memory()
+    # Not getrusage, whose maximum a process inherits from the one that started it.
+    return int(re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)[1]) * 1024
 
 
 def _receive(name: str, connection: Connection) -> dict | None:

@@ -61,19 +61,17 @@ def benchmark_growth(files: Sequence[str], judge: Sequence[str], counts: Sequenc
     for length in LENGTHS:
         long = [_lengthen(rows, n, length) for n in range(TOKENS // length)]
         tables["length"][length] = _measure(partial(build_growth, judge, long, length, True))
-    return {
-        "tables": tables,
-        "exponents": {
-            name: {
-                figure: _fit_exponent(list(table), [row[figure] / per(row) for row in table.values()])
-                for figure in ("seconds", "encoding_seconds", "peak_memory_gb")
-            }
-            for name, table, per in (
-                ("battles", tables["battles"], lambda row: 1),
-                ("length", tables["length"], lambda row: row["battles"]),
-            )
-        },
+    return {"tables": tables, "exponents": {name: _fit_exponents(name, table) for name, table in tables.items()}}
+
+
+def _fit_exponents(name: str, table: dict[int, dict]) -> dict[str, float]:
+    """Of seconds, those of a battle where its length grows, and of memory."""
+    per = {size: 1 if name == "battles" else row["battles"] for size, row in table.items()}
+    exponents = {
+        figure: _fit_exponent(list(table), [row[figure] / per[size] for size, row in table.items()])
+        for figure in ("seconds", "encoding_seconds")
     }
+    return exponents | {"peak_memory_gb": _fit_exponent(list(table), [row["peak_memory_gb"] for row in table.values()])}
 
 
 def _measure(build: partial) -> dict:

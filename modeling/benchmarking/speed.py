@@ -22,7 +22,7 @@ from modeling.training import PreferenceTrainer
 
 NOTEBOOK, OURS = "the notebook's way", "ours"
 LORA = {"r": 16, "alpha": 64, "dropout": 0.0, "freeze_layers": 20}  # as configs/demo/train.yaml
-LEARNED = 256  # tokens of a battle where two seeds are compared
+LEARNED, FEW = 256, 112  # tokens of a battle, and battles, where what two seeds learn is compared
 TRAINING = {"gradient_accumulation_steps": 2, "num_train_epochs": 1, "learning_rate": 1.5e-4}
 
 
@@ -196,7 +196,8 @@ def build_learners(base: str) -> Turn:
     """A turn trains both ways, with two seeds, on the demo's training battles, and says their mean log loss on its test
     battles."""
     encoder = notebook.build_encoder(base, LEARNED)
-    train_set = encode_dataset(load_battles(PROBE_FILE.with_name("demo_train.jsonl")), encoder, "ab")
+    battles = load_battles(PROBE_FILE.with_name("demo_train.jsonl")).select(range(FEW))
+    train_set = encode_dataset(battles, encoder, "ab")
     eval_set = encode_evaluation(load_battles(PROBE_FILE), encoder, "ab")
 
     def run(turn: int) -> dict:

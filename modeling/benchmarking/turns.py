@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from modeling.memory import measure_peak_memory
@@ -54,6 +55,7 @@ def run_in_turns(ways: Mapping[str, Callable[[], Turn]], turns: int) -> dict[str
 def _serve(build: Callable[[], Turn], connection: Connection) -> None:
     """A way's process: builds it, then runs whichever turn it is told to."""
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    PartialState()  # accelerate's logger needs it
     try:
         run = build()
         connection.send(None)

@@ -33,7 +33,10 @@ def test_every_make_target_and_flag_that_the_readme_names_exists():
     makefile = (REPOSITORY / "Makefile").read_text()
     for target in set(re.findall(r"make (\w+)", "\n".join(re.findall(r"`{1,3}[^`]*`{1,3}", README)))):
         assert re.search(rf"^{target}:", makefile, re.M), target
-    arguments = "".join((REPOSITORY / "modeling" / f"{name}.py").read_text() for name in ("options", "arguments"))
+    arguments = "".join(
+        (REPOSITORY / "modeling" / f"{name}.py").read_text()
+        for name in ("options", "arguments", "prediction_arguments")
+    )
     others = {
         "config_file",
         "num_processes",

@@ -24,8 +24,10 @@ from tqdm.auto import tqdm
 from modeling.battles import orient_label
 from modeling.packing import Pack, count_packed, pack_readings
 
-# Of a pack, by kind of device: a GPU wants many at once, the cores of a CPU read best what fits their caches.
-TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 16384}
+# Least and most of a pack, by kind of device: a GPU wants many at once; on a CPU few battles make smaller packs, so
+# that no core waits for long at the end.
+TOKENS_PER_BATCH = {"cpu": (1024, 4096), "cuda": (16384, 16384)}
+PACKS = 12  # that there should be at least, within these bounds
 
 
 def build_batches(readings: Sequence[Sequence[int]], tokens_per_batch: int) -> list[list[int]]:
@@ -50,6 +52,12 @@ def build_batches(readings: Sequence[Sequence[int]], tokens_per_batch: int) -> l
     return batches
 
 
+def choose_budget(readings: Sequence[Sequence[int]], device_type: str) -> int:
+    """Most tokens of a pack where nobody says: by device and readings alone, whatever the number of processes."""
+    least, most = TOKENS_PER_BATCH.get(device_type, TOKENS_PER_BATCH["cuda"])
+    return min(most, max(least, sum(map(len, readings)) // PACKS))
+
+
 def predict_battles(
     model: nn.Module,
     encoded: Sequence[dict],
@@ -68,7 +76,7 @@ def predict_battles(
         encoded: What `BattleEncoder.encode` returned.
         orientations: The order in which they were encoded, of all or of each; columns come back by label whatever it
             is. Two orders of a battle share the tokens of its prompt.
-        tokens_per_batch: Most tokens of a pack; `TOKENS_PER_BATCH` of the device if None.
+        tokens_per_batch: Most tokens of a pack; see `choose_budget` if None.
         num_workers: Packs that are read at once; if None one on a GPU, and on a CPU one for each core, because a core
             reads a pack of its own faster than many share one.
         deadline: Of `time.monotonic()`: from then on no pack is begun, and the rows of those that were not are NaN.
@@ -82,7 +90,7 @@ def predict_battles(
     readings = [battle["input_ids"] for battle in encoded]
     orders = [orientations] * len(encoded) if isinstance(orientations, str) else orientations
     device = next(model.parameters()).device
-    batches = build_batches(readings, tokens_per_batch or TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"]))
+    batches = build_batches(readings, tokens_per_batch or choose_budget(readings, device.type))
     record = None
     if progress_dir is not None:
         record = _ProgressFile(progress_dir, _identify(name, orders, batches, readings), state.process_index)

@@ -20,7 +20,7 @@ from modeling.probes import PROBE_FILE
 from modeling.readings import Readings
 from modeling.training import PreferenceTrainer
 
-NOTEBOOK, OURS = "the notebook's way", "ours"
+NOTEBOOK, OURS, NOISE = "the notebook's way", "ours", "the notebook's in batches of 4"
 LORA = {"r": 16, "alpha": 64, "dropout": 0.0, "freeze_layers": 20}  # as configs/demo/train.yaml
 LEARNED, FEW = 256, 112  # tokens of a battle, and battles, where what two seeds learn is compared
 TRAINING = {"gradient_accumulation_steps": 2, "num_train_epochs": 1, "learning_rate": 1.5e-4}
@@ -41,10 +41,14 @@ def draw_slices(battles: str, count: int, turns: int) -> list[list[dict]]:
 
 
 def build_our_predictor(
-    judge: Sequence[str], slices: Sequence[list[dict]], readings: str | None, merge: str = "auto"
+    judge: Sequence[str],
+    slices: Sequence[list[dict]],
+    readings: str | None,
+    merge: str = "auto",
+    dtype: str | None = None,
 ) -> Turn:
     """A turn reads a slice of the battles as predict.py does."""
-    loaded = Judge.from_pretrained(judge, merge=merge)
+    loaded = Judge.from_pretrained(judge, merge=merge, dtype=dtype, skip_probes=dtype is not None)
     plan = loaded.plan_readings(readings)
     made = [Readings(plan, rows) for rows in slices]
 
@@ -87,16 +91,23 @@ def benchmark_prediction(
         }
         if "pairjudge" in peers.find_peers():
             ways["pairjudge"] = partial(peers.build_pairjudge_predictor, plain, slices, max_length, min(orders, 2))
-        # What bf16 itself does to the notebook's answers, when nothing but the batches is another.
-        again = partial(notebook.build_predictor, judge, slices[:1], readings, 2 * notebook.PREDICTED_AT_ONCE)
+        # What bf16 itself does to answers: nothing but the batches is another, and float32 in its place.
+        noise = {
+            NOISE: partial(notebook.build_predictor, judge, slices[:1], readings, 2 * notebook.PREDICTED_AT_ONCE),
+            "float32": partial(build_our_predictor, judge, slices[:1], readings, "always", "float32"),
+        }
         results = run_in_turns(ways, turns)
-        other = run_in_turns({NOTEBOOK: again}, 1)[NOTEBOOK]
+        others = run_in_turns(noise, 1)
     summary = summarise_turns(results, NOTEBOOK)
-    for name, found in results.items():
-        if name != NOTEBOOK and "p_a" in found[0]:
-            summary[name]["answers"] = compare_answers(results[NOTEBOOK], found)
-    noise = compare_answers(results[NOTEBOOK][:1], other)
-    return {"readings": orders, "max_length": max_length, "ways": summary, "notebook_in_batches_of_4": noise}
+    answered = {name: found for name, found in results.items() if "p_a" in found[0]}
+    for name, found in answered.items():
+        summary[name]["answers"] = compare_answers(results[NOTEBOOK], found)
+        summary[name]["from_float32"] = compare_answers(others["float32"], found[:1])
+    noise = {
+        "answers": compare_answers(results[NOTEBOOK][:1], others[NOISE]),
+        "from_float32": compare_answers(others["float32"], others[NOISE]),
+    }
+    return {"readings": orders, "max_length": max_length, "ways": summary, NOISE: noise}
 
 
 def compare_answers(first: Sequence[dict], second: Sequence[dict]) -> dict:

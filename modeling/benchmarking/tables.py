@@ -23,25 +23,30 @@ def format_ways(figures: Mapping) -> str:
     answers = figures["what"] == "prediction"
     lines = [
         "| way | tokens/s | battles/s | times the notebook's tokens/s | times its battles/s | peak GB |"
-        + " largest dp | other winners |" * answers,
-        "|---|---|---|---|---|---|" + "---|---|" * answers,
+        + " largest dp | other winners | from float32: largest dp | other winners |" * answers,
+        "|---|---|---|---|---|---|" + "---|---|---|---|" * answers,
     ]
     for name, way in figures["ways"].items():
         tokens, battles = ("{:.2f} ({:.2f} to {:.2f})".format(*way[f"{unit}_ratio"]) for unit in ("tokens", "battles"))
         line = f"| {name} | {way['tokens_per_second']:,.0f} | {way['battles_per_second']:.2f} | {tokens} | {battles} |"
         line += f" {way['peak_memory_gb']:.2f} |"
         if answers:
-            line += format_answers(way["answers"]) if "answers" in way else "  |  |"
+            line += format_answers(way)
         lines.append(line)
     if answers:
-        noise = format_answers(figures["notebook_in_batches_of_4"])
-        lines.append(f"| the notebook's in batches of 4 |  |  |  |  |  |{noise}")
+        noise = "the notebook's in batches of 4"
+        lines.append(f"| {noise} |  |  |  |  |  |{format_answers(figures[noise])}")
     return "\n".join(lines)
 
 
-def format_answers(answers: Mapping) -> str:
-    """Two cells: the largest difference of a probability, and how many winners differ."""
-    return f" {answers['largest_dp']:.4f} | {answers['other_winners']} of {answers['battles']} |"
+def format_answers(way: Mapping) -> str:
+    """Four cells: the largest difference of a probability and how many winners differ, from the notebook's way and from
+    the same in float32; empty for a peer, which gives other answers."""
+    cells = [
+        f" {found['largest_dp']:.4f} | {found['other_winners']} of {found['battles']} |"
+        for found in (way[key] for key in ("answers", "from_float32") if key in way)
+    ]
+    return "".join(cells) or " |" * 4
 
 
 def format_curve(figures: Mapping) -> str:

@@ -64,7 +64,7 @@ def build_pairjudge_predictor(backbone: str, slices: Sequence[list[dict]], max_l
 
 def build_pairjudge_trainer(backbone: str, slices: Sequence[Dataset], max_length: int, lora: dict) -> Turn:
     """A turn trains on a slice of the battles, by its own configuration: float32, all that it allows on a CPU, adapters
-    on all layers, batches of 2. What it needs besides, an evaluation of a battle, is timed with it.
+    on all layers, and a battle at a time. What it needs besides, an evaluation of a battle, is timed with it.
     """
     from pairjudge.packing import PackerConfig, PairPacker
     from pairjudge.training import JudgeTrainConfig, train
@@ -93,6 +93,8 @@ def build_pairjudge_trainer(backbone: str, slices: Sequence[Dataset], max_length
                 lora_dropout=0.0,
                 output_dir=str(Path(folder) / "out"),
                 merge_adapter=False,
+                per_device_train_batch_size=1,  # its 2 of 2,200 tokens in float32 took more than 24 GB with the others
+                gradient_accumulation_steps=8,
                 device="cpu",
             )
             start = time.perf_counter()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
+import matplotlib.ticker
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -70,6 +71,8 @@ def draw_growth(figures: Mapping) -> plt.Figure:
             exponent = figures["exponents"][name][key]
             values = [row[key] / count for row, count in zip(table.values(), per, strict=True)]
             axis.loglog(sizes, values, "o-", label=f"{label}, exponent {exponent:.2f}")
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axis.set_xlabel("battles" if name == "battles" else "tokens of a battle")
         axis.set_ylabel("seconds" if name == "battles" else "seconds a battle")
         axis.legend(fontsize=8)

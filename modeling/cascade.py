@@ -18,6 +18,10 @@ from modeling.verdicts import replace_verdicts
 logger = get_logger(__name__)
 
 
+def _is_over(deadline: float) -> bool:
+    return time.monotonic() >= deadline
+
+
 class Cascade:
     """Example: `Cascade([small, large], [0.2]).predict(battles)`: the large judge decides a fifth of the battles."""
 
@@ -64,7 +68,7 @@ class Cascade:
         rows = [dict(battle) for battle in battles]
         verdicts = self._predict(0, rows, deadline, progress_dir, options)
         for index, share in enumerate(self.shares, 1):
-            if deadline is not None and call_on_main(time.monotonic) >= deadline:
+            if deadline is not None and call_on_main(_is_over, deadline):
                 logger.warning(f"Time budget: no time for {self._name(index)}")
                 break
             doubt = np.argsort((verdicts["p_a"] - 0.5).abs().round(6).to_numpy(), kind="stable")

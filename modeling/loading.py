@@ -17,6 +17,7 @@ from modeling.classifier import PreferenceMixin
 from modeling.devices import measure_free_memory
 from modeling.encoding import BattleEncoder, Encoding
 from modeling.hub import download_repository
+from modeling.launch import call_on_main
 from modeling.members import (
     ADAPTER_FILES,
     PROBES_FILE,
@@ -148,7 +149,8 @@ def merge_members(members: Sequence[Member], merge: str, skip_probes: bool) -> l
     PartialState()  # accelerate's logger needs it
     adapters = [member for member in members if member.adapter is not None]
     needed = sum(measure_merged(member.model, DTYPES[member.dtype]) for member in adapters)
-    free = measure_free_memory(next(members[0].model.parameters()).device)
+    # One process decides for all, so that none reads otherwise than the others.
+    free = call_on_main(measure_free_memory, next(members[0].model.parameters()).device)
     if merge == "auto" and needed > MERGED_SHARE * free:
         logger.info(f"Adapters stay unmerged: merged they would take {needed / 1e9:.1f} of {free / 1e9:.1f} GB free")
         return None

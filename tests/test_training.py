@@ -53,6 +53,25 @@ def test_groups_are_of_like_length():
     assert spread[8] < spread[None] / 4
 
 
+@pytest.mark.parametrize("tokens", [1, 12, 10**6])
+def test_parts_of_a_budget_of_tokens_teach_what_the_whole_batch_does(bases, tmp_path, tokens):
+    """Law 5 with --tokens_per_batch: which battles share a step stays, and so do loss and weights."""
+    found = {}
+    for budget in (None, tokens):
+        torch.manual_seed(0)
+        options = {"learning_rate": 1e-2, "max_steps": 3, "save_strategy": "no", "gradient_accumulation_steps": 2}
+        options |= {"per_device_train_batch_size": 5, "optim": "sgd", "logging_strategy": "no"}
+        trainer = build_trainer(bases, tmp_path, tokens=budget, **options)
+        parts = trainer.data_collator(list(trainer.train_dataset)[:5])["parts"]
+        assert len(parts) == {1: 5, 12: 3}.get(budget, 1) and sum(part["share"] for part in parts) == pytest.approx(1)
+        loss = trainer.train().training_loss
+        weights = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        found[budget] = loss, weights
+    assert found[tokens][0] == pytest.approx(found[None][0], abs=1e-6)
+    for name, weight in found[None][1].items():
+        torch.testing.assert_close(found[tokens][1][name], weight, rtol=0, atol=1e-6, msg=name)
+
+
 # --- the head's learning rate, labels, memory savers ------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from tests.conftest import DEMO_DATA, call, fail, read_run
 
 def build_trainer(bases, folder, battles=16, base="float32", tokens=None, **options):
     own = {name: options.pop(name) for name in ("head_learning_rate",) if name in options}
-    model = add_adapters(load_base(bases[base], dtype="float32"), r=4, alpha=4, dropout=0.0)
+    model = add_adapters(load_base(bases[base], dtype="float32", head_dropout=0.0), r=4, alpha=4, dropout=0.0)
     rows = [
         {"input_ids": [2, *range(5, 6 + n % 7), 1], "label": [n % 2, 1 - n % 2], "length": 3 + n % 7}
         for n in range(battles)

@@ -8,15 +8,12 @@ where benchmarks/study.py finds it too (40 minutes on two CPU cores). Adapters o
 a reading costs what it costs with trained ones, and change nothing.
 """
 
-import argparse
 import json
-from pathlib import Path
 
 import torch
-import yaml
 from frozen import save_frozen_member
 from heads import train_head
-from real_battles import REPOSITORY, Study
+from real_battles import REPOSITORY, open_study
 
 from modeling.battles import ORIENTATIONS
 
@@ -25,21 +22,15 @@ LORA = {"r": 16, "alpha": 16}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("train", "test", "soft", "work_dir"):
-        parser.add_argument(f"--{name}", required=True, type=Path if name == "work_dir" else str)
-    parser.add_argument("--processes", type=int, default=2)
-    arguments = parser.parse_args()
     torch.set_num_threads(1)  # the heads are too small for more
-    settings = yaml.safe_load((REPOSITORY / "configs" / "study" / "study.yaml").read_text(encoding="utf-8"))
     recipes = json.loads((REPOSITORY / "benchmarks" / "study.json").read_text(encoding="utf-8"))["recipes"]
-    study = Study(arguments, settings)
+    study = open_study(__doc__)
     data, base = study.load(study.name_reading("smollm2")), study.name_reading("smollm2-8bit").base
     for name, places in ORDERS.items():
         orders, recipe = tuple(ORIENTATIONS[place] for place in places), recipes[f"mlp, {len(places)}"][0]
         head = train_head(data.features[:, places], data.targets, 0, recipe, orders=orders)
-        folder = arguments.work_dir / "members" / name
-        save_frozen_member(folder, head, data.scaling, base, name, settings["max_length"], **LORA)
+        folder = study.arguments.work_dir / "members" / name
+        save_frozen_member(folder, head, data.scaling, base, name, study.settings["max_length"], **LORA)
         print(f"Written: {folder}")
 
 

@@ -1,16 +1,17 @@
 """The battles of a study, and what frozen bases give for them. For benchmarks/study.py."""
 
+import argparse
 import hashlib
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+import yaml
 from arms import measure_arms
 from frozen import Reading, load_features
 
@@ -20,12 +21,13 @@ from modeling.evaluation.baselines import estimate_baselines
 from modeling.resampling import Resampler
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+STUDY = REPOSITORY / "configs" / "study" / "study.yaml"
 
 
 class Study:
     """The battles, and what each base gives for them."""
 
-    def __init__(self, arguments: Namespace, settings: Mapping):
+    def __init__(self, arguments: argparse.Namespace, settings: Mapping):
         self.arguments, self.settings = arguments, settings
         self.train, self.test = (load_battles(path, tie_policy="drop") for path in (arguments.train, arguments.test))
         self.train = self.train.shuffle(seed=0)
@@ -95,6 +97,19 @@ class Study:
         groups = np.unique(self.groups[:scored], return_inverse=True)[1]
         resampler = Resampler(groups, self.settings["draws"])
         return measure_arms(shaped, pairs.items(), self.truth[:scored], resampler)
+
+
+def open_study(doc: str) -> Study:
+    """The study of configs/study/study.yaml on the battles that a script's flags name.
+
+    Args:
+        doc: What the script says of itself.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("train", "test", "soft", "work_dir"):
+        parser.add_argument(f"--{name}", required=True, type=Path if name == "work_dir" else str)
+    parser.add_argument("--processes", type=int, default=2)
+    return Study(parser.parse_args(), yaml.safe_load(STUDY.read_text(encoding="utf-8")))
 
 
 def name_settings(name: str, settings: Mapping) -> str:

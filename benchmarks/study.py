@@ -10,21 +10,18 @@ benchmarks/study.json and docs/study.png, prints its tables, and leaves the judg
 scripts/evaluate.py.
 """
 
-import argparse
 import json
 import time
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
 import transformers
-import yaml
 from frozen import load_features
 from heads import predict, predict_orders, train_head
-from real_battles import REPOSITORY, Study, name_settings, run
+from real_battles import REPOSITORY, Study, name_settings, open_study, run
 from study_tables import draw_arms, format_judges, format_table
 from torch import Tensor
 from tqdm import tqdm
@@ -36,7 +33,6 @@ from modeling.folds import assign_folds
 from modeling.losses import soft_cross_entropy
 from modeling.metrics import estimate_metrics
 
-STUDY = REPOSITORY / "configs" / "study" / "study.yaml"
 FOLDS, DROPOUT, SHARES = 5, 0.1, (0.0, 0.2, 0.4, 0.6)
 TWO, BOTH, AB = "two members, each its own order", "one member of both orders", "ab alone"
 
@@ -217,13 +213,8 @@ def study_judges(study: Study, recipes: dict) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("train", "test", "soft", "work_dir"):
-        parser.add_argument(f"--{name}", required=True, type=Path if name == "work_dir" else str)
-    parser.add_argument("--processes", type=int, default=2)
-    arguments = parser.parse_args()
     torch.set_num_threads(1)  # the heads are too small for more
-    start, study = time.perf_counter(), Study(arguments, yaml.safe_load(STUDY.read_text(encoding="utf-8")))
+    start, study = time.perf_counter(), open_study(__doc__)
     first = study.load(study.name_reading("smollm2"))
     recipes = {
         f"{kind}, {len(orders)}": choose_recipe(study, first, kind, orders)

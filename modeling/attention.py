@@ -4,6 +4,7 @@ is padding. Registered with transformers, beside its own kernels for padded batc
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from functools import partial
 
 import torch
 from accelerate import PartialState
@@ -36,6 +37,7 @@ def _attend(
     kernel: str,
     segments: Sequence[Segment] | None = None,
     scaling: float | None = None,
+    dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **options,
@@ -49,7 +51,7 @@ def _attend(
     Returns:
         Shape (1, tokens, heads, size).
     """
-    options |= {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
+    options |= {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window, "softcap": softcap}
     if segments is None:
         padded = sdpa_attention_forward if kernel == "packed_sdpa" else eager_attention_forward
         return padded(module, query, key, value, attention_mask, **options)[0], None
@@ -61,7 +63,7 @@ def _attend(
             for states in (key, value)
         )
         if kernel == "packed_sdpa":
-            piece = _attend_fused(query[:, :, own], keys, values, scaling, sliding_window)
+            piece = _attend_fused(query[:, :, own], keys, values, scaling, dropout, sliding_window)
         else:
             mask = _build_mask(own.stop - own.start, keys.shape[2], sliding_window, query.device)
             bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, -torch.inf)
@@ -70,13 +72,15 @@ def _attend(
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _attend_fused(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
+def _attend_fused(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, window: int | None
+) -> Tensor:
     """One segment by torch's kernel, which needs no mask where nothing stands before it and no window cuts it."""
     plain = query.shape[2] == key.shape[2] and (window is None or key.shape[2] <= window)
     mask = None if plain else _build_mask(query.shape[2], key.shape[2], window, query.device)
     groups = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=plain, scale=scaling, enable_gqa=groups
+        query, key, value, attn_mask=mask, is_causal=plain, scale=scaling, dropout_p=dropout, enable_gqa=groups
     )
 
 
@@ -91,11 +95,7 @@ def _build_mask(num_queries: int, num_keys: int, window: int | None, device: tor
 def _register() -> None:
     """Makes the kernels known to transformers, with the masks that a padded batch needs under them."""
     for kernel, mask in zip(KERNELS, (sdpa_mask, eager_mask), strict=True):
-
-        def attend(*arguments, kernel=kernel, **options):
-            return _attend(*arguments, kernel=kernel, **options)
-
-        AttentionInterface.register(kernel, attend)
+        AttentionInterface.register(kernel, partial(_attend, kernel=kernel))
         AttentionMaskInterface.register(kernel, mask)
 
 

@@ -134,11 +134,10 @@ class PreferenceMixin:
                 inputs_embeds=inputs_embeds,
                 **kwargs,
             ).last_hidden_state  # (B, T, H)
-        if segments is not None:
-            features = hidden[0, ends]  # (B, H)
+        if segments is None:
+            features = hidden[torch.arange(len(hidden), device=hidden.device), last_token(hidden, attention_mask)]
         else:
-            rows = torch.arange(len(hidden), device=hidden.device)
-            features = hidden[rows, last_token(hidden, attention_mask)]  # (B, H)
+            features = hidden[0, ends]  # (B, H)
         # Two labels are too few to save anything by bf16.
         with torch.autocast(hidden.device.type, enabled=False):
             logits = self.score(features.float())  # (B, L)

@@ -10,7 +10,7 @@ bf16, on 8-bit and 4-bit bases too (on a CPU, where tests/test_inference.py hold
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 from modeling.battles import orient_label
 from modeling.packing import Pack, count_packed, pack_readings
 
-# Least and most of a pack, by kind of device: a GPU wants many at once; on a CPU few battles make smaller packs, so
-# that no core waits for long at the end.
+# Least and most of a pack, by kind of device: on a CPU few battles make smaller packs, so that no core waits for long
+# at the end; a GPU wants many at once, but how many was not measured yet.
 TOKENS_PER_BATCH = {"cpu": (1024, 4096), "cuda": (16384, 16384)}
 PACKS = 12  # that there should be at least, within these bounds
 
@@ -37,7 +37,7 @@ def build_batches(readings: Sequence[Sequence[int]], tokens_per_batch: int) -> l
         readings: Token ids of each.
         tokens_per_batch: Most tokens of a pack. A reading longer than that makes a pack of its own.
 
-    Example: `build_batches([[3] * 30, [2] * 30, [2] * 40], 60)` is `[[1, 2], [0]]`, packs of 41 and of 30 tokens.
+    Example: `build_batches([[3] * 30, [2] * 30, [2] * 40], 60)` is `[[1, 2], [0]]`, packs of 40 and of 30 tokens.
     """
     order = sorted(range(len(readings)), key=lambda row: readings[row])
     batches: list[list[int]] = []
@@ -86,38 +86,25 @@ def predict_battles(
     Returns:
         Shape (readings, labels), float64, row for row as in `encoded`, the same on every process.
     """
-    state = PartialState()
+    state, device = PartialState(), next(model.parameters()).device
     readings = [battle["input_ids"] for battle in encoded]
     orders = [orientations] * len(encoded) if isinstance(orientations, str) else orientations
-    device = next(model.parameters()).device
     batches = build_batches(readings, tokens_per_batch or choose_budget(readings, device.type))
     record = None
     if progress_dir is not None:
         record = _ProgressFile(progress_dir, _identify(name, orders, batches, readings), state.process_index)
     done = record.read() if record else {}
     mine = range(state.process_index, len(batches), state.num_processes)
+    packs = {index: [readings[row] for row in batches[index]] for index in mine if index not in done}
     found = {index: done[index] for index in mine if index in done}
-    todo = [index for index in mine if index not in done]
-
-    def read(index: int) -> list[list[float]] | None:
-        """Probabilities by slot of one pack's readings; None once it is too late."""
-        if deadline is not None and time.monotonic() >= deadline:
-            return None
-        return _predict_pack(model, pack_readings([readings[row] for row in batches[index]]))
-
     num_workers = num_workers or (torch.get_num_threads() if device.type == "cpu" else 1)
-    tokens = {index: sum(len(readings[row]) for row in batches[index]) for index in todo}
     shown = name.split("@")[0] if state.is_main_process else None
-    for index, rows in _show_progress(zip(todo, map_on_cores(read, todo, num_workers), strict=True), tokens, shown):
-        if rows is not None:
-            found[index] = rows
-            if record:
-                record.append(index, rows)
+    for index, rows in _read_packs(model, packs, num_workers, deadline, shown):
+        found[index] = rows
+        if record:
+            record.append(index, rows)
     by_slot = {index: rows for part in gather_object([found]) for index, rows in part.items()}
-    probabilities = np.full((len(encoded), model.config.num_labels), np.nan)
-    for index, rows in by_slot.items():
-        for row, values in zip(batches[index], rows, strict=True):
-            probabilities[row] = orient_label(values, orders[row])
+    probabilities = _place_rows(by_slot, batches, orders, (len(encoded), model.config.num_labels))
     assert deadline is not None or not np.isnan(probabilities).any(), "a battle was not predicted"
     if record:
         state.wait_for_everyone()
@@ -125,26 +112,52 @@ def predict_battles(
     return probabilities
 
 
+def _read_packs(
+    model: nn.Module, packs: Mapping[int, list], num_workers: int, deadline: float | None, name: str | None
+) -> Iterator[tuple[int, list[list[float]]]]:
+    """Each pack's number and its readings' probabilities by slot, in order, but for those that come too late.
+
+    A bar counts the readings' tokens and so shows tokens/s and the time left; without a name there is none.
+    """
+
+    def read(readings: list) -> list[list[float]] | None:
+        """One pack; None once it is too late."""
+        late = deadline is not None and time.monotonic() >= deadline
+        return None if late else _predict_pack(model, pack_readings(readings))
+
+    sizes = [sum(map(len, readings)) for readings in packs.values()]
+    with tqdm(total=sum(sizes), unit="tok", unit_scale=True, desc=name, disable=name is None) as bar:
+        found = map_on_cores(read, list(packs.values()), num_workers)
+        for index, rows, size in zip(packs, found, sizes, strict=True):
+            if rows is not None:
+                yield index, rows
+            bar.update(size)
+
+
+def _place_rows(
+    by_slot: Mapping, batches: list[list[int]], orders: Sequence[str], shape: tuple[int, int]
+) -> np.ndarray:
+    """Each pack's probabilities, by slot, at its readings' rows, by label; NaN at those of packs that were not read."""
+    probabilities = np.full(shape, np.nan)
+    for index, rows in by_slot.items():
+        for row, values in zip(batches[index], rows, strict=True):
+            probabilities[row] = orient_label(values, orders[row])
+    return probabilities
+
+
 def map_on_cores(function: Callable, tasks: Sequence, num_workers: int) -> Iterator:
-    """The function's results, task for task, from so many threads at once with one core each."""
-    if num_workers == 1:
+    """The function's results, task for task, from so many threads at once, among which the cores are shared out."""
+    threads, num_workers = torch.get_num_threads(), min(num_workers, len(tasks))
+    if num_workers <= 1:  # with all cores on one task
         yield from map(function, tasks)
         return
-    threads = torch.get_num_threads()
     try:
-        # Where threads are counted is each thread's own, so it is set in each.
-        with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        # How many cores a thread uses is each thread's own, so it is set in each.
+        share = max(1, threads // num_workers)
+        with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
             yield from pool.map(function, tasks)
     finally:
         torch.set_num_threads(threads)
-
-
-def _show_progress(found: Iterable[tuple], tokens: dict[int, int], name: str | None) -> Iterator[tuple]:
-    """What is found, pack for pack, under a bar that counts tokens and so shows tokens/s and the time left."""
-    with tqdm(total=sum(tokens.values()), unit="tok", unit_scale=True, desc=name, disable=name is None) as bar:
-        for index, rows in found:
-            yield index, rows
-            bar.update(tokens[index])
 
 
 @torch.inference_mode()

@@ -71,9 +71,7 @@ class Judge:
         second_reading: float = 1.0,
         deadline: float | None = None,
         later_judges: int = 0,
-        tokens_per_batch: int | None = None,
-        num_workers: int | None = None,
-        progress_dir: Path | None = None,
+        **options,
     ) -> pd.DataFrame:
         """Verdicts, one row per battle and in the battles' order.
 
@@ -86,8 +84,7 @@ class Judge:
             deadline: Of `time.monotonic()`: by then there is a verdict on each battle, with as many readings, first
                 ones before others, as there was time for.
             later_judges: That share the time with this one's second readings, as in a cascade.
-            tokens_per_batch, num_workers: See `predict_battles`.
-            progress_dir: Where finished packs are kept, so that an interrupted call can be taken up.
+            options: Of `predict_battles`: tokens_per_batch, num_workers, progress_dir.
 
         Returns:
             Columns id; p_a, p_b, the mean over the readings, calibrated if the judge is; winner (model_a or model_b);
@@ -97,7 +94,6 @@ class Judge:
         """
         check_share("--second_reading", second_reading)
         rows = [dict(battle) for battle in battles]
-        options = {"tokens_per_batch": tokens_per_batch, "num_workers": num_workers, "progress_dir": progress_dir}
         made = Readings(self.plan_readings(readings), rows, **options)
         if second_reading == 1 and deadline is None:
             made.read(np.full(made.p.shape[:2], True))
@@ -118,12 +114,12 @@ class Judge:
             return None
         return self.calibration
 
-    def predict_folds(self, battles: Dataset, *, progress_dir: Path | None = None, **options) -> pd.DataFrame:
+    def predict_folds(self, battles: Dataset, **options) -> pd.DataFrame:
         """Verdicts on the battles that the members were trained on, each by those that did not see it.
 
         Args:
             battles: The members' training file, whole: the folds are made from it once more.
-            progress_dir, options: As for `predict`.
+            options: As for `predict`.
 
         Returns:
             The columns of `predict`, in the battles' order, never calibrated, as a calibration is about all members
@@ -145,7 +141,7 @@ class Judge:
                     f"--folds: expected the battles that fold {fold} of {num_folds} was held out from; found others. "
                     "Give as --battles the first --train_file, with the same --schema and policies."
                 )
-            parts.append(Judge(members, self.readings).predict(held_out, progress_dir=progress_dir, **options))
+            parts.append(Judge(members, self.readings).predict(held_out, **options))
         verdicts = pd.concat(parts)
         own = [name for name in verdicts if name.startswith("p_a_")]
         names = [name for name in verdicts if name not in own]

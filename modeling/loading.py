@@ -15,7 +15,7 @@ from modeling.adapters import attach_adapter, build_merged, load_weights, measur
 from modeling.bases import DTYPES, BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.classifier import PreferenceMixin
 from modeling.devices import measure_free_memory
-from modeling.encoding import BattleEncoder, Encoding
+from modeling.encoding import BattleEncoder, Encoding, build_encoding
 from modeling.hub import download_repository
 from modeling.launch import call_on_main
 from modeling.members import (
@@ -118,27 +118,34 @@ def load_members(
     members: list[Member] = []
     models: dict[tuple, PeftModel] = {}
     for name, folder in found:
-        facts = read_member(folder)
-        reads_in = dtype or facts.dtype
-        # Not the folder's name: peft takes an adapter called "0" or "model" for a part of its parameters' names.
-        slot = None if is_merged(folder) else f"member{len(members)}"
-        if slot is None:
-            model = load_base(BaseFiles(folder), dtype=reads_in, device=device)
-        else:
-            files = find_member_base(folder, facts)
-            key = (files.folder, reads_in, *facts.head.values())
-            model = models.get(key) or load_base(files, dtype=reads_in, device=device, **facts.head)
-            model = models[key] = attach_member(model, slot, folder)
-        encoding = Encoding.from_dict(facts.encoding)
-        encoder = next((m.encoder for m in members if m.model is model and m.encoder.encoding == encoding), None)
-        encoder = encoder or BattleEncoder(load_tokenizer(folder), encoding)
-        display = name_member(name, [member.name for member in members])
-        members.append(Member(display, slot, facts, model, encoder, fingerprint_member(facts), folder, reads_in))
+        members.append(_load_member(name, folder, dtype, device, members, models))
     if members and merge != "never" and (merged := merge_members(members, merge, skip_probes)):
         return merged
     for member in members:
         check_probes(member, skip_probes)
     return members
+
+
+def _load_member(
+    name: str, folder: Path, dtype: str | None, device: torch.device | None, others: list[Member], models: dict
+) -> Member:
+    """One more member beside others, on the model of its base if that is among `models`, where it is put otherwise."""
+    facts = read_member(folder)
+    reads_in = dtype or facts.dtype
+    # Not the folder's name: peft takes an adapter called "0" or "model" for a part of its parameters' names.
+    slot = None if is_merged(folder) else f"member{len(others)}"
+    if slot is None:
+        model = load_base(BaseFiles(folder), dtype=reads_in, device=device)
+    else:
+        files = find_member_base(folder, facts)
+        key = (files.folder, reads_in, *facts.head.values())
+        model = models.get(key) or load_base(files, dtype=reads_in, device=device, **facts.head)
+        model = models[key] = attach_member(model, slot, folder)
+    encoding = Encoding.from_dict(facts.encoding)
+    encoder = next((m.encoder for m in others if m.model is model and m.encoder.encoding == encoding), None)
+    encoder = encoder or BattleEncoder(load_tokenizer(folder), encoding)
+    display = name_member(name, [member.name for member in others])
+    return Member(display, slot, facts, model, encoder, fingerprint_member(facts), folder, reads_in)
 
 
 def merge_members(members: Sequence[Member], merge: str, skip_probes: bool) -> list[Member] | None:
@@ -188,6 +195,12 @@ def check_probes(member: Member, skip: bool) -> None:
     probes = read_json(member.folder / PROBES_FILE, "Judge")
     change = replay_probes(f"Judge {member.folder}", member.activate(), member.encoder, probes, member.dtype)
     logger.info(f"{member.name}: probabilities of its probe battles moved by at most {change:.2g} since it was saved")
+
+
+def load_encoder(base: BaseFiles, max_length: int, truncation: str) -> BattleEncoder:
+    """What will encode battles for a member that is to be trained on a base."""
+    tokenizer = load_tokenizer(base.folder, **base.source)
+    return BattleEncoder(tokenizer, build_encoding(tokenizer, max_length, truncation))
 
 
 def find_member_base(folder: Path, facts: MemberFacts) -> BaseFiles:

@@ -57,8 +57,8 @@ def pack_readings(readings: Sequence[Sequence[int]], share: bool = True) -> Pack
         readings: Token ids of each, at least one.
         share: Let beginnings of `LEAST_SHARED` tokens and more, where readings have them in common, stand once.
 
-    Example: `pack_readings([range(20), [*range(18), 7]])` has 21 tokens: the first 18 in a segment of their own, then
-    two of the one reading and one of the other.
+    Example: `pack_readings([[*range(20)], [*range(18), 7]])` has 21 tokens: the first 18 in a segment of their own,
+    then one of the second reading and two of the first.
     """
     builder = _Builder(readings)
     order = list(range(len(readings)))

@@ -59,6 +59,14 @@ def describe_source(role: str, source: str, battles: Dataset) -> dict:
     }
 
 
+def name_run(arguments: object) -> str:
+    """Base, orientation and fold, for reports."""
+    fold = f"-fold{arguments.fold}of{arguments.num_folds}" if arguments.num_folds else ""
+    # Recipes write a base to outputs/<name>/base.
+    path = Path(arguments.base.partition("@")[0])
+    return f"{path.parent.name if path.name == 'base' else path.name}-{arguments.orientation}{fold}"
+
+
 def describe_run(
     arguments: object, trainer: Trainer, data: Sequence[Mapping], metrics: Mapping, seconds: float
 ) -> dict:

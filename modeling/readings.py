@@ -91,11 +91,13 @@ class Readings:
         )
         if missing := int(np.isnan(self.p[..., 0]).all(axis=0).sum()):
             logger.warning(f"Time budget: {missing} of {len(order)} battles could not be read in time: even odds")
+        if len(self.plan) == 1:
+            return  # there is no other reading to make
         doubtful = self.rank_doubt()[: round(second_reading * len(order))] if done == len(order) else []
         sizes, now = self.lengths[..., 0].sum(axis=0) - sizes, time.monotonic()
         deadline = now + (deadline - now) / (1 + later_judges)
         pace.read_in_time(lambda rows: self.read(self._select(rest, rows), deadline), doubtful, sizes, deadline)
-        again = int((~np.isnan(self.p[..., 0])).all(axis=0).sum()) if len(self.plan) > 1 else 0
+        again = int((~np.isnan(self.p[..., 0])).all(axis=0).sum())
         logger.info(f"Time budget: {again} of {len(order)} battles have all {len(self.plan)} readings")
 
     def choose_first(self) -> np.ndarray:
@@ -127,12 +129,12 @@ class Readings:
 
     def _announce(self, speed: float, seconds: float, left: float) -> None:
         """Says, after the first slice, what the time will do for."""
-        others = self.lengths[..., 0].sum() / speed - seconds
-        share = min(1.0, max(0.0, (SPENT * left - seconds) / others)) if others > 0 else 0.0
-        logger.info(
-            f"Time budget: {left:,.0f} s left at {speed:,.0f} tokens/s; a first reading of all takes {seconds:,.0f} s, "
-            f"which leaves time to read {share:.0%} again"
-        )
+        said = f"{left:,.0f} s left at {speed:,.0f} tokens/s; a first reading of all takes {seconds:,.0f} s"
+        if len(self.plan) > 1:
+            others = self.lengths[..., 0].sum() / speed - seconds
+            share = min(1.0, max(0.0, (SPENT * left - seconds) / others))
+            said += f", which leaves time to read {share:.0%} again"
+        logger.info(f"Time budget: {said}")
 
 
 class Pace:

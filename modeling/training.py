@@ -69,18 +69,16 @@ class PreferenceTrainer(Trainer):
         *,
         run: Mapping,
         head_learning_rate: float | None = None,
-        eval_collator: BattleCollator | None = None,
         **options,
     ):
         """
         Args:
             run: What decides the run's numbers, as JSON values; kept with each checkpoint.
             head_learning_rate: The head's; the adapters' own if None.
-            eval_collator: Makes the batches of an evaluation, a row for each reading, as the Trainer counts them.
             options: Of transformers' Trainer; `data_collator` is a `PackCollator`.
         """
         super().__init__(**options)
-        self.run, self.head_learning_rate, self.eval_collator = run, head_learning_rate, eval_collator
+        self.run, self.head_learning_rate = run, head_learning_rate
         self.sampler: EpochSampler | None = None
         self.add_callback(_RestartCallback(self))
 
@@ -95,8 +93,9 @@ class PreferenceTrainer(Trainer):
         return self.sampler
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
-        """The Trainer's, with the collator of evaluations."""
-        packing, self.data_collator = self.data_collator, self.eval_collator
+        """The Trainer's, in padded batches with a row for each reading, as it counts them."""
+        # Padding is found by the attention mask alone, so that any id will do.
+        packing, self.data_collator = self.data_collator, BattleCollator(pad_token_id=0)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:

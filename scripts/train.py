@@ -28,12 +28,12 @@ from transformers import AutoConfig, TrainingArguments, set_seed
 from modeling.adapters import add_adapters, collect_trained_weights
 from modeling.arguments import TrainArguments
 from modeling.audit import audit_battles
-from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
+from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base
 from modeling.battles import LABELS, list_orders, load_battles
 from modeling.checkpoints import find_checkpoint
-from modeling.collation import BattleCollator, PackCollator, encode_dataset, encode_evaluation
+from modeling.collation import PackCollator, encode_dataset, encode_evaluation
 from modeling.duplicates import DuplicateIndex
-from modeling.encoding import BattleEncoder, build_encoding
+from modeling.encoding import BattleEncoder
 from modeling.evaluation.reports import build_report
 from modeling.files import check_replaceable
 from modeling.folds import split_folds
@@ -45,6 +45,7 @@ from modeling.launch import (
     run_script,
     suspend_sharding,
 )
+from modeling.loading import load_encoder
 from modeling.losses import Distillation
 from modeling.members import MEMBER_FILE, MemberFacts, save_member
 from modeling.memory import MemoryPlan, measure_resident, plan_memory
@@ -52,7 +53,14 @@ from modeling.metrics import build_trainer_metrics
 from modeling.mixing import describe_battles, drop_leaks, drop_twins, mix_sources
 from modeling.parsing import parse_arguments
 from modeling.probes import record_probes
-from modeling.provenance import describe_fold, describe_run, describe_source, measure_training, read_evaluation
+from modeling.provenance import (
+    describe_fold,
+    describe_run,
+    describe_source,
+    measure_training,
+    name_run,
+    read_evaluation,
+)
 from modeling.publication.cards import write_card
 from modeling.publication.publishing import check_publishable, publish_member
 from modeling.training import EvaluationRecorder, PreferenceTrainer, describe_settings, rehearse, smooth_dataset
@@ -68,8 +76,8 @@ def main() -> None:
     base = find_base(arguments.base)
     publish_to = plan_push(arguments, training, base)
     fingerprint = fingerprint_base(base)  # now: the base may be replaced while we train
-    tokenizer = load_tokenizer(base.folder, **base.source)
-    encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, arguments.max_length, arguments.truncation))
+    encoder = load_encoder(base, arguments.max_length, arguments.truncation)
+    tokenizer = encoder.tokenizer
     train_set, eval_set = encode_parts(encoder, arguments.orientation, train_battles, eval_battles, smoothing)
     num_orders = len(list_orders(arguments.orientation))
     plan = plan_run(arguments, training, base, dtype, -(-max(train_set["length"]) // num_orders))
@@ -85,7 +93,6 @@ def main() -> None:
         train_dataset=train_set,
         eval_dataset=eval_set,
         data_collator=PackCollator(arguments.tokens_per_batch),
-        eval_collator=BattleCollator(encoder.encoding.pad_token_id),
         compute_metrics=recorder,
     )
     check_launch(trainer.accelerator)
@@ -177,14 +184,6 @@ def plan_push(arguments: TrainArguments, training: TrainingArguments, base: Base
     return repo
 
 
-def name_run(arguments: TrainArguments) -> str:
-    """Base, orientation and fold, for reports."""
-    fold = f"-fold{arguments.fold}of{arguments.num_folds}" if arguments.num_folds else ""
-    # Recipes write a base to outputs/<name>/base.
-    path = Path(arguments.base.partition("@")[0])
-    return f"{path.parent.name if path.name == 'base' else path.name}-{arguments.orientation}{fold}"
-
-
 def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, Dataset | None, list[dict]]:
     """Training battles of all sources, those to evaluate on (or None), of which no prompt is trained on, and what the
     member will say of each source."""
@@ -248,6 +247,10 @@ def plan_run(
             "weights cannot be shared out over processes: each would keep all of them. Take "
             "configs/accelerate/zero2.yaml, which needs no more memory, or a base made with --quantization none."
         )
+    num_orders = len(list_orders(arguments.orientation))
+    batch_size = training.per_device_train_batch_size * num_orders
+    if arguments.tokens_per_batch:
+        batch_size = min(batch_size, max(num_orders, arguments.tokens_per_batch // longest))
     with suspend_sharding(training.deepspeed_plugin):
         plan = plan_memory(
             config,
@@ -255,7 +258,7 @@ def plan_run(
             r=arguments.lora_r,
             lora_dropout=arguments.lora_dropout,
             freeze_layers=arguments.freeze_layers,
-            batch_size=training.per_device_train_batch_size * len(list_orders(arguments.orientation)),
+            batch_size=batch_size,
             length=longest,
             optim=str(training.optim.value),
             gradient_checkpointing=training.gradient_checkpointing,
@@ -265,7 +268,7 @@ def plan_run(
             device_type=training.device.type,
             resident=measure_resident() if training.device.type == "cpu" else 0,
         )
-    logger.info(f"Memory per device, estimated, for {training.per_device_train_batch_size} x {longest} tokens:\n{plan}")
+    logger.info(f"Memory per device, estimated, for {batch_size} x {longest} tokens:\n{plan}")
     return plan
 
 

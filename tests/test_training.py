@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from modeling.adapters import add_adapters
 from modeling.bases import load_base
-from modeling.collation import BattleCollator, PackCollator
+from modeling.collation import PackCollator
 from modeling.training import EpochSampler, PreferenceTrainer, compute_train_loss, describe_settings
 from tests.conftest import DEMO_DATA, call, fail, read_run
 
@@ -22,7 +22,7 @@ def build_trainer(bases, folder, battles=16, base="float32", tokens=None, **opti
     ]
     training = TrainingArguments(folder, use_cpu=True, remove_unused_columns=False, label_names=["labels"], **options)
     data = Dataset.from_list(rows)
-    own |= {"data_collator": PackCollator(tokens), "eval_collator": BattleCollator(0)}
+    own |= {"data_collator": PackCollator(tokens)}
     return PreferenceTrainer(run={}, model=model, args=training, train_dataset=data, **own)
 
 

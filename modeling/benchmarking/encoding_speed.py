@@ -24,12 +24,14 @@ def benchmark_encoding(battles: str, base: str, max_length: int, repeats: int) -
     tokenizer = load_any_tokenizer(base)
 
     def encode_plainly() -> Ids:
+        """The straightforward way."""
         return {
             orientation: [read_plainly(tokenizer, battle, orientation, max_length) for battle in rows]
             for orientation in ORIENTATIONS
         }
 
     def encode_ours() -> Ids:
+        """Ours."""
         # A new encoder each time: what it finds out about the tokenizer is part of its time.
         encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, max_length, "left"))
         found = encoder.encode_orders(encoder.clean_battles(rows), ORIENTATIONS)
@@ -84,6 +86,7 @@ def check_ids(
     pattern = build_encoding(tokenizer, max_length, "left").marker_pattern
 
     def disarm(text: str) -> str:
+        """The mended text, in which no marker can be read."""
         return pattern.sub(lambda marker: marker[0].replace("<", "(").replace(">", ")"), ftfy.fix_text(text))
 
     num_disarmed = 0

@@ -22,7 +22,7 @@ def build_growth(judge: Sequence[str], battles: Sequence[dict], max_length: int,
     """A turn encodes the battles in both orders and reads them in one, cut to so many tokens.
 
     Args:
-        whole: All battles in one pack each, none of which shares a beginning with another.
+        whole: Each battle is a pack of its own, so that none shares a beginning with another.
     """
     loaded = Judge.from_pretrained(judge[:1], skip_probes=True)
     member = loaded.members[0]
@@ -30,6 +30,7 @@ def build_growth(judge: Sequence[str], battles: Sequence[dict], max_length: int,
     plan = [(replace(member, encoder=encoder), "ab")]
 
     def run(turn: int) -> dict:
+        """Seconds of encoding and of reading, tokens, battles."""
         start = time.perf_counter()
         encoder.encode_orders(encoder.clean_battles(battles), ORIENTATIONS)
         encoded = time.perf_counter() - start

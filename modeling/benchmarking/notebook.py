@@ -5,24 +5,26 @@ what is timed is the way alone.
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.utils.data import RandomSampler, Sampler
 from transformers import Trainer, TrainingArguments
 
 from modeling.adapters import add_adapters
 from modeling.attention import list_kernels
-from modeling.bases import find_base, load_base, load_tokenizer
+from modeling.bases import find_base, load_base
 from modeling.battles import orient_label
 from modeling.benchmarking.turns import Turn
 from modeling.collation import BattleCollator, encode_dataset
-from modeling.encoding import BattleEncoder, build_encoding
 from modeling.judge import Judge
+from modeling.loading import load_encoder
 
 PREDICTED_AT_ONCE, TRAINED_AT_ONCE = 2, 8  # battles of a batch
+SEED = 0  # of the adapters and of the order of battles, where ways are timed
 
 
 def build_predictor(judge: Sequence[str], slices: Sequence[list[dict]], readings: str | None, batch: int) -> Turn:
@@ -42,6 +44,7 @@ def build_predictor(judge: Sequence[str], slices: Sequence[list[dict]], readings
     ]
 
     def run(turn: int) -> dict:
+        """Seconds of all passes, tokens, battles, and p that a wins."""
         start = time.perf_counter()
         p = []
         for (member, order), reading in zip(plan, encoded[turn], strict=True):
@@ -68,7 +71,7 @@ def use_padded_attention(model: nn.Module) -> None:
 
 
 class NotebookTrainer(Trainer):
-    """Random batches, in the data set's order where that is random already."""
+    """Random batches, in an order that the seed alone decides."""
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         return RandomSampler(self.train_dataset, generator=torch.Generator().manual_seed(self.args.seed))
@@ -78,12 +81,6 @@ def build_model(base: str, lora: dict, seed: int) -> nn.Module:
     """A base with fresh adapters, the same for each way of one seed."""
     torch.manual_seed(seed)
     return add_adapters(load_base(find_base(base), dtype="bfloat16"), **lora)
-
-
-def build_encoder(base: str, max_length: int) -> BattleEncoder:
-    """What encodes battles for that base."""
-    tokenizer = load_tokenizer(find_base(base).folder)
-    return BattleEncoder(tokenizer, build_encoding(tokenizer, max_length, "balanced"))
 
 
 def build_arguments(folder: str, **options) -> TrainingArguments:
@@ -101,28 +98,44 @@ def build_arguments(folder: str, **options) -> TrainingArguments:
     )
 
 
-def build_trainer(base: str, slices: Sequence, lora: dict, max_length: int, seed: int, options: dict) -> Turn:
-    """A turn trains one epoch on a slice of the battles, from the same fresh adapters each time.
+def build_trainer(model: nn.Module, train_set: Dataset, folder: str, seed: int, options: dict) -> Trainer:
+    """The Trainer of a model as the notebook has it.
 
     Args:
+        model: A base with adapters.
+        train_set: What `encode_dataset` returned.
+        folder: Where it may write.
+        options: Of TrainingArguments.
+    """
+    use_padded_attention(model)
+    return NotebookTrainer(
+        model=model,
+        args=build_arguments(folder, per_device_train_batch_size=TRAINED_AT_ONCE, seed=seed, **options),
+        train_dataset=train_set,
+        data_collator=BattleCollator(0, "left"),
+    )
+
+
+def build_training(
+    build: Callable[..., Trainer], base: str, slices: Sequence[Dataset], lora: dict, max_length: int, options: dict
+) -> Turn:
+    """A turn trains one epoch on a slice of the battles; the adapters go on from the turn before.
+
+    Args:
+        build: `build_trainer`, or another way's.
         base: Folder of a base.
         slices: The battles of each turn, data sets with labels.
         lora: Of `add_adapters`.
         options: Of TrainingArguments.
     """
-    encoder = build_encoder(base, max_length)
+    encoder = load_encoder(find_base(base), max_length, "balanced")
     encoded = [encode_dataset(battles, encoder, "ab") for battles in slices]
-    model = build_model(base, lora, seed)
-    use_padded_attention(model)
+    model = build_model(base, lora, SEED)
 
     def run(turn: int) -> dict:
+        """Seconds of the training alone, real tokens, battles, and the mean loss."""
         with tempfile.TemporaryDirectory() as folder:
-            trainer = NotebookTrainer(
-                model=model,
-                args=build_arguments(folder, per_device_train_batch_size=TRAINED_AT_ONCE, seed=seed, **options),
-                train_dataset=encoded[turn],
-                data_collator=BattleCollator(encoder.encoding.pad_token_id, "left"),
-            )
+            trainer = build(model, encoded[turn], folder, SEED, options)
             start = time.perf_counter()
             loss = trainer.train().training_loss
             seconds = time.perf_counter() - start

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modeling.adapters import LORA_MODULES
 from modeling.battles import TEXTS
 from modeling.benchmarking.turns import Turn
 
-PAIRJUDGE_AT_ONCE = 4  # battles of a batch, its default
+PAIRJUDGE_AT_ONCE, TRL_AT_ONCE = 4, 8  # battles of a batch: pairjudge's default, and the notebook's
 
 
 def find_peers() -> set[str]:
@@ -49,6 +49,7 @@ def build_pairjudge_predictor(backbone: str, slices: Sequence[list[dict]], max_l
     judge = PairwiseJudge(model.eval(), tokenizer, PackerConfig(max_length=max_length))
 
     def run(turn: int) -> dict:
+        """Seconds of its comparison, packing included, tokens of all passes, and battles."""
         frame = build_frame(slices[turn])
         tokens = [
             len(judge.packer.pack(*texts).input_ids)
@@ -72,12 +73,11 @@ def build_pairjudge_trainer(backbone: str, slices: Sequence[Dataset], max_length
     packer = PairPacker(AutoTokenizer.from_pretrained(backbone), PackerConfig(max_length=max_length))
 
     def run(turn: int) -> dict:
+        """Seconds of its training, loading included, tokens, and battles."""
         frame = build_frame(slices[turn])
         labels = np.array(slices[turn]["label"][:])
-        frame["winner_model_a"], frame["winner_model_b"] = (
-            labels[:, 0].round().astype(int),
-            labels[:, 1].round().astype(int),
-        )
+        for name, won in zip(("winner_model_a", "winner_model_b"), labels.T.round().astype(int), strict=True):
+            frame[name] = won
         frame["winner_tie"] = 0
         tokens = [len(packer.pack(*texts).input_ids) for texts in zip(*(frame[name] for name in TEXTS), strict=True)]
         with tempfile.TemporaryDirectory() as folder:
@@ -109,50 +109,23 @@ def build_trl_trainer(backbone: str, slices: Sequence[Dataset], max_length: int,
     """A turn trains TRL's RewardTrainer on a slice: prompt with the chosen answer, and prompt with the rejected one.
 
     A pair makes two sequences there, so tokens a second compare with ours, and battles a second with those of a model
-    that reads each answer by itself.
+    that reads each answer by itself. The adapters go on from the turn before.
     """
     from trl import RewardConfig, RewardTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=torch.bfloat16)
-    layers = range(lora["freeze_layers"], model.config.num_hidden_layers)
-    adapters = LoraConfig(
-        task_type="SEQ_CLS",
-        r=lora["r"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=0.0,
-        target_modules=list(LORA_MODULES),
-        modules_to_save=["score"],
-        layers_to_transform=list(layers),
-    )
+    model = get_peft_model(model, _build_lora(lora, model.config.num_hidden_layers))
+    options = {"per_device_train_batch_size": TRL_AT_ONCE, "num_train_epochs": 1, "bf16": True}
+    options |= {"gradient_checkpointing": False, "max_length": max_length, "use_cpu": not torch.cuda.is_available()}
+    options |= {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
 
     def run(turn: int) -> dict:
-        pairs = []
-        for row in slices[turn]:
-            best, worst = ("response_a", "response_b")[:: 1 if row["label"][0] >= 0.5 else -1]
-            pairs.append({"prompt": row["prompt"], "chosen": row[best], "rejected": row[worst]})
+        """Seconds of the training alone, real tokens of both sequences, and pairs."""
         with tempfile.TemporaryDirectory() as folder:
-            settings = RewardConfig(
-                output_dir=folder,
-                per_device_train_batch_size=8,
-                gradient_checkpointing=False,
-                max_length=max_length,
-                bf16=True,
-                use_cpu=not torch.cuda.is_available(),
-                report_to=[],
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                num_train_epochs=1,
-            )
-            trainer = RewardTrainer(
-                model=model if turn == 0 else run.model,
-                args=settings,
-                train_dataset=Dataset.from_list(pairs),
-                processing_class=tokenizer,
-                peft_config=adapters if turn == 0 else None,
-            )
-            run.model = trainer.model
+            settings = RewardConfig(output_dir=folder, **options)
+            pairs = Dataset.from_list([_build_pair(battle) for battle in slices[turn]])
+            trainer = RewardTrainer(model=model, args=settings, train_dataset=pairs, processing_class=tokenizer)
             tokens = sum(len(ids) for name in ("chosen_ids", "rejected_ids") for ids in trainer.train_dataset[name])
             start = time.perf_counter()
             trainer.train()
@@ -160,3 +133,22 @@ def build_trl_trainer(backbone: str, slices: Sequence[Dataset], max_length: int,
         return {"seconds": seconds, "tokens": tokens, "battles": len(pairs)}
 
     return run
+
+
+def _build_lora(lora: dict, num_layers: int) -> LoraConfig:
+    """The adapters of `add_adapters`, on a plain model with a stock head."""
+    return LoraConfig(
+        task_type="SEQ_CLS",
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=0.0,
+        target_modules=list(LORA_MODULES),
+        modules_to_save=["score"],
+        layers_to_transform=list(range(lora["freeze_layers"], num_layers)),
+    )
+
+
+def _build_pair(battle: dict) -> dict:
+    """A battle as TRL takes it: the likelier answer is the chosen one."""
+    best, worst = ("response_a", "response_b")[:: 1 if battle["label"][0] >= 0.5 else -1]
+    return {"prompt": battle["prompt"], "chosen": battle[best], "rejected": battle[worst]}

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from modeling.battles import LABELS, load_battles
+from modeling.battles import load_battles
 from modeling.benchmarking import notebook
 from modeling.benchmarking.speed import NOTEBOOK
 from modeling.benchmarking.turns import Turn, run_in_turns
@@ -28,6 +28,7 @@ def build_selective(judge: Sequence[str], rows: Sequence[dict], readings: str | 
     plan = loaded.plan_readings(readings)
 
     def run(turn: int) -> dict:
+        """Seconds and p by share, and of all readings together."""
         made, seconds, p = Readings(plan, rows), [], []
         every, order = np.full(made.p.shape[:2], True), []
         for share in SHARES:
@@ -38,7 +39,7 @@ def build_selective(judge: Sequence[str], rows: Sequence[dict], readings: str | 
             else:
                 again = np.full(made.p.shape[:2], False)
                 again[:, order[: round(share * len(rows))]] = True
-                made.read(again & every)
+                made.read(again)
             seconds.append(time.perf_counter() - start)
             p.append(average_readings(made.p)[:, 0])
         together = Readings(plan, rows)
@@ -84,8 +85,8 @@ def benchmark_second_readings(battles: str, judge: Sequence[str], readings: str 
 
 
 def _score(share: float, seconds: float, p_a: np.ndarray, loop: float, truth: np.ndarray, resampler: Resampler) -> dict:
+    """A point of the curve: accuracy and log loss as [value, low, high]."""
     p = np.column_stack([p_a, 1 - p_a])
-    assert p.shape[1] == len(LABELS)
     values = np.column_stack([p.argmax(1) == truth.argmax(1), find_losses(p, truth)]).astype(float)
     accuracy, log_loss = resampler.estimate_means(values)
     interval = lambda e: [round(float(number), 4) for number in (e.value, e.low, e.high)]  # noqa: E731

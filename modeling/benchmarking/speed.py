@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from torch import nn
+from transformers import AutoModelForCausalLM, Trainer
 
 from modeling.bases import BaseFiles, find_base, load_base, load_tokenizer, save_base, unpack_gguf
 from modeling.battles import load_battles
 from modeling.benchmarking import notebook, peers
 from modeling.benchmarking.turns import Turn, run_in_turns, summarise_turns
-from modeling.collation import BattleCollator, PackCollator, encode_dataset, encode_evaluation
+from modeling.collation import PackCollator, encode_dataset, encode_evaluation
 from modeling.judge import Judge
+from modeling.loading import load_encoder
 from modeling.probes import PROBE_FILE
 from modeling.readings import Readings
 from modeling.training import PreferenceTrainer
@@ -53,6 +56,7 @@ def build_our_predictor(
     made = [Readings(plan, rows) for rows in slices]
 
     def run(turn: int) -> dict:
+        """Seconds of reading, tokens of all readings, battles, and p that a wins."""
         start = time.perf_counter()
         made[turn].read(np.full(made[turn].p.shape[:2], True))
         seconds = time.perf_counter() - start
@@ -125,8 +129,6 @@ def compare_answers(first: Sequence[dict], second: Sequence[dict]) -> dict:
 
 def unpack_backbone(backbone: str, folder: Path) -> str:
     """A plain language model in bf16, with its tokenizer, as peers take it."""
-    from transformers import AutoModelForCausalLM
-
     files = find_base(backbone)
     with unpack_gguf(files) as unpacked:
         model = AutoModelForCausalLM.from_pretrained(unpacked.folder, dtype=torch.bfloat16)
@@ -141,42 +143,21 @@ def unpack_backbone(backbone: str, folder: Path) -> str:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def build_our_trainer(
-    base: str, slices: Sequence[Dataset], lora: dict, max_length: int, seed: int, options: dict
-) -> Turn:
-    """A turn trains one epoch on a slice of the battles, in the notebook's order, packed."""
-    encoder = notebook.build_encoder(base, max_length)
-    encoded = [encode_dataset(battles, encoder, "ab") for battles in slices]
-    model = notebook.build_model(base, lora, seed)
-
-    def run(turn: int) -> dict:
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = build_packed_trainer(model, encoded[turn], folder, seed, options)
-            start = time.perf_counter()
-            loss = trainer.train().training_loss
-            seconds = time.perf_counter() - start
-        tokens = sum(encoded[turn]["length"])
-        return {"seconds": seconds, "tokens": tokens, "battles": len(encoded[turn]), "loss": loss}
-
-    return run
-
-
 class _PackedTrainer(PreferenceTrainer):
     """Ours, in the order in which the notebook's draws."""
 
     _get_train_sampler = notebook.NotebookTrainer._get_train_sampler
 
 
-def build_packed_trainer(model, encoded: Dataset, folder: str, seed: int, options: dict) -> PreferenceTrainer:
-    """Our Trainer, with the notebook's batches."""
-    batch = notebook.TRAINED_AT_ONCE
+def build_our_trainer(model: nn.Module, train_set: Dataset, folder: str, seed: int, options: dict) -> Trainer:
+    """The Trainer of a model as train.py has it, with the notebook's batches; args as of `notebook.build_trainer`."""
+    batch_size = notebook.TRAINED_AT_ONCE
     return _PackedTrainer(
         run={},
         model=model,
-        args=notebook.build_arguments(folder, per_device_train_batch_size=batch, seed=seed, **options),
-        train_dataset=encoded,
+        args=notebook.build_arguments(folder, per_device_train_batch_size=batch_size, seed=seed, **options),
+        train_dataset=train_set,
         data_collator=PackCollator(),
-        eval_collator=BattleCollator(model.config.pad_token_id or 0),
     )
 
 
@@ -191,8 +172,9 @@ def benchmark_training(battles: str, backbone: str, count: int, turns: int, max_
         plain = unpack_backbone(backbone, Path(folder))
         base = str(Path(folder) / "base")
         save_base(Path(base), load_base(BaseFiles(Path(plain)), dtype="bfloat16"), load_tokenizer(plain))
-        shared = (base, slices, LORA, max_length, 0, TRAINING)
-        ways = {NOTEBOOK: partial(notebook.build_trainer, *shared), OURS: partial(build_our_trainer, *shared)}
+        shared = (base, slices, LORA, max_length, TRAINING)
+        builds = {NOTEBOOK: notebook.build_trainer, OURS: build_our_trainer}
+        ways = {name: partial(notebook.build_training, build, *shared) for name, build in builds.items()}
         found = peers.find_peers()
         if "trl" in found:
             ways["TRL's RewardTrainer"] = partial(peers.build_trl_trainer, plain, slices, max_length, LORA)
@@ -206,29 +188,21 @@ def benchmark_training(battles: str, backbone: str, count: int, turns: int, max_
 def build_learners(base: str) -> Turn:
     """A turn trains both ways, with two seeds, on the demo's training battles, and says their mean log loss on its test
     battles."""
-    encoder = notebook.build_encoder(base, LEARNED)
+    encoder = load_encoder(find_base(base), LEARNED, "balanced")
     battles = load_battles(PROBE_FILE.with_name("demo_train.jsonl")).select(range(FEW))
     train_set = encode_dataset(battles, encoder, "ab")
     eval_set = encode_evaluation(load_battles(PROBE_FILE), encoder, "ab")
+    options = {**TRAINING, "per_device_eval_batch_size": 8}
 
     def run(turn: int) -> dict:
-        losses = {}
+        """The log losses of each way, a seed after the other."""
+        losses: dict[str, list[float]] = {NOTEBOOK: [], OURS: []}
         for seed in (0, 1):
-            for way in (NOTEBOOK, OURS):
-                model = notebook.build_model(base, LORA, seed)
+            for way, build in ((NOTEBOOK, notebook.build_trainer), (OURS, build_our_trainer)):
                 with tempfile.TemporaryDirectory() as folder:
-                    options = {**TRAINING, "per_device_eval_batch_size": 8}
-                    trainer = build_packed_trainer(model, train_set, folder, seed, options)
-                    if way == NOTEBOOK:
-                        notebook.use_padded_attention(model)
-                        trainer = notebook.NotebookTrainer(
-                            model=model,
-                            args=trainer.args,
-                            train_dataset=train_set,
-                            data_collator=BattleCollator(encoder.encoding.pad_token_id, "left"),
-                        )
+                    trainer = build(notebook.build_model(base, LORA, seed), train_set, folder, seed, options)
                     trainer.train()
-                    losses.setdefault(way, []).append(trainer.evaluate(eval_set)["eval_loss"])
+                    losses[way].append(trainer.evaluate(eval_set)["eval_loss"])
         return {"seconds": 0.0, "losses": losses}
 
     return run

@@ -4,6 +4,8 @@ import json
 import statistics
 from collections.abc import Mapping
 
+from modeling.benchmarking.speed import NOISE
+
 
 def format_figures(figures: Mapping) -> str:
     """What was measured, as a Markdown table where there is one."""
@@ -34,8 +36,7 @@ def format_ways(figures: Mapping) -> str:
             line += format_answers(way)
         lines.append(line)
     if answers:
-        noise = "the notebook's in batches of 4"
-        lines.append(f"| {noise} |  |  |  |  |  |{format_answers(figures[noise])}")
+        lines.append(f"| {NOISE} |  |  |  |  |  |{format_answers(figures[NOISE])}")
     return "\n".join(lines)
 
 

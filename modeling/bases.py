@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,11 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from modeling.attention import choose_attention
 from modeling.classifier import PreferenceMixin, find_family
-from modeling.devices import check_precision
 from modeling.hub import download_repository
+from modeling.precision import DTYPES, set_dtype
 
 HEAD = "score"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SLOTS = {0: "first", 1: "second"}
 QUANT_TYPES = ("nf4", "fp4")
 
@@ -61,7 +59,7 @@ def build_quantization_config(
             load_in_4bit=True,
             bnb_4bit_quant_type=bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=torch.bfloat16,  # as saved; a loaded model computes in its own dtype
             llm_int8_skip_modules=skip,
         )
     if quantization == "none":
@@ -179,7 +177,7 @@ def load_base(
 
     Args:
         files: What `find_base` found.
-        dtype: "float32" or "bfloat16", of all that is not quantised; the head is float32 always.
+        dtype: A key of `DTYPES`, of all that is not quantised and of every product; the head is float32 always.
         quantization: "8bit" or "4bit" quantises a plain base while loading; "none" takes it as it is.
         bnb_4bit_quant_type, bnb_4bit_use_double_quant: See `build_quantization_config`.
         device: Where to put the model; the process's own if None.
@@ -200,16 +198,15 @@ def load_base(
     if quantization != "none":
         options["quantization_config"] = build_quantization_config(quantization, **four_bit)
     device = device or PartialState().device
-    check_precision(dtype, device)
     if options or hasattr(config, "quantization_config"):
         options["device_map"] = {"": device}  # bitsandbytes would take the GPU even when told to use the CPU
-    # ZeRO-3 shares out weights of one dtype only, and the adapters are float32.
-    held = "float32" if is_deepspeed_zero3_enabled() else dtype
     with _quiet_transformers():
-        model = family.from_pretrained(files.folder, config=config, dtype=DTYPES[held], **options)
-    model.reads_in_bfloat16 = dtype == "bfloat16"
-    if device.type == "cpu":
-        _keep_training_kernels(model)
+        if is_deepspeed_zero3_enabled():  # which shares out weights of one dtype only, and the adapters are float32
+            model = family.from_pretrained(files.folder, config=config, dtype=torch.float32, **options)
+            model.compute_dtype = DTYPES[dtype]
+        else:
+            model = family.from_pretrained(files.folder, config=config, dtype=DTYPES[dtype], **options)
+            set_dtype(model, dtype)
     model = model if "device_map" in options else model.to(device)
     choose_attention(model)
     return model
@@ -243,21 +240,6 @@ def _build_config(files: BaseFiles, head: dict) -> tuple[type[PreferenceMixin], 
     }
     head = {name: value for name, value in head.items() if value is not None}
     return family, family.config_class.from_dict({**plain.to_dict(), **names, **head})
-
-
-def _keep_training_kernels(model: PreferenceMixin) -> None:
-    """Makes quantised layers on a CPU compute in eval mode what they compute in training.
-
-    bitsandbytes otherwise changes kernels there. 8 bit: activations are quantised too, with outliers chosen over the
-    whole batch, so a probability depends on its neighbours; and it takes twice as long. 4 bit: the packed kernel has
-    no backward, and after one evaluation every gradient is wrong.
-    """
-    for module in model.modules():
-        if isinstance(module, Linear8bitLt):
-            module.train()
-            module.train = lambda mode=True, module=module: module
-        elif isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager

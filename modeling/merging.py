@@ -11,12 +11,13 @@ import torch
 from accelerate.logging import get_logger
 
 from modeling.adapters import build_merged
-from modeling.bases import DTYPES, load_base, load_tokenizer
+from modeling.bases import load_base, load_tokenizer
 from modeling.classifier import PreferenceMixin
 from modeling.encoding import BattleEncoder, Encoding
 from modeling.files import check_replaceable, replace_folder
 from modeling.loading import attach_member, find_judge, find_member_base
 from modeling.members import MEMBER_FILE, PROBES_FILE, MemberFacts, is_merged, read_json, read_member, write_facts
+from modeling.precision import DTYPES
 from modeling.probes import replay_probes
 
 logger = get_logger(__name__)
@@ -30,7 +31,7 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
     Args:
         name: Folder or Hub id of a member.
         output_dir: A new or empty folder, or one that an earlier call wrote.
-        dtype: "float32" or "bfloat16", of all weights but the head's, which are float32, and in which it will read.
+        dtype: Of all weights but the head's, which are float32, and in which it will read.
 
     Raises:
         ValueError: If the name is a whole judge's, the member is merged already, or its probes moved too far: nothing
@@ -58,5 +59,5 @@ def _merge(folder: Path, facts: MemberFacts, dtype: str) -> PreferenceMixin:
     """The base of a member folder with the adapter in its weights and the trained head."""
     model = load_base(find_member_base(folder, facts), dtype=facts.dtype, device=torch.device("cpu"), **facts.head)
     merged = build_merged(attach_member(model, "merged", folder), "merged", DTYPES[dtype])
-    merged.reads_in_bfloat16 = dtype == "bfloat16"
+    merged.compute_dtype = DTYPES[dtype]
     return merged

@@ -26,9 +26,10 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrai
 
 from modeling.adapters import add_adapters, collect_trained_weights
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer, save_base, unpack_gguf
-from modeling.battles import LABELS, load_battles
-from modeling.encoding import build_encoding
+from modeling.battles import LABELS, list_orders, load_battles
+from modeling.encoding import BattleEncoder, build_encoding
 from modeling.members import MEMBER_FILE, MemberFacts, save_member
+from modeling.probes import record_probes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO_DATA = REPOSITORY / "modeling" / "data"
@@ -131,7 +132,8 @@ def make_member(tokenizer):
         facts = MemberFacts(
             orientation, list(LABELS), dtype, encoding.to_dict(), head, fingerprint_base(base), training={}
         )
-        save_member(folder, model, collect_trained_weights(model), tokenizer, base, facts)
+        probes = record_probes(model, BattleEncoder(tokenizer, encoding), list_orders(orientation), dtype)
+        save_member(folder, model, collect_trained_weights(model), tokenizer, base, facts, probes)
         return model.eval()
 
     return make

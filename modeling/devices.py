@@ -9,7 +9,7 @@ def check_precision(dtype: str, device: torch.device) -> None:
     if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(
             f"Precision on {torch.cuda.get_device_name(device)}: expected a GPU that computes in bf16; found none. "
-            "Read with --dtype float32, train with --bf16 false, or take a newer GPU (Ampere and later)."
+            "Read with --dtype float32, train with --dtype float32, or take a newer GPU (Ampere and later)."
         )
 
 

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -23,13 +22,14 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from modeling.attention import choose_attention
+from modeling.choices import QUANT_TYPES
 from modeling.classifier import PreferenceMixin, find_family
 from modeling.hub import download_repository
+from modeling.paths import PACKAGED, check_base, find_packaged
 from modeling.precision import DTYPES, set_dtype
 
 HEAD = "score"
 SLOTS = {0: "first", 1: "second"}
-QUANT_TYPES = ("nf4", "fp4")
 
 
 def build_quantization_config(
@@ -89,38 +89,16 @@ def find_base(base: str) -> BaseFiles:
         FileNotFoundError: If it can be found nowhere.
         ValueError: If a folder is not a model's.
     """
-    if base.startswith("package:"):
-        return _find_packaged(base)
-    path = Path(base)
-    if path.is_file() and path.suffix == ".gguf":
+    check_base(base)
+    path = find_packaged(base, "Base") if base.startswith(PACKAGED) else Path(base)
+    if path.is_file():
         return BaseFiles(path.parent, path.name)
     if path.is_dir():
-        if (path / "adapter_config.json").is_file():
-            raise ValueError(
-                f"Base {base}: expected a base; found an adapter. Pass it as --judge, or as --merge_adapter."
-            )
-        if not (path / "config.json").is_file():
-            raise ValueError(
-                f"Base {base}: expected a model folder with config.json; found none. Give what quantize.py wrote."
-            )
         return BaseFiles(path)
     folder, repo, revision = download_repository(
         base, "Base", ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     )
     return BaseFiles(folder, repo=repo, revision=revision)
-
-
-def _find_packaged(base: str) -> BaseFiles:
-    package, _, file = base.removeprefix("package:").partition("/")
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
-            f"Base {base}: expected the installed package {package}; found none. `make install` installs it."
-        )
-    path = Path(spec.submodule_search_locations[0]) / file
-    if not path.is_file():
-        raise FileNotFoundError(f"Base {base}: expected the file {file} in the package; found none.")
-    return BaseFiles(path.parent, path.name)
 
 
 def fingerprint_base(files: BaseFiles) -> str:
@@ -270,7 +248,7 @@ def describe_origin(name: str, files: BaseFiles) -> str:
     """
     said = None if files.gguf_file else AutoConfig.from_pretrained(files.folder).to_dict().get("made_from")
     if said or files.repo is None:
-        return said or (name if name.startswith("package:") else Path(name).name)
+        return said or (name if name.startswith(PACKAGED) else Path(name).name)
     return f"{files.repo}@{files.revision}"
 
 

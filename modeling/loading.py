@@ -229,7 +229,8 @@ def check_probes(member: Member, skip: bool, bar: tqdm) -> None:
         reason = "--skip_probes" if skip else "its training ended before it had any"
         logger.warning(f"{member.name}: no probe battles are read ({reason}): nothing says if it has changed")
         return
-    change = replay_probes(f"Judge {member.folder}", member.activate(), member.encoder, probes, member.dtype)
+    where, precisions = f"Judge {member.folder}", (member.dtype, member.facts.dtype)
+    change = replay_probes(where, member.activate(), member.encoder, probes, *precisions)
     logger.info(f"{member.name}: probabilities of its probe battles moved by at most {change:.2g} since it was saved")
     bar.update()
 

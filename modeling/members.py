@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from modeling.adapters import write_adapter
 from modeling.bases import BaseFiles
 from modeling.battles import LABELS, TRAINED_ORIENTATIONS
+from modeling.choices import READINGS
 from modeling.files import hash_file, replace_folder, write_json
 
 MEMBER_FILE, PROBES_FILE, JUDGE_FILE = "member.json", "probes.json", "judge.json"
 MEMBER_FORMAT, JUDGE_FORMAT = 2, 1
-READINGS = ("own", "both")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MERGED_FILE = "config.json"  # of a member that merge_member wrote: it is its own base
 # Written after training, or for people: a card, figures, and the base's name, which publishing changes.

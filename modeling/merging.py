@@ -17,7 +17,7 @@ from modeling.encoding import BattleEncoder, Encoding
 from modeling.files import check_replaceable, replace_folder
 from modeling.loading import attach_member, find_judge, find_member_base
 from modeling.members import MEMBER_FILE, PROBES_FILE, MemberFacts, is_merged, read_json, read_member, write_facts
-from modeling.precision import DTYPES
+from modeling.precision import DTYPES, choose_dtype, set_dtype
 from modeling.probes import replay_probes
 
 logger = get_logger(__name__)
@@ -47,11 +47,14 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
     model = _merge(folder, facts, dtype)
     probes = read_json(folder / PROBES_FILE, "Judge")
     encoder = BattleEncoder(tokenizer, Encoding.from_dict(facts.encoding))
-    change = replay_probes(f"Judge {name}, merged", model, encoder, probes, dtype)
     with replace_folder(output_dir, MEMBER_FILE) as beside:
         # The names are the original ones already; transformers fails when it turns back how 8 bit was loaded.
         model.save_pretrained(beside, save_original_format=False)
         write_facts(beside, tokenizer, replace(facts, dtype=dtype), probes)
+        # Only now, as it changes the model: the weights as saved, in a precision that this device need not imitate.
+        read_in = choose_dtype("auto", model.device, model.config, training=False)
+        set_dtype(model, read_in)
+        change = replay_probes(f"Judge {name}, merged", model, encoder, probes, read_in, dtype)
     logger.info(f"Merged {name}: probabilities of its probe battles moved by at most {change:.2g}: {output_dir}")
 
 

@@ -18,12 +18,12 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from modeling.choices import PRECISIONS
 from modeling.launch import call_on_main
 
 logger = get_logger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-PRECISIONS = ("auto", *DTYPES)
 # Most that a probability may move between a member's two precisions: the one in which its canary battles were read,
 # and the one in which it reads now. The same pair in either order. Between machines, versions and kernels float32 needs
 # room for another order of summing; bf16 has 8 bits of significand, float16 11.

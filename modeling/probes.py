@@ -102,13 +102,16 @@ def build_unread_probes(model: nn.Module, dtype: str) -> dict:
     return {"format": PROBES_FORMAT, "tokens": PROBE_TOKENS, "battles": [], "p_a": {}, "computed_with": computed_with}
 
 
-def replay_probes(where: str, model: nn.Module, encoder: BattleEncoder, probes: Mapping, dtype: str) -> float:
+def replay_probes(
+    where: str, model: nn.Module, encoder: BattleEncoder, probes: Mapping, dtype: str, held: str | None = None
+) -> float:
     """Largest change of a probability between what `record_probes` stored and what the model gives now.
 
     Args:
         where: Names the member in the error.
         probes: What `record_probes` returned.
         dtype: The precision in which the model reads now.
+        held: The member's own, which its weights were rounded to if it is merged; the same if left out.
 
     Raises:
         ProbesMoved: If a probability moved more than the tolerance: the message says what has changed since.
@@ -119,7 +122,7 @@ def replay_probes(where: str, model: nn.Module, encoder: BattleEncoder, probes: 
     stored, then = probes["p_a"], probes["computed_with"]
     found = _read_probes(model, encoder, probes["battles"], list(stored), probes.get("tokens", OLD_PROBE_TOKENS))
     change = max(abs(p - q) for order in stored for p, q in zip(stored[order], found[order], strict=True))
-    tolerance = find_tolerance(then["dtype"], dtype)
+    tolerance = max(find_tolerance(then["dtype"], each) for each in (dtype, held or dtype))
     if not change <= tolerance:
         now = describe_environment(model, dtype)
         changed = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if now[name] != then.get(name)]

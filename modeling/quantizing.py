@@ -13,7 +13,7 @@ from modeling.bases import DTYPES, BaseFiles, load_base, load_tokenizer
 from modeling.classifier import PreferenceMixin
 from modeling.probes import build_probe_encoder, compute_probe_logits, load_probe_battles, measure_change
 
-logger = get_logger(__name__)
+logger = get_logger("bothways.quantize")
 BASE_FILE = "config.json"  # which marks a folder as a base that may be replaced
 # Between the logits of a base before it was saved and after. Not 0: float32 sums over the head's weights differ in
 # their last digit (1e-8 was measured on a CPU) with where in memory the weights come to lie.

@@ -29,33 +29,23 @@ def main() -> None:
     # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
     from transformers import set_seed
 
-    from modeling.adapters import check_adapter
-    from modeling.bases import (
-        BaseFiles,
-        check_unquantized,
-        describe_origin,
-        find_base,
-        load_tokenizer,
-        measure_weights,
-        save_base,
-        unpack_gguf,
-    )
-    from modeling.files import check_replaceable, replace_folder
-    from modeling.hub import check_repository_name
+    from modeling.bases import BaseFiles, describe_origin, load_tokenizer, measure_weights, save_base, unpack_gguf
+    from modeling.files import replace_folder
     from modeling.probes import build_probe_encoder, compute_probe_logits, load_probe_battles
-    from modeling.publication.publishing import check_base_repository, name_upload, publish_base
-    from modeling.quantizing import BASE_FILE, Reading, check_saved, load_plain, load_quantized, report_change
+    from modeling.publication.publishing import name_upload, publish_base
+    from modeling.quantizing import (
+        BASE_FILE,
+        Reading,
+        check_saved,
+        find_backbone,
+        load_plain,
+        load_quantized,
+        report_change,
+    )
 
     arguments.dtype = "bfloat16" if arguments.dtype == "auto" else arguments.dtype  # auto: see precision
     output = Path(arguments.output_dir)
-    check_replaceable(output, BASE_FILE)
-    if arguments.push_to_hub:
-        check_repository_name("--hub_model_id", arguments.hub_model_id)
-        check_base_repository(arguments.hub_model_id, arguments.hub_private)
-    base = find_base(arguments.base)
-    check_unquantized(base)
-    if arguments.merge_adapter:
-        check_adapter(arguments.merge_adapter, base)
+    base = find_backbone(arguments)
     tokenizer = load_tokenizer(base.folder, **base.source)
     read_probes = partial(compute_probe_logits, encoder=build_probe_encoder(tokenizer), battles=load_probe_battles())
     set_seed(arguments.seed)

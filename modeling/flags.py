@@ -17,6 +17,13 @@ SOURCES = ("training_args.py", "trainer_utils.py")
 TRAINER_CLASS = "TrainingArguments"
 # Of the Trainer's flag that stands with the script's own: its group, and what it means here.
 OUTPUT_DIR = {"group": "output", "help": "Folder of the member; {orientation} in it is replaced by --orientation."}
+# The Trainer's flags that --dtype replaces, with what to write instead of true and of false.
+PRECISION_FLAGS = {
+    "bf16": ("bfloat16", "float32"),
+    "fp16": ("float16", "auto"),
+    "bf16_full_eval": ("bfloat16", "auto"),
+    "fp16_full_eval": ("float16", "auto"),
+}
 KINDS = {"int": int, "float": float, "bool": bool, "str": str}
 
 
@@ -92,6 +99,8 @@ def _read_fields(node: ast.ClassDef, enums: Mapping[str, tuple[str, ...]]) -> It
         name = part.target.id
         # argparse, for which these texts are written, wants %% for %.
         described = {"group": "training", "help": str(said.get("help", "")).replace("%%", "%")}
+        if name in PRECISION_FLAGS:
+            described["help"] = "Not taken here: --dtype says the precision."
         yield Flag(
             name=name,
             kind=KINDS[kinds[0]] if kinds else str,

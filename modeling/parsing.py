@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from modeling.arguments import TRAINING_DEFAULTS
-from modeling.flags import Flag, list_flags, read_trainer_flags
+from modeling.flags import PRECISION_FLAGS, Flag, list_flags, read_trainer_flags
 from modeling.paths import CHECKS
 from modeling.recipes import ENDINGS, FOLDER, find_recipe, read_recipe
 from modeling.starting import start_torch
@@ -25,13 +25,6 @@ TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
-}
-# The Trainer's flags that --dtype replaces, with what to write instead of true and of false.
-PRECISION_FLAGS = {
-    "bf16": ("bfloat16", "float32"),
-    "fp16": ("float16", "auto"),
-    "bf16_full_eval": ("bfloat16", "auto"),
-    "fp16_full_eval": ("float16", "auto"),
 }
 
 

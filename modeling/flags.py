@@ -15,7 +15,15 @@ from typing import get_args, get_origin, get_type_hints
 # Files of transformers that define TrainingArguments and the choices of its fields.
 SOURCES = ("training_args.py", "trainer_utils.py")
 TRAINER_CLASS = "TrainingArguments"
-TRAINER_GROUPS = {"output_dir": "output"}  # of those that stand with the script's own in --help
+# Of the Trainer's flag that stands with the script's own: its group, and what it means here.
+OUTPUT_DIR = {"group": "output", "help": "Folder of the member; {orientation} in it is replaced by --orientation."}
+# The Trainer's flags that --dtype replaces, with what to write instead of true and of false.
+PRECISION_FLAGS = {
+    "bf16": ("bfloat16", "float32"),
+    "fp16": ("float16", "auto"),
+    "bf16_full_eval": ("bfloat16", "auto"),
+    "fp16_full_eval": ("float16", "auto"),
+}
 KINDS = {"int": int, "float": float, "bool": bool, "str": str}
 
 
@@ -88,13 +96,16 @@ def _read_fields(node: ast.ClassDef, enums: Mapping[str, tuple[str, ...]]) -> It
         kinds = [name for name in names if name in KINDS and name != "str"]
         lists = [name for name in names if name.startswith("list[")]
         choices = said.get("choices") or (next((enums[name] for name in names if name in enums), None))
+        name = part.target.id
+        # argparse, for which these texts are written, wants %% for %.
+        described = {"group": "training", "help": str(said.get("help", "")).replace("%%", "%")}
+        if name in PRECISION_FLAGS:
+            described["help"] = "Not taken here: --dtype says the precision."
         yield Flag(
-            name=part.target.id,
+            name=name,
             kind=KINDS[kinds[0]] if kinds else str,
             default=_read_value(given["default"]) if "default" in given else None,
-            # argparse, for which these texts are written, wants %% for %.
-            help=str(said.get("help", "")).replace("%%", "%"),
-            group=TRAINER_GROUPS.get(part.target.id, "training"),
+            **(OUTPUT_DIR if name == "output_dir" else described),
             is_trainers=True,
             # transformers takes one value for fields that may also be text or None.
             many=bool(lists) and not {"str", "None"} <= set(names),

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from modeling.arguments import TRAINING_DEFAULTS
-from modeling.flags import Flag, list_flags, read_trainer_flags
+from modeling.flags import PRECISION_FLAGS, Flag, list_flags, read_trainer_flags
 from modeling.paths import CHECKS
-from modeling.recipes import ENDINGS, find_recipe, find_recipes, read_recipe
+from modeling.recipes import ENDINGS, FOLDER, find_recipe, read_recipe
 from modeling.starting import start_torch
 from modeling.usage import format_help, format_value
 
@@ -25,13 +25,6 @@ TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
-}
-# The Trainer's flags that --dtype replaces, with what to write instead of true and of false.
-PRECISION_FLAGS = {
-    "bf16": ("bfloat16", "float32"),
-    "fp16": ("float16", "auto"),
-    "bf16_full_eval": ("bfloat16", "auto"),
-    "fp16_full_eval": ("float16", "auto"),
 }
 
 
@@ -52,28 +45,22 @@ def parse_arguments(kind: type, *, verb: str, trainer: bool = False, argv: Seque
         ValueError: If a key or flag is unknown, or a value is not of its field's type.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    flags = {flag.name: flag for flag in list_flags(kind)}
-    if trainer:
-        flags = {flag.name: flag for flag in read_trainer_flags()} | flags
+    flags = {flag.name: flag for flag in [*list_flags(kind), *(read_trainer_flags() if trainer else [])]}
     recipe = argv.pop(0) if argv and argv[0].endswith(ENDINGS) else None
     argv = [_normalize(word, flags) for word in argv]
     named = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
     is_demo = recipe is None and named.isdisjoint(kind.own_data)
-    demo = find_recipes() / "demo" / f"{verb}.yaml"
+    recipe = f"{FOLDER}/demo/{verb}.yaml" if is_demo else recipe
     if not set(HELP).isdisjoint(argv):
-        values = _read_values(Path(recipe)) if recipe else {}
-        demo_values = _read_values(demo) if is_demo else {}
-        print(format_help(verb, kind.__doc__, flags.values(), values, demo_values, everything="--help_all" in argv))
+        values = _read_values(recipe, is_demo) if recipe else {}
+        shown = {"values": {} if is_demo else values, "demo": values if is_demo else {}}
+        print(format_help(verb, kind.__doc__, flags.values(), **shown, everything="--help_all" in argv))
         raise SystemExit(0)
-    path = demo if is_demo else find_recipe(recipe) if recipe else None
-    words = [*(_list_words(path, flags) if path else ()), *argv]
-    if any(word.partition("=")[0].replace("-", "_") in TOKEN_FLAGS for word in words):
-        # Before anything is logged; other users see it in the list of processes.
-        raise ValueError("--hub_token: expected no token in a command. Log in with `hf auth login`, or set HF_TOKEN.")
+    words = [*(_list_words(find_recipe(recipe, only_packaged=is_demo), flags) if recipe else ()), *argv]
+    _refuse_tokens(words)
     given = _parse_words(words, flags)
-    own = {flag.name: given[flag.name] for flag in list_flags(kind) if flag.name in given}
-    arguments = kind(**own)
-    settings = {name: value for name, value in given.items() if name not in own}
+    arguments = kind(**{name: value for name, value in given.items() if not flags[name].is_trainers})
+    settings = {name: value for name, value in given.items() if flags[name].is_trainers}
     if trainer:
         _check_settings(settings, flags)
     check_paths(arguments)
@@ -82,12 +69,13 @@ def parse_arguments(kind: type, *, verb: str, trainer: bool = False, argv: Seque
     # Said for the user where there is no GPU: from a launcher's YAML alone it starts processes that do not talk.
     if "use_cpu" in flags and "use_cpu" not in given and not has_accelerator:
         words = ["--use_cpu", "true", *words]
-        settings["use_cpu"] = "true"
-        if "use_cpu" in vars(arguments):
+        if trainer:
+            settings["use_cpu"] = "true"
+        else:
             arguments.use_cpu = True
     logger = logging.getLogger(f"bothways.{verb}")
-    logger.info(f"Recipe: {path}" if path else "No recipe: the script's defaults")
-    logger.info(f"Arguments{f', {path.name} first' if path else ''}: {' '.join(words)}")
+    logger.info(f"Recipe: {recipe}" if recipe else "No recipe: the script's defaults")
+    logger.info(f"Arguments{', the recipe first' if recipe else ''}: {' '.join(words)}")
     return (arguments, _build_training_arguments(settings)) if trainer else (arguments,)
 
 
@@ -98,6 +86,12 @@ def check_paths(arguments: object) -> None:
         if flag.path and value:
             for name in value if flag.many else [value]:
                 CHECKS[flag.path](name)
+
+
+def _refuse_tokens(words: Sequence[str]) -> None:
+    """Raises a ValueError, before anything is logged, if a command holds a token: others see the list of processes."""
+    if any(word.partition("=")[0].replace("-", "_") in TOKEN_FLAGS for word in words):
+        raise ValueError("--hub_token: expected no token in a command. Log in with `hf auth login`, or set HF_TOKEN.")
 
 
 def _check_settings(settings: Mapping[str, str], flags: Mapping[str, Flag]) -> None:
@@ -156,10 +150,10 @@ def _list_words(path: Path, flags: Mapping[str, Flag]) -> list[str]:
     return words
 
 
-def _read_values(path: Path) -> dict[str, str]:
+def _read_values(recipe: str, only_packaged: bool) -> dict[str, str]:
     """A recipe's values as --help shows them; none where there is no such recipe, as help is given all the same."""
     try:
-        values = read_recipe(find_recipe(str(path)))
+        values = read_recipe(find_recipe(recipe, only_packaged=only_packaged))
     except FileNotFoundError:
         return {}
     return {str(key): format_value(value) for key, value in values.items()}

@@ -7,19 +7,35 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from torch import Tensor, device
 
-from modeling.adapters import merge_adapter
+from modeling.adapters import check_adapter, merge_adapter
 from modeling.arguments import QuantizeArguments
-from modeling.bases import BaseFiles, load_base, load_tokenizer, measure_weights
+from modeling.bases import BaseFiles, check_unquantized, find_base, load_base, load_tokenizer, measure_weights
 from modeling.classifier import PreferenceMixin
 from modeling.encoding import BattleEncoder
+from modeling.files import check_replaceable
+from modeling.hub import check_repository_name
 from modeling.precision import set_dtype
 from modeling.probes import build_probe_encoder, compute_probe_logits, load_probe_battles, measure_change
+from modeling.publication.publishing import check_base_repository
 
-logger = get_logger(__name__)
+logger = get_logger("bothways.quantize")
 BASE_FILE = "config.json"  # which marks a folder as a base that may be replaced
 # Between the logits of a base before it was saved and after. Not 0: float32 sums over the head's weights differ in
 # their last digit (1e-8 was measured on a CPU) with where in memory the weights come to lie.
 RELOAD_TOLERANCE = 1e-5
+
+
+def find_backbone(arguments: QuantizeArguments) -> BaseFiles:
+    """The files to make a base of, after refusing what can be refused before weights are loaded."""
+    check_replaceable(Path(arguments.output_dir), BASE_FILE)
+    if arguments.push_to_hub:
+        check_repository_name("--hub_model_id", arguments.hub_model_id)
+        check_base_repository(arguments.hub_model_id, arguments.hub_private)
+    base = find_base(arguments.base)
+    check_unquantized(base)
+    if arguments.merge_adapter:
+        check_adapter(arguments.merge_adapter, base)
+    return base
 
 
 @dataclass(frozen=True)

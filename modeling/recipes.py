@@ -25,14 +25,18 @@ def find_recipes() -> Path:
     raise FileNotFoundError("Recipes: expected configs/ in the repository or an installed package; found none.")
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, *, only_packaged: bool = False) -> Path:
     """The path of a recipe; one that begins with configs/ is found from any folder.
+
+    Args:
+        name: As it was given.
+        only_packaged: Leave the current folder aside, which may have a configs/ of its own.
 
     Raises:
         FileNotFoundError: If there is no such file.
     """
     path = Path(name)
-    if path.is_file():
+    if path.is_file() and not only_packaged:
         return path
     if path.parts[0] == FOLDER and (kept := find_recipes().joinpath(*path.parts[1:])).is_file():
         return kept

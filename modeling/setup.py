@@ -30,7 +30,7 @@ from modeling.provenance import describe_source, name_run
 from modeling.publication.publishing import check_publishable
 from modeling.training import EvaluationRecorder, PreferenceTrainer, smooth_dataset
 
-logger = get_logger(__name__)
+logger = get_logger("bothways.train")
 MIXED_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}  # what a launcher calls them
 
 

@@ -29,34 +29,25 @@ def main() -> None:
     from accelerate import PartialState
     from transformers import AutoConfig, set_seed
 
-    from modeling.adapters import check_adapter
-    from modeling.bases import (
-        BaseFiles,
-        check_unquantized,
-        describe_origin,
-        find_base,
-        load_tokenizer,
-        save_base,
-        unpack_gguf,
-    )
-    from modeling.files import check_replaceable, replace_folder
-    from modeling.hub import check_repository_name
+    from modeling.bases import BaseFiles, describe_origin, load_tokenizer, save_base, unpack_gguf
+    from modeling.files import replace_folder
     from modeling.precision import choose_dtype
     from modeling.probes import build_probe_encoder
-    from modeling.publication.publishing import check_base_repository, name_upload, publish_base
-    from modeling.quantizing import BASE_FILE, check_saved, load_plain, load_quantized, read_in, report_change
+    from modeling.publication.publishing import name_upload, publish_base
+    from modeling.quantizing import (
+        BASE_FILE,
+        check_saved,
+        find_backbone,
+        load_plain,
+        load_quantized,
+        read_in,
+        report_change,
+    )
 
     # The same file on every machine, whatever that computes in.
     held = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
     output = Path(arguments.output_dir)
-    check_replaceable(output, BASE_FILE)
-    if arguments.push_to_hub:
-        check_repository_name("--hub_model_id", arguments.hub_model_id)
-        check_base_repository(arguments.hub_model_id, arguments.hub_private)
-    base = find_base(arguments.base)
-    check_unquantized(base)
-    if arguments.merge_adapter:
-        check_adapter(arguments.merge_adapter, base)
+    base = find_backbone(arguments)
     tokenizer = load_tokenizer(base.folder, **base.source)
     encoder, origin = build_probe_encoder(tokenizer), describe_origin(arguments.base, base)
     set_seed(arguments.seed)

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 import modeling
 from modeling import arguments, parsing, paths, prediction_arguments, recipes
 from modeling.arguments import TRAINING_DEFAULTS, QuantizeArguments, TrainArguments
-from modeling.flags import read_trainer_flags
+from modeling.flags import PRECISION_FLAGS, read_trainer_flags
 from modeling.parsing import parse_arguments
 from modeling.prediction_arguments import PredictArguments
 from modeling.recipes import find_recipes
@@ -245,7 +245,7 @@ def test_own_data_never_gets_the_demos_recipe(caplog):
 
     demo, _ = parse("train", "--orientation", "ab")
     assert (demo.max_length, demo.lora_r, demo.freeze_layers) == (384, 16, 20)
-    assert f"Recipe: {find_recipes() / 'demo' / 'train.yaml'}" in caplog.messages
+    assert "Recipe: configs/demo/train.yaml" in caplog.messages
 
 
 OWN = {
@@ -304,7 +304,8 @@ def test_the_trainers_flags_are_those_of_the_installed_transformers():
     for field in fields(TrainingArguments):
         if isinstance(field.default, int | float | bool):
             assert read[field.name].default == field.default
-        assert read[field.name].help == field.metadata["help"].replace("%%", "%")
+        if field.name not in ("output_dir", *PRECISION_FLAGS):
+            assert read[field.name].help == field.metadata["help"].replace("%%", "%")
     assert read["per_device_train_batch_size"].kind is int and read["do_train"].kind is bool
     assert "adamw_8bit" in read["optim"].choices and read["save_strategy"].choices == ("no", "steps", "epoch", "best")
 

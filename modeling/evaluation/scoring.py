@@ -28,7 +28,7 @@ from modeling.paths import check_predictions
 from modeling.prediction_arguments import EvaluateArguments
 from modeling.verdicts import RAW
 
-logger = get_logger(__name__)
+logger = get_logger("bothways.evaluate")
 
 REPORT_FILE = "report.json"
 

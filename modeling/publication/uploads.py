@@ -11,7 +11,7 @@ from modeling.paths import check_here
 from modeling.publication.publishing import Destination, collect_judge, describe_base, publish_base
 from modeling.publication.staging import Contents
 
-logger = get_logger(__name__)
+logger = get_logger("bothways.publish")
 
 
 def upload_base(folder: Path, arguments: PublishArguments) -> None:

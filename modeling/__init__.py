@@ -16,7 +16,8 @@ length) -> ratings (models ranked) -> sections (tables as text) -> reports (all 
 calibrating (on which battles) -> figures (pictures of it) -> pages (the same as HTML) -> provenance (what a member
 says of its run) -> markdown (text that stays text) -> languages (their codes) -> licences (what names say of them) ->
 limits (what figures do not show) -> cards (model cards) -> staging (a folder as it will stand on the Hub) ->
-publishing (what goes there) -> serving (a judge for many) -> web (behind a page) -> turns (ways in turn) ->
+publishing (what goes there) -> serving (a judge for many) -> web (behind a page) ->
+doctor (what works here) -> cli (the command `bothways`) -> turns (ways in turn) ->
 notebook (the original's way) -> peers (other packages) -> speed (prediction, training) -> growth (cost against size)
 -> second_readings (accuracy against seconds) -> encoding_speed (ids) -> streaming (a pool's memory) ->
 tables (figures as text) -> plots (and as pictures). A module imports only from those before it.

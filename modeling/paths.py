@@ -97,8 +97,8 @@ def check_hub_name(name: str, role: str) -> None:
     if not is_repository_id(name.partition("@")[0]):
         raise FileNotFoundError(
             f"{role} {name}: expected a folder here or a Hub repository; found neither, as no repository can have that "
-            "name. If it is the demo's, run `make demo` first (without a clone: `bothways quantize`, then `bothways train`); "
-            "otherwise check the path."
+            "name. If it is the demo's, run `make demo` first (`bothways quantize` and `bothways train` without a "
+            "clone); otherwise check the path."
         )
 
 

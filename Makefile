@@ -9,7 +9,10 @@ GEMMA_TOKENIZER := .cache/gemma2-tokenizer/tokenizer.json
 VERSIONS_TESTS := $(addprefix tests/test_,$(addsuffix .py,packaging doctor classifier losses training loading merging \
 	inference judge quantize battles files encoding tokenizing probes attention metrics calibration ratings duplicates))
 
-.PHONY: install develop demo app test versions crash lint format
+# An old laptop's CPU on a newer one: for torch, oneDNN and MKL there are no instructions beyond AVX2.
+OLD_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+
+.PHONY: install develop demo app test test-old-cpu versions crash lint format
 
 install: .venv/installed
 develop: .venv/developing
@@ -42,6 +45,10 @@ app: install
 
 test: lint $(GEMMA_TOKENIZER)
 	$(BIN)/pytest
+
+# What depends on the CPU, as on one with AVX2 alone.
+test-old-cpu: develop
+	$(OLD_CPU) $(BIN)/pytest tests/test_precision.py tests/test_attention.py tests/test_inference.py
 
 # In new environments each time; torch is 2.13.0 in both, because of the older ones only large CUDA builds can be had.
 versions:

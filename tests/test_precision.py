@@ -19,8 +19,10 @@ from modeling.adapters import add_adapters, build_merged
 from modeling.bases import BaseFiles, load_base, load_tokenizer, save_base
 from modeling.judge import Judge
 from modeling.loading import load_judge
+from modeling.members import read_member
 from modeling.packing import pack_readings
 from modeling.precision import TOLERANCES, choose_dtype, find_tolerance, measure_precisions
+from tests.conftest import DEMO_DATA, REPOSITORY, call, fail
 
 SIZES = SimpleNamespace(hidden_size=576, intermediate_size=1536)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -267,3 +269,54 @@ def test_an_overflow_that_the_canaries_did_not_show_stops_the_reading(overflowin
 def test_a_members_own_precision_is_what_is_read_in_where_nothing_else_is_asked(members):
     (member,) = load_judge([str(members["ab"])])
     assert member.dtype == json.loads((members["ab"] / "member.json").read_text())["dtype"] == "float32"
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def build_run(bases, output, *flags) -> list:
+    run = ["configs/demo/train.yaml", "--orientation", "ab", "--base", bases["8bit"].folder, "--freeze_layers", 0]
+    run += ["--train_file", DEMO_DATA / "demo_test.jsonl", "--max_length", 96, "--max_steps", 2]
+    return [*run, "--save_strategy", "steps", "--save_steps", 1, "--output_dir", output, *flags]
+
+
+def test_a_resumed_run_keeps_its_precision_on_another_machine(bases, tmp_path, monkeypatch, caplog):
+    """Begun on a CPU that computes in bf16, gone on with where auto would take another precision."""
+    monkeypatch.chdir(REPOSITORY)
+    output = tmp_path / "ab"
+    call("train", *build_run(bases, output, "--dtype", "bfloat16"), monkeypatch=monkeypatch)
+    assert read_member(output).dtype == "bfloat16"
+    monkeypatch.setattr(precision, "_choose", lambda *_: pytest.fail("measured, though the run has its precision"))
+    caplog.set_level(logging.INFO)
+    call("train", *build_run(bases, output), monkeypatch=monkeypatch)
+    assert "Precision: bfloat16, as the interrupted run had it" in caplog.text
+    assert read_member(output).dtype == "bfloat16"
+    said = fail("train", *build_run(bases, output, "--dtype", "float32"), monkeypatch=monkeypatch, caplog=caplog)
+    assert "dtype: bfloat16 there, float32 here" in said
+
+
+def test_a_member_is_saved_before_its_probes_are_read(bases, tmp_path, monkeypatch, caplog, demo_battles):
+    """Hours of training are not lost where reading the probes fails; the member then says that it has none."""
+    monkeypatch.chdir(REPOSITORY)
+
+    def fail_to_read(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("modeling.saving.record_probes", fail_to_read)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        call("train", *build_run(bases, tmp_path / "ab"), monkeypatch=monkeypatch)
+    judge = Judge.from_pretrained(tmp_path / "ab")
+    assert "no probe battles are read (its training ended before it had any)" in caplog.text
+    assert len(judge.predict(demo_battles.select(range(2)))) == 2
+
+
+def test_training_in_float16_and_other_precisions_of_the_launcher_are_one_line(bases, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(REPOSITORY)
+    run = build_run(bases, tmp_path / "ab", "--dtype", "float16")
+    said = fail("train", *run, monkeypatch=monkeypatch, caplog=caplog)
+    assert "--dtype float16: expected a precision to train in; found one to read in" in said
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    run = build_run(bases, tmp_path / "ab", "--dtype", "float32")
+    said = fail("train", *run, monkeypatch=monkeypatch, caplog=caplog)
+    assert "--dtype float32, launched with mixed precision fp16: expected the same or none" in said
+    assert not any(tmp_path.iterdir())

@@ -288,6 +288,7 @@ class BenchmarkArguments:
     repeats: int = option(3, "Turns of each way; what is reported are medians, and ratios of neighbouring turns.")
     counts: list[int] | None = option(None, "Growth: numbers of battles.")
     rows: int = option(1_000_000, "Battles to stream: those of the file again and again, each with an id of its own.")
+    dtype: str = option("auto", f"{DTYPE_HELP} For prediction and training.", choices=PRECISIONS)
     output: str = option(None, "JSON file to write; a picture of the same name goes beside it.", group="output")
 
     def __post_init__(self):

@@ -12,9 +12,9 @@ def measure(arguments: BenchmarkArguments) -> dict:
     """The figures of what is asked for."""
     a, battles, judge = arguments, arguments.battles[0], arguments.judge or []
     if a.what == "prediction":
-        return benchmark_prediction(battles, judge, a.base, a.count, a.repeats, a.readings)
+        return benchmark_prediction(battles, judge, a.base, a.count, a.repeats, a.readings, a.dtype)
     if a.what == "training":
-        return benchmark_training(battles, a.base, a.count, a.repeats, a.max_length)
+        return benchmark_training(battles, a.base, a.count, a.repeats, a.max_length, a.dtype)
     if a.what == "second_readings":
         return benchmark_second_readings(battles, judge, a.readings, a.count)
     if a.what == "growth":

@@ -15,7 +15,7 @@ from modeling.arguments import TRAINING_DEFAULTS
 from modeling.flags import PRECISION_FLAGS, Flag, list_flags, read_trainer_flags
 from modeling.paths import CHECKS
 from modeling.recipes import ENDINGS, FOLDER, find_recipe, read_recipe
-from modeling.starting import start_torch
+from modeling.starting import show_text, start_torch
 from modeling.usage import format_help, format_value
 
 HELP = ("-h", "--help", "--help_all")
@@ -54,7 +54,7 @@ def parse_arguments(kind: type, *, verb: str, trainer: bool = False, argv: Seque
     if not set(HELP).isdisjoint(argv):
         values = _read_values(recipe, is_demo) if recipe else {}
         shown = {"values": {} if is_demo else values, "demo": values if is_demo else {}}
-        print(format_help(verb, kind.__doc__, flags.values(), **shown, everything="--help_all" in argv))
+        show_text(format_help(verb, kind.__doc__, flags.values(), **shown, everything="--help_all" in argv))
         raise SystemExit(0)
     words = [*(_list_words(find_recipe(recipe, only_packaged=is_demo), flags) if recipe else ()), *argv]
     _refuse_tokens(words)

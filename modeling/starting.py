@@ -29,6 +29,14 @@ def run_script(main: Callable[[], None]) -> None:
         raise SystemExit(2) from error
 
 
+def show_text(text: str) -> None:
+    """Prints a long text; whoever reads it may go before its end, as in `train.py --help | head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more as it ends
+
+
 def start_torch() -> bool:
     """Loads torch, gives it this process's share of the cores, and says whether it may compute on an accelerator."""
     import torch  # here: what can be answered without it is answered before

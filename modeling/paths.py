@@ -63,6 +63,12 @@ def is_repository_id(name: str) -> bool:
     return bool(REPOSITORY_ID.fullmatch(name)) and not re.search(r"--|\.\.|\.git$", name)
 
 
+def is_in_folder(name: str) -> bool:
+    """Whether a name that is not on the disk would be in a folder that is, and so is more likely a path mistyped than
+    an owner's repository; with a revision, as in owner/name@main, it is meant for the Hub."""
+    return "/" in name and "@" not in name and Path(name).parent.is_dir()
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -78,6 +84,8 @@ def check_source(source: str) -> None:
     name = split_source(source)[0]
     if not Path(name).is_dir() and (not DATASET_ID.fullmatch(name) or FILE_ENDING.fullmatch(name)):
         raise explain_missing_source(source)
+    if not Path(name).exists() and is_in_folder(source):
+        raise explain_missing_source(source, f"a folder {Path(name).parent} without {Path(name).name}")
 
 
 def explain_missing_source(source: str, problem: str = "none") -> FileNotFoundError:
@@ -94,12 +102,15 @@ def check_hub_name(name: str, role: str) -> None:
     Args:
         role: What it should be, for the error: "Judge", "Base".
     """
-    if not is_repository_id(name.partition("@")[0]):
-        raise FileNotFoundError(
-            f"{role} {name}: expected a folder here or a Hub repository; found neither, as no repository can have that "
-            "name. If it is the demo's, run `make demo` first (`bothways quantize` and `bothways train` without a "
-            "clone); otherwise check the path."
-        )
+    known = is_repository_id(name.partition("@")[0])
+    if known and not is_in_folder(name):
+        return
+    reason = f"a folder {Path(name).parent} without it" if known else "neither, as no repository can have that name"
+    raise FileNotFoundError(
+        f"{role} {name}: expected a folder here or a Hub repository; found {reason}. If it is the demo's, run "
+        "`make demo` first (`bothways quantize` and `bothways train` without a clone); otherwise check the path"
+        f"{f', or name the repository {name}@main' * known}."
+    )
 
 
 def check_folder(name: str, role: str) -> None:

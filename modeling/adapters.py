@@ -131,7 +131,7 @@ def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype) -> Preferen
             owner, _, key = name.rpartition(".")
             merged.get_submodule(owner).register_buffer(key, buffer, persistent=False)
     merged.config._attn_implementation = network.config._attn_implementation
-    merged.reads_in_bfloat16 = network.reads_in_bfloat16
+    merged.compute_dtype = network.compute_dtype
     return merged.requires_grad_(False).eval()
 
 

@@ -5,29 +5,67 @@ Only scripts import this module; everything else takes plain values.
 
 import math
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
-from modeling.battles import TRAINED_ORIENTATIONS
-from modeling.encoding import TRUNCATIONS
-from modeling.folds import FOLD_METHODS
-from modeling.mixing import LEAK_POLICIES, TWIN_POLICIES
-from modeling.options import BASE_HELP, BattleArguments, option, require
+from modeling.choices import (
+    FOLD_METHODS,
+    LEAK_POLICIES,
+    PRECISIONS,
+    QUANT_TYPES,
+    QUANTIZATIONS,
+    READINGS,
+    TRAINED_ORIENTATIONS,
+    TRUNCATIONS,
+    TWIN_POLICIES,
+)
+from modeling.options import BASE_HELP, DTYPE_HELP, JUDGE_HELP, BattleArguments, option, require
+
+# What train.py says to the Trainer where neither recipe nor flag does: the settings of configs/gemma2-9b/train.yaml,
+# for hours of training on one GPU. The Trainer's own defaults suit the training of all weights (a rate of 5e-5, three
+# epochs) and keep every checkpoint. Written as on a command line: transformers converts them as it does a user's.
+TRAINING_DEFAULTS = {
+    "num_train_epochs": "1",
+    "per_device_train_batch_size": "4",  # x 4 = 16 battles a step, as the recipes have them; 4 fit a smaller card
+    "gradient_accumulation_steps": "4",
+    "gradient_checkpointing": "true",  # one more forward pass instead of every layer's activations
+    "gradient_checkpointing_kwargs": '{"use_reentrant": true}',  # else bitsandbytes keeps every 8-bit layer's input
+    "learning_rate": "2e-4",
+    "lr_scheduler_type": "linear",
+    "warmup_steps": "0.025",  # below 1: a share of all steps
+    "optim": "adamw_8bit",  # 2 bytes of state a parameter instead of 8
+    "max_grad_norm": "1.0",
+    "save_strategy": "steps",  # an interrupted run goes on from here when the same command is given again
+    "save_steps": "500",
+    "save_total_limit": "2",
+    "logging_steps": "10",
+    "report_to": "none",  # nothing leaves the machine unasked
+    "seed": str(0xFACED),
+}
 
 
 @dataclass
 class QuantizeArguments:
     """Turns a backbone into a base: a fresh head, quantised weights, ready for train.py."""
 
-    base: str = option(None, BASE_HELP)
-    output_dir: str = option(None, "Folder to write the base to.")
-    quantization: str = option("8bit", "Weights of the base.", choices=["none", "8bit", "4bit"])
-    bnb_4bit_quant_type: str = option("nf4", "Values that 4-bit weights can take.", choices=["nf4", "fp4"])
+    own_data: ClassVar[tuple[str, ...]] = ("base", "merge_adapter")
+
+    base: str = option(None, BASE_HELP, group="model", path="base")
+    quantization: str = option("8bit", "Weights of the base.", choices=QUANTIZATIONS)
+    bnb_4bit_quant_type: str = option("nf4", "Values that 4-bit weights can take.", choices=QUANT_TYPES)
     bnb_4bit_use_double_quant: bool = option(False, "Quantise the scales of 4-bit weights too, 0.4 bits a weight less.")
     merge_adapter: str | None = option(
-        None, "Folder or Hub id of a LoRA adapter to merge into the weights, in float32, before they are quantised."
+        None,
+        "Folder or Hub id of a LoRA adapter to merge into the weights, in float32, before they are quantised.",
+        path="adapter",
     )
-    dtype: str = option("bfloat16", "What is not quantised is saved in this.", choices=["bfloat16", "float32"])
+    dtype: str = option(
+        "auto",
+        "Precision to compute in; what is not quantised is saved in bfloat16 under auto, else in this.",
+        choices=PRECISIONS,
+    )
     head_hidden_size: int | None = option(None, "Width of the head: hidden_size // 2 if left out, 0 for a linear head.")
     seed: int = option(0, "Seed of the fresh head.")
+    output_dir: str = option(None, "Folder to write the base to.", group="output")
     push_to_hub: bool = option(False, "Upload the base as --hub_model_id once it is written.")
     hub_model_id: str | None = option(None, "Hub id, USER/NAME; the repository is created when needed.")
     hub_private: bool = option(True, "Only you and those you name can see the repository.")
@@ -47,50 +85,65 @@ class QuantizeArguments:
 class TrainArguments(BattleArguments):
     """Trains one member; every TrainingArguments flag works too. The same command goes on with an interrupted run."""
 
+    own_data: ClassVar[tuple[str, ...]] = ("train_file", "eval_file", "base")
+
     orientation: str = option(
-        None, "Which answer the adapter reads first, or both orders in each step.", choices=list(TRAINED_ORIENTATIONS)
+        None,
+        "Which answer the adapter reads first, or both orders in each step.",
+        choices=TRAINED_ORIENTATIONS,
+        group="model",
     )
-    base: str = option(None, "Base to train on: the folder that quantize.py wrote, or its Hub id (with @revision).")
+    base: str = option(
+        None, "Base to train on: the folder that quantize.py wrote, or its Hub id (with @revision).", path="base"
+    )
     train_file: list[str] | None = option(
-        None, "Battles with outcomes, one source or more: files, folders of them, or Hub data sets."
+        None,
+        "Battles with outcomes, one source or more: files, folders of them, or Hub data sets.",
+        group="data",
+        path="battles",
     )
     train_weights: list[float] | None = option(None, "Weight of each source's battles in the loss; 1 if left out.")
     train_confidences: list[float] | None = option(
         None, "How sure each source's labels are, above 0.5 up to 1: at 0.9 a winner is trained as [0.9, 0.1]."
     )
-    eval_file: str | None = option(None, "Battles to evaluate on.")
+    eval_file: str | None = option(None, "Battles to evaluate on.", path="battles")
     num_folds: int | None = option(None, "Instead of eval_file: split the first train_file into this many folds.")
     fold: int = option(0, "The fold to evaluate on.")
     fold_method: str = option(
         "prompt",
         "Folds by prompt, near-identical ones together, balanced by label and language; or row modulo num_folds.",
-        choices=list(FOLD_METHODS),
+        choices=FOLD_METHODS,
     )
     leak_policy: str = option(
         "drop",
         "Training battles whose prompt is nearly one of the evaluation's: leave them out, keep them, or stop.",
-        choices=list(LEAK_POLICIES),
+        choices=LEAK_POLICIES,
     )
     repeat_policy: str = option(
-        "keep", "Battles of one source that say the same as an earlier one.", choices=list(TWIN_POLICIES)
+        "keep", "Battles of one source that say the same as an earlier one.", choices=TWIN_POLICIES
     )
-    identical_policy: str = option("keep", "Battles whose two answers are the same.", choices=list(TWIN_POLICIES))
+    identical_policy: str = option("keep", "Battles whose two answers are the same.", choices=TWIN_POLICIES)
     teacher_column: list[str] | None = option(
-        None, "Columns with a teacher's probabilities, [p_a, p_b] or p_a; several are averaged, null is none."
+        None,
+        "Columns with a teacher's probabilities, [p_a, p_b] or p_a; several are averaged, null is none.",
+        group="teacher",
     )
     teacher_temperature: float = option(5.0, "Flattens teacher and student before they are compared.")
     teacher_weight: float = option(0.9, "Share of the teacher in the loss; the label has the rest.")
-    max_length: int = option(2200, "Tokens of an encoded battle, special tokens included.")
-    truncation: str = option("balanced", "What is cut from longer battles.", choices=list(TRUNCATIONS))
-    tokens_per_batch: int | None = option(
-        None, "Most tokens that are trained on at once: larger batches of a device are parted, with the same gradients."
-    )
-    lora_r: int = option(64, "Rank of the adapters.")
+    max_length: int = option(2200, "Tokens of an encoded battle, special tokens included.", group="encoding")
+    truncation: str = option("balanced", "What is cut from longer battles.", choices=TRUNCATIONS)
+    lora_r: int = option(64, "Rank of the adapters.", group="adapter")
     lora_alpha: float = option(4, "Scale of the adapters; alpha / r sets their learning rate against the head's.")
     lora_dropout: float = option(0.05, "Dropout before the adapters.")
     head_dropout: float = option(0.1, "Dropout in the head.")
     head_learning_rate: float | None = option(None, "Learning rate of the head; learning_rate if left out.")
     freeze_layers: int = option(0, "Lower layers that get no adapter, and so cost no backward pass.")
+    tokens_per_batch: int | None = option(
+        None,
+        "Most tokens that are trained on at once: larger batches of a device are parted, with the same gradients.",
+        group="device",
+    )
+    dtype: str = option("auto", DTYPE_HELP, choices=PRECISIONS)
     dry_run: bool = option(False, "Say what the run would need in memory, steps and hours, after two real steps; stop.")
 
     def __post_init__(self):
@@ -133,17 +186,20 @@ class TrainArguments(BattleArguments):
 class AppArguments:
     """Serves a judge as a web page and an API."""
 
-    judge: list[str] | None = option(None, "Members or whole judges, one or more: folders or Hub ids (with @revision).")
+    own_data: ClassVar[tuple[str, ...]] = ("judge",)
+
+    judge: list[str] | None = option(None, JUDGE_HELP, group="model", path="judge")
+    skip_probes: bool = option(False, "Do not check that each member still answers as it did when it was saved.")
+    dtype: str = option("auto", DTYPE_HELP, choices=PRECISIONS)
+    use_cpu: bool = option(False, "Run on the CPU even where there is a GPU.")
     host: str | None = option(
-        None, "Address to listen on; left out, GRADIO_SERVER_NAME, which Spaces set, or 127.0.0.1."
+        None, "Address to listen on; left out, GRADIO_SERVER_NAME, which Spaces set, or 127.0.0.1.", group="server"
     )
     port: int = option(7860, "Port to listen on; 0 for any that is free.")
     max_characters: int = option(20_000, "Most characters of a text.")
     max_battles: int = option(1000, "Most battles of an uploaded file.")
     max_bytes: int = option(10_000_000, "Most bytes of an uploaded file.")
     max_waiting: int = option(100, "Most requests that wait; more are turned away.")
-    skip_probes: bool = option(False, "Do not check that each member still answers as it did when it was saved.")
-    use_cpu: bool = option(False, "Run on the CPU even where there is a GPU.")
 
     def __post_init__(self):
         require(self, "judge")
@@ -158,12 +214,16 @@ class AppArguments:
 class PublishArguments:
     """Uploads a member, a whole judge or a base to the Hub, or writes a member as one plain checkpoint."""
 
-    member: str | None = option(None, "Folder of one member; with --merged also a Hub id.")
+    own_data: ClassVar[tuple[str, ...]] = ("member", "judge", "base")
+
+    member: str | None = option(None, "Folder of one member; with --merged also a Hub id.", group="model", path="judge")
     judge: list[str] | None = option(
-        None, "Instead: folders of members, or the folder of a judge, which get one repository together."
+        None,
+        "Instead: folders of members, or the folder of a judge, which get one repository together.",
+        path="judge here",
     )
-    base: str | None = option(None, "Instead: folder of a base, as quantize.py wrote it.")
-    repo: str | None = option(None, "Hub id, USER/NAME; the repository is created when needed.")
+    base: str | None = option(None, "Instead: folder of a base, as quantize.py wrote it.", path="base here")
+    repo: str | None = option(None, "Hub id, USER/NAME; the repository is created when needed.", group="Hub")
     base_repo: str | None = option(None, "Hub id to push the base to, where that is only in a folder here.")
     private: bool = option(True, "Only you and those you name can see what is uploaded.")
     revision: str | None = option(None, "Branch of --repo to commit to, created when needed; main if left out.")
@@ -171,13 +231,15 @@ class PublishArguments:
     readings: str | None = option(
         None,
         "How the judge reads: each member in its own order (if nothing else is said), or every member in both.",
-        choices=["own", "both"],
+        choices=READINGS,
     )
     report: str | None = option(None, "Folder that evaluate.py wrote: what the card says of --member or --judge.")
-    merged: bool = option(False, "Merge the adapter into its base first, into one checkpoint in --output_dir.")
-    output_dir: str | None = option(None, "Folder for the merged member.")
-    dtype: str = option("bfloat16", "Of the merged weights.", choices=["bfloat16", "float32"])
     dry_run: bool = option(False, "List what would be uploaded, and where; nothing is sent.")
+    merged: bool = option(
+        False, "Merge the adapter into its base first, into one checkpoint in --output_dir.", group="merging"
+    )
+    output_dir: str | None = option(None, "Folder for the merged member.")
+    dtype: str = option("auto", "Precision of the merged weights; auto is bfloat16.", choices=PRECISIONS)
 
     def __post_init__(self):
         given = [f"--{name}" for name in ("member", "judge", "base") if vars(self)[name]]
@@ -206,22 +268,28 @@ class PublishArguments:
 class BenchmarkArguments:
     """Times a part of the work against other ways to do it, in turns, and says what it gave."""
 
+    own_data: ClassVar[tuple[str, ...]] = ()  # timings of other battles keep the recipe's judge and base
+
     what: str = option(
         "prediction",
         "Prediction or training against the notebook's way and peers; second readings' accuracy against seconds; "
         "growth with the number of battles and their length; encoding against the plain way; a streamed pool.",
-        choices=["prediction", "training", "second_readings", "growth", "encoding", "streaming"],
+        choices=("prediction", "training", "second_readings", "growth", "encoding", "streaming"),
+        group="what is timed",
     )
-    battles: list[str] | None = option(None, "Battles to time it on: parquet, csv or jsonl; several for growth.")
-    judge: list[str] | None = option(None, "Members or a whole judge to read with.")
-    readings: str | None = option(None, "Orders that its members read, as in predict.py.", choices=["own", "both"])
+    battles: list[str] | None = option(
+        None, "Battles to time it on: parquet, csv or jsonl; several for growth.", path="battles"
+    )
+    judge: list[str] | None = option(None, "Members or a whole judge to read with.", path="judge")
+    readings: str | None = option(None, "Orders that its members read, as in predict.py.", choices=READINGS)
     base: str = option(None, f"{BASE_HELP} For encoding, a folder with a tokenizer alone will do.")
     max_length: int = option(2200, "Tokens of an encoded battle where no judge says it, special tokens included.")
     count: int = option(64, "Battles of a turn, of which none is in two.")
     repeats: int = option(3, "Turns of each way; what is reported are medians, and ratios of neighbouring turns.")
     counts: list[int] | None = option(None, "Growth: numbers of battles.")
     rows: int = option(1_000_000, "Battles to stream: those of the file again and again, each with an id of its own.")
-    output: str = option(None, "JSON file to write; a picture of the same name goes beside it.")
+    dtype: str = option("auto", f"{DTYPE_HELP} For prediction and training.", choices=PRECISIONS)
+    output: str = option(None, "JSON file to write; a picture of the same name goes beside it.", group="output")
 
     def __post_init__(self):
         require(self, "battles", "output")

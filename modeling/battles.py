@@ -11,13 +11,11 @@ import pyarrow as pa
 from datasets import Dataset
 
 from modeling.checks import BattleReader, RowPolicy
+from modeling.choices import ORIENTATIONS, TRAINED_ORIENTATIONS
 from modeling.files import CHUNK_ROWS, iterate_columns
 from modeling.schemas import LABELS as LABELS
 from modeling.schemas import RESPONSES
 from modeling.schemas import TEXTS as TEXTS
-
-ORIENTATIONS = ("ab", "ba")
-TRAINED_ORIENTATIONS = (*ORIENTATIONS, "both")  # what a member can have learned to read
 
 
 def load_battles(source: str | Path, *, require_labels: bool = False, **policy: str) -> Dataset:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 
+from modeling.choices import CALIBRATIONS
 from modeling.metrics import check_arrays, find_losses
 
 METHODS = ("temperature", "isotonic")
@@ -115,7 +116,7 @@ def fit_isotonic(p_a: np.ndarray, labels: np.ndarray) -> Calibration:
     return Calibration("isotonic", len(p_a), points=tuple(points))
 
 
-FITS = {"temperature": fit_temperature, "isotonic": fit_isotonic}
+FITS = dict(zip(CALIBRATIONS, (fit_temperature, fit_isotonic), strict=True))
 
 
 def _scale(p_a: np.ndarray, temperature: float) -> np.ndarray:

@@ -77,6 +77,21 @@ def find_checkpoint(folder: Path, run: Mapping, wanted: str | None) -> Path | No
     return checkpoint
 
 
+def read_recorded_dtype(folder: Path, wanted: str | None) -> str | None:
+    """The precision of the run that `find_checkpoint` would go on with, so that a resumed run keeps it even on another
+    machine; None where there is none.
+
+    Args as for `find_checkpoint`; nothing is deleted.
+    """
+    candidates = [] if wanted == "no" else _list_checkpoints(folder) if wanted in (None, "auto") else [Path(wanted)]
+    for seal in (candidate / SEAL for candidate in candidates):
+        try:
+            return json.loads(seal.read_text(encoding="utf-8"))["run"]["dtype"]
+        except (OSError, json.JSONDecodeError, KeyError, TypeError):  # not complete: find_checkpoint says so
+            continue
+    return None
+
+
 def compare_runs(theirs: Mapping, ours: Mapping) -> list[str]:
     """A line for each setting that differs, such as "seed: 0 there, 1 here"."""
     ours = json.loads(json.dumps(ours))  # as it is read back: tuples are lists

@@ -10,16 +10,13 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
 
+from modeling.choices import BAD_ROW_POLICIES, BLANK_POLICIES, TIE_POLICIES
 from modeling.cleaning import is_blank
 from modeling.conversations import FIX, RowError
 from modeling.files import Columns
-from modeling.schemas import CONTRADICTED, LABELS, OUTCOMES, SCHEMAS, TEXTS, find_schema, hash_texts
+from modeling.schemas import CONTRADICTED, LABELS, OUTCOMES, SCHEMA_NAMES, SCHEMAS, TEXTS, find_schema, hash_texts
 
 logger = get_logger(__name__)
-SCHEMA_NAMES = ("auto", *SCHEMAS)
-TIE_POLICIES = ("keep", "drop")
-BLANK_POLICIES = ("error", "drop", "keep")
-BAD_ROW_POLICIES = ("error", "drop")
 REPEATED = "an id must stand on 1 row, because predictions are keyed by id"
 BLANK = "prompt, response_a and response_b must not be null or blank"
 UNLIKE_IDS = "ids must be all text or all whole numbers"

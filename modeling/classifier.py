@@ -68,8 +68,8 @@ class PreferenceMixin:
     accepts_loss_kwargs = False
     # The head is small and its logits are compared: float32 at every load, whatever dtype the base has.
     _keep_in_fp32_modules_strict = ("score",)
-    # Whether the body runs under bf16 autocast, in training and prediction alike; load_base says so.
-    reads_in_bfloat16 = False
+    # What the body computes in, in training and prediction alike, whatever its weights are held in; load_base says so.
+    compute_dtype = torch.float32
     # How the loss mixes labels with a teacher's probabilities, where batches have these; train.py says so.
     distillation = Distillation()
 
@@ -126,7 +126,8 @@ class PreferenceMixin:
             kwargs["segments"] = segments
             attention_mask = torch.ones(1, 1, 1, 1, device=self.device)  # of four dimensions: transformers builds none
         # Here, and not in the Trainer: DeepSpeed would turn the adapters themselves into bf16 instead.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reads_in_bfloat16):
+        lower = self.compute_dtype != torch.float32
+        with torch.autocast(self.device.type, self.compute_dtype if lower else None, enabled=lower):
             hidden = body(
                 input_ids,
                 attention_mask=attention_mask,
@@ -138,7 +139,7 @@ class PreferenceMixin:
             features = hidden[torch.arange(len(hidden), device=hidden.device), last_token(hidden, attention_mask)]
         else:
             features = hidden[0, ends]  # (B, H)
-        # Two labels are too few to save anything by bf16.
+        # Two labels are too few to save anything by a lower precision.
         with torch.autocast(hidden.device.type, enabled=False):
             logits = self.score(features.float())  # (B, L)
         loss = None

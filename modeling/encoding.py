@@ -15,6 +15,7 @@ from accelerate.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
 from modeling.battles import TEXTS, order_responses
+from modeling.choices import TRUNCATIONS
 from modeling.cleaning import mend_text
 from modeling.tokenizing import TemplateTokenizer
 
@@ -22,7 +23,6 @@ logger = get_logger(__name__)
 
 TEMPLATE = "<prompt>: {prompt}\n\n<response_a>: {first}\n\n<response_b>: {second}"
 TEMPLATE_FIELDS = ("prompt", "first", "second")
-TRUNCATIONS = ("balanced", "left")
 ELISION = " … "  # stands where the middle of a field was cut, so that its two ends can never join into a marker
 TOKENIZER_BATCH = 512
 MIN_FIELD_TOKENS = 8  # of each field that is cut, ELISION included

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import itertools
 import json
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,37 +13,32 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modeling.paths import BATTLE_ENDINGS, check_source, explain_missing_source, locate_source, split_source
+
 Columns = dict[str, list]
 CHUNK_ROWS = 2048
 LINE_LIMIT = 1 << 26  # characters; a file without line ends would otherwise be read whole into memory
-SOURCE = re.compile(r"(?P<path>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>.+))?")
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-# Names of files, wherever they are; any other ending, of "mix-v1.2" say, may be a Hub id's.
-FILE_ENDING = re.compile(r".*\.(parquet|csv|tsv|jsonl|json|ndjson|txt|arrow|feather|xlsx|gz|bz2|xz|zst|zip|tar)", re.I)
 
 
 def iterate_columns(source: str | Path, chunk_rows: int = CHUNK_ROWS) -> Iterator[Columns]:
     """Columns of a file or data set as Python lists, `chunk_rows` rows at a time, so that any size fits the memory.
 
     Args:
-        source: A parquet, csv or jsonl file (empty cells of a csv are empty texts, never NaN), or what
-            `datasets.load_dataset` takes: a folder of such files or a Hub id, each with an optional `@revision` and
-            `:split` ("train" if left out).
+        source: A parquet, csv or jsonl file (empty cells of a csv are empty texts, never NaN), also as
+            `package:<installed package>/<file>`; or what `datasets.load_dataset` takes: a folder of such files or a
+            Hub id, each with an optional `@revision` and `:split` ("train" if left out).
         chunk_rows: Most rows of a chunk. A source without rows gives one chunk of empty columns.
 
     Raises:
         FileNotFoundError: If there is neither such a file nor such a data set.
         ValueError: If the content is damaged: the message names the file and the line.
     """
-    readers = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
-    path = Path(source)
+    check_source(str(source))
+    path = locate_source(source)
     if not path.is_file():
         yield from _read_dataset(str(source), chunk_rows)
         return
-    if path.suffix not in readers:
-        raise ValueError(
-            f"{path}: expected a file ending in {', '.join(readers)}; found {path.suffix or 'no ending'!r}."
-        )
+    readers = dict(zip(BATTLE_ENDINGS, (_read_parquet, _read_csv, _read_jsonl), strict=True))
     try:
         yield from readers[path.suffix](path, chunk_rows)
     except UnicodeDecodeError as error:
@@ -58,29 +52,17 @@ def iterate_columns(source: str | Path, chunk_rows: int = CHUNK_ROWS) -> Iterato
 def _read_dataset(source: str, chunk_rows: int) -> Iterator[Columns]:
     """A folder of data files or a Hub data set, streamed."""
     path, revision, split = split_source(source)
-    problem = "none"
-    if Path(path).is_dir() or (HUB_ID.fullmatch(path) and not FILE_ENDING.fullmatch(path)):
-        try:
-            rows = datasets.load_dataset(path, revision=revision, split=split or "train", streaming=True)
-            empty = True
-            for chunk in rows.iter(batch_size=chunk_rows):
-                empty = False
-                yield {column: list(values) for column, values in chunk.items()}
-            if empty:
-                yield {column: [] for column in rows.column_names or []}
-            return
-        except (OSError, ValueError) as error:
-            problem = f"no data set either ({type(error).__name__}: {error})"
-    raise FileNotFoundError(
-        f"Battles file {source}: expected a file, a folder of data files, or a Hub data set (owner/name[@revision]"
-        f"[:split]); found {problem}. Check the name and, for the Hub, the connection and your login."
-    )
-
-
-def split_source(source: str) -> tuple[str, str | None, str | None]:
-    """Path or Hub id, revision and split of what `iterate_columns` takes; what stands on the disk is a path whole."""
-    name = None if Path(source).exists() else SOURCE.fullmatch(source)
-    return (name["path"], name["revision"], name["split"]) if name else (source, None, None)
+    try:
+        rows = datasets.load_dataset(path, revision=revision, split=split or "train", streaming=True)
+        empty = True
+        for chunk in rows.iter(batch_size=chunk_rows):
+            empty = False
+            yield {column: list(values) for column, values in chunk.items()}
+        if empty:
+            yield {column: [] for column in rows.column_names or []}
+    except (OSError, ValueError) as error:
+        problem = f"no data set either ({type(error).__name__}: {error})"
+        raise explain_missing_source(source, problem) from error
 
 
 def check_writable(flag: str, output: Path, sources: Mapping[str, Sequence[str]]) -> None:
@@ -226,7 +208,7 @@ def write_json(path: Path, values: object) -> None:
 
 def describe_file(path: str) -> dict[str, str | None]:
     """Name and, of a file, SHA-256: no folders, which are the machine's own affair. A Hub id keeps its name."""
-    file = Path(path)
+    file = locate_source(path)
     return {"name": file.name if file.exists() else path, "sha256": hash_file(file) if file.is_file() else None}
 
 

@@ -6,11 +6,12 @@ apart), so that a later command can recompute it and check it by its fingerprint
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from datasets import Dataset
 
+from modeling.choices import FOLD_METHODS
 from modeling.duplicates import group_texts, normalize_text
 
 
@@ -36,7 +37,8 @@ def assign_folds(battles: Dataset, num_folds: int, method: str = "prompt") -> li
         raise ValueError(f"--num_folds {num_folds}: expected num_folds >= 2. Use at least 2 folds.")
     if method not in FOLD_METHODS:
         raise ValueError(f"method: expected one of {', '.join(FOLD_METHODS)}; found {method!r}.")
-    return FOLD_METHODS[method](battles, num_folds)
+    assign = dict(zip(FOLD_METHODS, (_assign_by_prompt, _assign_by_row), strict=True))[method]
+    return assign(battles, num_folds)
 
 
 def split_folds(battles: Dataset, num_folds: int, fold: int, method: str = "prompt") -> tuple[Dataset, Dataset]:
@@ -132,6 +134,3 @@ def _order_groups(prompts: Sequence[str], groups: np.ndarray) -> list[int]:
         group: hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest() for group, prompt in smallest.items()
     }
     return sorted(smallest, key=lambda group: (-sizes[group], digests[group]))
-
-
-FOLD_METHODS: dict[str, Callable[[Dataset, int], list[int]]] = {"prompt": _assign_by_prompt, "modulo": _assign_by_row}

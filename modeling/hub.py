@@ -31,6 +31,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from modeling.paths import check_hub_name
+
 LOGIN = "Log in with `hf auth login`, or set HF_TOKEN"
 REPEAT = "Repeat the command: what is there is kept."
 DEFAULT_BRANCH = "main"
@@ -67,13 +69,7 @@ def download_repository(name: str, role: str, patterns: Sequence[str]) -> tuple[
     """
     repo, _, revision = name.partition("@")
     where = f"{role} {name}"
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise FileNotFoundError(
-            f"{where}: expected a folder here or a Hub repository; found neither, as no repository can have that name. "
-            "If it is the demo's, run `make demo` first; otherwise check the path."
-        ) from error
+    check_hub_name(name, role)
     with explain_failures(where, f"a folder here or a Hub repository; found neither a folder nor {repo}", revision):
         folder = snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns))
     return Path(folder), repo, Path(folder).name

@@ -168,7 +168,8 @@ def _predict_pack(model: nn.Module, pack: Pack) -> list[list[float]]:
     probabilities = torch.softmax(model(**batch).logits.double(), dim=-1)
     if not torch.isfinite(probabilities).all():
         raise ValueError(
-            "Prediction: expected finite probabilities; found NaN. The adapter or its base is damaged; train it again."
+            "Prediction: expected finite probabilities; found NaN. The adapter or its base is damaged: train it again. "
+            "(In float16 a number may also have exceeded the largest one, 65,504: read with --dtype float32.)"
         )
     return probabilities.tolist()
 

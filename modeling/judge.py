@@ -35,7 +35,7 @@ class Judge:
         device: torch.device | None = None,
         *,
         skip_probes: bool = False,
-        dtype: str | None = None,
+        dtype: str | None = "auto",
         merge: str = "auto",
     ) -> "Judge":
         """Loads members, or whole judges, from folders or Hub ids, with what they need to read battles as in training.

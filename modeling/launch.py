@@ -1,14 +1,10 @@
-"""The processes of a launch: how a script runs in each, whether all run together, and what one decides for all."""
+"""The processes of a launch: whether all run together, and what one decides for all."""
 
-import logging
 import os
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DeepSpeedPlugin, broadcast_object_list, gather_object
 from torch import nn
@@ -20,7 +16,8 @@ BUCKET_SIZE = 50_000_000
 
 def prepare_deepspeed(plugin: DeepSpeedPlugin) -> None:
     """Lets DeepSpeed share out what is trained, and leave alone in what precision."""
-    plugin.deepspeed_config.pop("bf16", None)  # it would turn the float32 adapters and head into bf16
+    for precision in ("bf16", "fp16"):  # it would turn the float32 adapters and head into that
+        plugin.deepspeed_config.pop(precision, None)
     zero = plugin.deepspeed_config["zero_optimization"]
     zero |= {"reduce_bucket_size": BUCKET_SIZE, "allgather_bucket_size": BUCKET_SIZE} | zero
     zero.setdefault("stage3_param_persistence_threshold", "auto")  # by the hidden size; else small bases are not shared
@@ -101,29 +98,3 @@ def check_shared_folder(folder: Path) -> None:
             f"writes a part of a checkpoint; found that {seen.count(False)} of {len(seen)} processes do not see it. "
             "Give a folder on a shared file system."
         )
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Calls a script's main; a user's mistake ends it with one clear line and exit code 2, not a traceback.
-
-    BOTHWAYS_TRACEBACK=1 shows where it was found.
-    """
-    # Of what goes well, the other processes of a launch would only repeat what the main one says.
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
-    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    # Otherwise a sum's last bit depends on the number of threads, and so on that of the processes. Costs no time.
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        # That is what accelerate launch gives each process where there is no GPU; share the cores out instead.
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    for chatty, level in (("httpx", logging.WARNING), ("datasets", logging.WARNING), ("bitsandbytes", logging.ERROR)):
-        logging.getLogger(chatty).setLevel(level)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        if os.environ.get("BOTHWAYS_TRACEBACK") == "1":
-            raise
-        logging.getLogger("bothways").critical(f"error: {error}")
-        raise SystemExit(2) from error

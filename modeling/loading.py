@@ -10,9 +10,11 @@ import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from peft import LoraConfig, PeftModel
+from tqdm.auto import tqdm
+from transformers import AutoConfig
 
 from modeling.adapters import attach_adapter, build_merged, load_weights, measure_merged
-from modeling.bases import DTYPES, BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
+from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.classifier import PreferenceMixin
 from modeling.devices import measure_free_memory
 from modeling.encoding import BattleEncoder, Encoding, build_encoding
@@ -29,7 +31,8 @@ from modeling.members import (
     read_judge,
     read_member,
 )
-from modeling.probes import replay_probes
+from modeling.precision import DTYPES, choose_dtype
+from modeling.probes import ProbesMoved, replay_probes
 
 logger = get_logger(__name__)
 
@@ -104,7 +107,8 @@ def load_members(
         found: Name and folder of each.
         device: Where to; the process's own if None.
         skip_probes: Do not check that each member still answers its probe battles as when it was saved.
-        dtype: "float32" or "bfloat16" to read in; each member's own if None.
+        dtype: The precision to read in; "auto" for what the device computes in natively and fastest, and float32 where
+            the probes do not hold in that; None for the one that each member was trained in.
         merge: "always" expands quantised weights once and merges each adapter into a copy of its own, which reads
             faster and takes more memory; "auto" where that memory is free and the probes agree; "never".
 
@@ -115,21 +119,52 @@ def load_members(
     """
     if merge not in MERGES:
         raise ValueError(f"--merge: expected one of {', '.join(MERGES)}; found {merge!r}.")
+    device = device or PartialState().device
+    options = {"skip_probes": skip_probes, "merge": merge}
+    chosen = dtype and _choose_dtype(found, dtype, device)
+    try:
+        return _load_members(found, device, chosen, **options)
+    except ProbesMoved as error:
+        if dtype != "auto" or chosen == "float32":
+            raise
+        logger.warning(f"Precision: float32 in place of {chosen}, in which the probe battles do not hold. {error}")
+    # Not inside the handler, whose traceback would keep the first models in memory.
+    return _load_members(found, device, "float32", **options)
+
+
+def _choose_dtype(found: Sequence[tuple[str, Path]], asked: str, device: torch.device) -> str:
+    """The precision for a judge: of the device, by products of its first member's shape."""
+    if not found:
+        return "float32"
+    folder = found[0][1]
+    facts = read_member(folder)
+    files = BaseFiles(folder) if is_merged(folder) else find_member_base(folder, facts)
+    return choose_dtype(asked, device, AutoConfig.from_pretrained(files.folder), training=False)
+
+
+def _load_members(
+    found: Sequence[tuple[str, Path]], device: torch.device, dtype: str | None, *, skip_probes: bool, merge: str
+) -> list[Member]:
+    """The members in one precision, or each in its own, checked as they will read."""
     members: list[Member] = []
     models: dict[tuple, PeftModel] = {}
-    for name, folder in found:
-        members.append(_load_member(name, folder, dtype, device, members, models))
-    if members and merge != "never" and (merged := merge_members(members, merge, skip_probes)):
-        return merged
-    for member in members:
-        check_probes(member, skip_probes)
+    with tqdm(total=2 * len(found), leave=False, disable=not PartialState().is_main_process) as bar:
+        for name, folder in found:
+            bar.set_description(f"Loading {name}", refresh=True)
+            members.append(_load_member(name, folder, dtype, device, members, models))
+            bar.update()
+        if members and merge != "never" and (merged := merge_members(members, merge, skip_probes, bar)):
+            return merged
+        for member in members:
+            check_probes(member, skip_probes, bar)
     return members
 
 
 def _load_member(
-    name: str, folder: Path, dtype: str | None, device: torch.device | None, others: list[Member], models: dict
+    name: str, folder: Path, dtype: str | None, device: torch.device, others: list[Member], models: dict
 ) -> Member:
     """One more member beside others, on the model of its base if that is among `models`, where it is put otherwise."""
+    logger.info(f"Loading {name}")
     facts = read_member(folder)
     reads_in = dtype or facts.dtype
     # Not the folder's name: peft takes an adapter called "0" or "model" for a part of its parameters' names.
@@ -148,12 +183,11 @@ def _load_member(
     return Member(display, slot, facts, model, encoder, fingerprint_member(facts), folder, reads_in)
 
 
-def merge_members(members: Sequence[Member], merge: str, skip_probes: bool) -> list[Member] | None:
+def merge_members(members: Sequence[Member], merge: str, skip_probes: bool, bar: tqdm) -> list[Member] | None:
     """The members as plain models that read faster, their probes replayed; None where they had better stay as they are.
 
     Their base is then held by none of them, so that its memory is free again.
     """
-    PartialState()  # accelerate's logger needs it
     adapters = [member for member in members if member.adapter is not None]
     needed = sum(measure_merged(member.model, DTYPES[member.dtype]) for member in adapters)
     # One process decides for all, so that none reads otherwise than the others.
@@ -161,16 +195,17 @@ def merge_members(members: Sequence[Member], merge: str, skip_probes: bool) -> l
     if merge == "auto" and needed > MERGED_SHARE * free:
         logger.info(f"Adapters stay unmerged: merged they would take {needed / 1e9:.1f} of {free / 1e9:.1f} GB free")
         return None
-    merged = [
-        member
-        if member.adapter is None
-        else replace(member, model=build_merged(member.model, member.adapter, DTYPES[member.dtype]), adapter=None)
-        for member in members
-    ]
+    merged = []
+    for member in members:
+        if member.adapter is not None:
+            bar.set_description(f"Merging {member.name}", refresh=True)
+            model = build_merged(member.model, member.adapter, DTYPES[member.dtype])
+            member = replace(member, model=model, adapter=None)
+        merged.append(member)
     try:
         for member in merged:
-            check_probes(member, skip_probes)
-    except ValueError as error:
+            check_probes(member, skip_probes, bar)
+    except ProbesMoved as error:
         if merge == "always":
             raise
         logger.warning(f"Adapters stay unmerged: merged into {members[0].dtype} they answer otherwise. {error}")
@@ -186,15 +221,18 @@ def attach_member(model: PreferenceMixin | PeftModel, slot: str, folder: Path) -
     return attach_adapter(model, slot, config, load_weights(folder), folder)
 
 
-def check_probes(member: Member, skip: bool) -> None:
-    """Replays a member's probes and says how far they moved; a ValueError beyond the tolerance (law 11)."""
-    PartialState()  # accelerate's logger needs it
-    if skip:
-        logger.warning(f"{member.name}: its probe battles are not read (--skip_probes): nothing says if it has changed")
-        return
+def check_probes(member: Member, skip: bool, bar: tqdm) -> None:
+    """Replays a member's probes and says how far they moved; an error beyond the tolerance (law 11)."""
+    bar.set_description(f"Checking {member.name}", refresh=True)
     probes = read_json(member.folder / PROBES_FILE, "Judge")
-    change = replay_probes(f"Judge {member.folder}", member.activate(), member.encoder, probes, member.dtype)
+    if skip or not probes.get("battles", True):
+        reason = "--skip_probes" if skip else "its training ended before it had any"
+        logger.warning(f"{member.name}: no probe battles are read ({reason}): nothing says if it has changed")
+        return
+    where, precisions = f"Judge {member.folder}", (member.dtype, member.facts.dtype)
+    change = replay_probes(where, member.activate(), member.encoder, probes, *precisions)
     logger.info(f"{member.name}: probabilities of its probe battles moved by at most {change:.2g} since it was saved")
+    bar.update()
 
 
 def load_encoder(base: BaseFiles, max_length: int, truncation: str) -> BattleEncoder:

@@ -18,14 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling.adapters import write_adapter
 from modeling.bases import BaseFiles
-from modeling.battles import LABELS, TRAINED_ORIENTATIONS, list_orders
-from modeling.encoding import BattleEncoder, Encoding
+from modeling.battles import LABELS, TRAINED_ORIENTATIONS
+from modeling.choices import READINGS
 from modeling.files import hash_file, replace_folder, write_json
-from modeling.probes import record_probes
 
 MEMBER_FILE, PROBES_FILE, JUDGE_FILE = "member.json", "probes.json", "judge.json"
 MEMBER_FORMAT, JUDGE_FORMAT = 2, 1
-READINGS = ("own", "both")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MERGED_FILE = "config.json"  # of a member that merge_member wrote: it is its own base
 # Written after training, or for people: a card, figures, and the base's name, which publishing changes.
@@ -73,18 +71,16 @@ def save_member(
     tokenizer: PreTrainedTokenizerBase,
     base: BaseFiles,
     facts: MemberFacts,
-    probes: Mapping | None = None,
+    probes: Mapping,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes a member folder: beside, then renamed, so that a member is complete or absent.
 
     Args:
         weights: What `collect_trained_weights` returned for the model.
-        probes: What `record_probes` returned for it; read here if left out, which under ZeRO-3 is not possible.
+        probes: What `record_probes` returned for it, or `build_unread_probes`, so that nothing is lost meanwhile.
         finish: Given the folder beside, adds what is for people: evaluation, figures and card.
     """
-    encoder = BattleEncoder(tokenizer, Encoding.from_dict(facts.encoding))
-    probes = probes or record_probes(model, encoder, list_orders(facts.orientation), facts.dtype)
     with replace_folder(folder, MEMBER_FILE) as beside:
         base_name = base.repo or os.path.relpath(base.folder.resolve(), folder.resolve())
         write_adapter(beside, model, weights, base_name, base.revision)

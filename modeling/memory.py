@@ -31,9 +31,10 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig
 from transformers.integrations import replace_with_bnb_linear
 
 from modeling.adapters import add_adapters
-from modeling.bases import DTYPES, HEAD, SLOTS
+from modeling.bases import HEAD, SLOTS
 from modeling.classifier import find_family
 from modeling.launch import BUCKET_SIZE
+from modeling.precision import DTYPES
 
 FLOAT32 = 4  # bytes
 NF4_BLOCK, ABSMAX_BLOCK = 64, 256  # weights per absmax; absmaxes per second absmax with double quantisation
@@ -85,7 +86,7 @@ def plan_memory(
 
     Args:
         config: The base's own; its quantization_config, if any, says 8 bit or 4 bit.
-        dtype: "float32" or "bfloat16", of all that is not quantised.
+        dtype: A key of `DTYPES`, of all that is not quantised.
         batch_size: Battles of one forward pass.
         length: Tokens of the longest battle.
         optim: Name of the optimizer, as TrainingArguments has it.
@@ -106,7 +107,7 @@ def plan_memory(
     if zero_stage == 3:
         parts["layers collected at a time"] = FLOAT32 * (count_largest_module(network) + BUCKET_SIZE)
     parts |= count_states(trained, optim, num_processes, zero_stage)
-    parts["activations"], heap = count_activations(network, batch_size, length, dtype == "bfloat16", device_type)
+    parts["activations"], heap = count_activations(network, batch_size, length, DTYPES[dtype], device_type)
     if device_type == "cpu":
         parts["freed, kept by malloc"] = int(heap * (HEAP_OVERHEAD - 1))
     return MemoryPlan({name: size for name, size in parts.items() if size})
@@ -213,17 +214,17 @@ def count_optimizer(optim: str, size: int) -> int:
 
 
 def count_activations(
-    network: PeftModel, batch_size: int, length: int, bfloat16: bool, device_type: str
+    network: PeftModel, batch_size: int, length: int, dtype: torch.dtype, device_type: str
 ) -> tuple[int, int]:
     """Most bytes alive at one time in a forward and backward pass, beside weights and finished gradients; and of
     these in tensors below HEAP_LIMIT."""
-    network.base_model.model.reads_in_bfloat16 = bfloat16
+    network.base_model.model.compute_dtype = dtype
     network.train()
     tracker = _PeakTracker([p for p in network.parameters() if not p.requires_grad])
     for parameter in network.parameters():
         if parameter.requires_grad:  # its gradient has a row of its own in the table
             parameter.register_post_accumulate_grad_hook(lambda p: tracker.release(p.grad.untyped_storage()._cdata))
-    with next(network.parameters()).fake_mode, _act_as(device_type, bfloat16):
+    with next(network.parameters()).fake_mode, _act_as(device_type, dtype != torch.float32):
         ids = torch.ones((batch_size, length), dtype=torch.int64)
         labels = torch.ones((batch_size, len(SLOTS)))
         with tracker:
@@ -232,14 +233,14 @@ def count_activations(
 
 
 @contextmanager
-def _act_as(device_type: str, bfloat16: bool) -> Iterator[None]:
+def _act_as(device_type: str, lower: bool) -> Iterator[None]:
     """Makes PEFT believe that it runs on a GPU, though the fake tensors are a CPU's, which need no CUDA build.
 
     PEFT asks whether CUDA's autocast is on, so that on a CPU it turns the input of every adapter to float32 and
     autocast turns it back: each adapter then keeps a copy of its own.
     """
     autocast, recomputed_on = torch.is_autocast_enabled("cuda"), DefaultDeviceType.get_device_type()
-    torch.set_autocast_enabled("cuda", device_type == "cuda" and bfloat16)
+    torch.set_autocast_enabled("cuda", device_type == "cuda" and lower)
     DefaultDeviceType.set_device_type("cpu")  # checkpoints would otherwise switch CUDA's autocast off to recompute
     try:
         yield

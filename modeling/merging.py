@@ -11,12 +11,13 @@ import torch
 from accelerate.logging import get_logger
 
 from modeling.adapters import build_merged
-from modeling.bases import DTYPES, load_base, load_tokenizer
+from modeling.bases import load_base, load_tokenizer
 from modeling.classifier import PreferenceMixin
 from modeling.encoding import BattleEncoder, Encoding
 from modeling.files import check_replaceable, replace_folder
 from modeling.loading import attach_member, find_judge, find_member_base
 from modeling.members import MEMBER_FILE, PROBES_FILE, MemberFacts, is_merged, read_json, read_member, write_facts
+from modeling.precision import DTYPES, choose_dtype, set_dtype
 from modeling.probes import replay_probes
 
 logger = get_logger(__name__)
@@ -30,7 +31,7 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
     Args:
         name: Folder or Hub id of a member.
         output_dir: A new or empty folder, or one that an earlier call wrote.
-        dtype: "float32" or "bfloat16", of all weights but the head's, which are float32, and in which it will read.
+        dtype: Of all weights but the head's, which are float32, and in which it will read.
 
     Raises:
         ValueError: If the name is a whole judge's, the member is merged already, or its probes moved too far: nothing
@@ -46,11 +47,14 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
     model = _merge(folder, facts, dtype)
     probes = read_json(folder / PROBES_FILE, "Judge")
     encoder = BattleEncoder(tokenizer, Encoding.from_dict(facts.encoding))
-    change = replay_probes(f"Judge {name}, merged", model, encoder, probes, dtype)
     with replace_folder(output_dir, MEMBER_FILE) as beside:
         # The names are the original ones already; transformers fails when it turns back how 8 bit was loaded.
         model.save_pretrained(beside, save_original_format=False)
         write_facts(beside, tokenizer, replace(facts, dtype=dtype), probes)
+        # Only now, as it changes the model: the weights as saved, in a precision that this device need not imitate.
+        read_in = choose_dtype("auto", model.device, model.config, training=False)
+        set_dtype(model, read_in)
+        change = replay_probes(f"Judge {name}, merged", model, encoder, probes, read_in, dtype)
     logger.info(f"Merged {name}: probabilities of its probe battles moved by at most {change:.2g}: {output_dir}")
 
 
@@ -58,5 +62,5 @@ def _merge(folder: Path, facts: MemberFacts, dtype: str) -> PreferenceMixin:
     """The base of a member folder with the adapter in its weights and the trained head."""
     model = load_base(find_member_base(folder, facts), dtype=facts.dtype, device=torch.device("cpu"), **facts.head)
     merged = build_merged(attach_member(model, "merged", folder), "merged", DTYPES[dtype])
-    merged.reads_in_bfloat16 = dtype == "bfloat16"
+    merged.compute_dtype = DTYPES[dtype]
     return merged

@@ -14,8 +14,6 @@ from modeling.duplicates import DuplicateIndex, normalize_text
 from modeling.schemas import RowError, read_probability
 
 logger = get_logger(__name__)
-LEAK_POLICIES = ("drop", "keep", "error")
-TWIN_POLICIES = ("keep", "drop")
 MOST_LANGUAGES = 12  # rows of a source in the table of counts
 
 NUMBERS = Floats(Value("float64"))

@@ -1,18 +1,25 @@
 """What an option of a script is: a dataclass field with a help, which is its only description; and those that several
 scripts have.
+
+The metadata of a field: `choices`, where they are fixed; `path`, a key of `modeling.paths.CHECKS`, where it names files
+or folders; `group`, the heading in --help under which it and the fields after it stand.
 """
 
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
-from modeling.checks import BAD_ROW_POLICIES, BLANK_POLICIES, SCHEMA_NAMES, TIE_POLICIES
+from modeling.choices import BAD_ROW_POLICIES, BLANK_POLICIES, MERGES, PRECISIONS, READINGS, TIE_POLICIES
+from modeling.schemas import SCHEMA_NAMES
 
 BASE_HELP = (
     "Backbone: a folder, a Hub id (with @revision, if wanted), a .gguf file, or package:<installed package>/<file>."
 )
+JUDGE_HELP = "Members or whole judges, one or more: folders or Hub ids (with @revision)."
+DTYPE_HELP = "Precision to compute in; auto measures what this device does natively and fastest."
 
 
 def option(default, help: str, **metadata):
-    """A dataclass field with a default, a help and, where they are fixed, choices."""
+    """A dataclass field with a default, a help and more metadata."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -33,13 +40,15 @@ def require(arguments: object, *names: str) -> None:
 class BattleArguments:
     """How the rows of a file become battles, in train.py, predict.py and pseudolabel.py alike."""
 
-    schema: str = option("auto", "Schema of the files; auto sees it from the columns.", choices=list(SCHEMA_NAMES))
-    tie_policy: str = option("keep", "Ties: keep them as [0.5, 0.5], or drop them.", choices=list(TIE_POLICIES))
+    schema: str = option(
+        "auto", "Schema of the files; auto sees it from the columns.", choices=SCHEMA_NAMES, group="data"
+    )
+    tie_policy: str = option("keep", "Ties: keep them as [0.5, 0.5], or drop them.", choices=TIE_POLICIES)
     blank_policy: str = option(
-        "error", "Null or blank texts: stop, drop the battle, or keep it as empty.", choices=list(BLANK_POLICIES)
+        "error", "Null or blank texts: stop, drop the battle, or keep it as empty.", choices=BLANK_POLICIES
     )
     bad_row_policy: str = option(
-        "error", "Any other row that cannot be read: stop, or drop it.", choices=list(BAD_ROW_POLICIES)
+        "error", "Any other row that cannot be read: stop, or drop it.", choices=BAD_ROW_POLICIES
     )
 
     @property
@@ -52,26 +61,28 @@ class BattleArguments:
 class ReadingArguments(BattleArguments):
     """How a judge reads battles, in predict.py, pseudolabel.py and evaluate.py alike."""
 
-    battles: str = option(None, "Battles to read: parquet, csv or jsonl.")
-    judge: list[str] | None = option(None, "Members or whole judges, one or more: folders or Hub ids (with @revision).")
+    own_data: ClassVar[tuple[str, ...]] = ("battles", "judge")
+
+    battles: str = option(None, "Battles to read: parquet, csv or jsonl.", group="data", path="battles")
+    judge: list[str] | None = option(None, JUDGE_HELP, group="model", path="judge")
     readings: str | None = option(
         None,
         "Each member reads the order it was trained in, or every member reads both; as the judge says if left out.",
-        choices=["own", "both"],
+        choices=READINGS,
     )
     calibrated: bool = option(True, "Apply the judge's calibration, if it has one; raw_p_a is what p_a was before.")
+    skip_probes: bool = option(False, "Do not check that each member still answers as it did when it was saved.")
     tokens_per_batch: int | None = option(
-        None, "Most tokens that are read at once, a longer battle by itself; chosen for the device if left out."
+        None,
+        "Most tokens that are read at once, a longer battle by itself; chosen for the device if left out.",
+        group="device",
     )
     merge: str = option(
         "auto",
         "Expand quantised weights once and merge adapters into them, for speed: where memory allows and probes agree.",
-        choices=["auto", "always", "never"],
+        choices=MERGES,
     )
-    skip_probes: bool = option(False, "Do not check that each member still answers as it did when it was saved.")
-    dtype: str | None = option(
-        None, "Read in this instead of what each member was trained in.", choices=["bfloat16", "float32"]
-    )
+    dtype: str = option("auto", DTYPE_HELP, choices=PRECISIONS)
     use_cpu: bool = option(False, "Run on the CPU even where there is a GPU.")
 
     @property

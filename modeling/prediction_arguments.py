@@ -5,9 +5,11 @@ Only scripts import this module, as modeling/arguments.py.
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
-from modeling.checks import SCHEMA_NAMES
+from modeling.choices import CALIBRATIONS
 from modeling.options import ReadingArguments, option, require
+from modeling.schemas import SCHEMA_NAMES
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "": 1}
 
@@ -24,16 +26,21 @@ def parse_duration(flag: str, text: str) -> float:
 class PredictArguments(ReadingArguments):
     """Reads battles with a judge and writes its verdicts."""
 
-    output_dir: str = option(None, "Folder for predictions.parquet and submission.csv.")
-    folds: bool = option(
-        False, "Each battle by the members that did not train on it: --battles is what they had as --train_file."
-    )
+    own_data: ClassVar[tuple[str, ...]] = (*ReadingArguments.own_data, "cascade")
 
+    output_dir: str = option(None, "Folder for predictions.parquet and submission.csv.", group="output")
+    folds: bool = option(
+        False,
+        "Each battle by the members that did not train on it: --battles is what they had as --train_file.",
+        group="passes",
+    )
     second_reading: float = option(
         1.0, "Share of the battles that get all readings: those whose first one is nearest 1/2."
     )
     cascade: list[str] | None = option(
-        None, "Judges of growing cost, each a member or a judge folder: they decide where those before are in doubt."
+        None,
+        "Judges of growing cost, each a member or a judge folder: they decide where those before are in doubt.",
+        path="judge",
     )
     cascade_shares: list[float] | None = option(None, "Share of the battles that each judge of --cascade reads.")
     time_budget: str | None = option(
@@ -54,14 +61,17 @@ class PredictArguments(ReadingArguments):
 class PseudolabelArguments(ReadingArguments):
     """Labels battles with a judge's probabilities, to train on."""
 
-    output: str = option(None, "Parquet file to write: the battles, with a label.")
+    output: str = option(None, "Parquet file to write: the battles, with a label.", group="output")
     exclude: list[str] | None = option(
-        None, "Training and evaluation files: battles with nearly one of their prompts are left out."
+        None,
+        "Training and evaluation files: battles with nearly one of their prompts are left out.",
+        group="data",
+        path="battles",
     )
     exclude_schema: str = option(
-        "auto", "Schema of the files of --exclude, which --schema is not about.", choices=list(SCHEMA_NAMES)
+        "auto", "Schema of the files of --exclude, which --schema is not about.", choices=SCHEMA_NAMES
     )
-    rows_per_part: int = option(4096, "Battles that are read, labelled and written at a time.")
+    rows_per_part: int = option(4096, "Battles that are read, labelled and written at a time.", group="output")
     min_confidence: float | None = option(
         None, "Hard labels instead, for the battles whose likelier answer has at least this probability; no others."
     )
@@ -80,19 +90,36 @@ class PseudolabelArguments(ReadingArguments):
 class EvaluateArguments(ReadingArguments):
     """Scores predictions against outcomes: a report with intervals, a page, and pictures."""
 
-    output_dir: str = option(None, "Folder for report.json, report.html and figures/.")
-    predictions: str | None = option(None, "The predictions.parquet of --battles; a --judge reads them anew instead.")
-    against: str | None = option(None, "Another judge's predictions.parquet of the same battles, to compare with.")
-    train_file: str | None = option(None, "Battles that the judge was trained on, for the baselines that learn.")
-    draws: int = option(1000, "Draws of the bootstrap of prompts that the intervals come from.")
+    own_data: ClassVar[tuple[str, ...]] = (*ReadingArguments.own_data, "predictions")
+
+    output_dir: str = option(None, "Folder for report.json, report.html and figures/.", group="output")
+    predictions: str | None = option(
+        None,
+        "The predictions.parquet of --battles; a --judge reads them anew instead.",
+        group="data",
+        path="predictions",
+    )
+    against: str | None = option(
+        None, "Another judge's predictions.parquet of the same battles, to compare with.", path="predictions"
+    )
+    train_file: str | None = option(
+        None, "Battles that the judge was trained on, for the baselines that learn.", path="battles"
+    )
+    draws: int = option(1000, "Draws of the bootstrap of prompts that the intervals come from.", group="report")
     seed: int = option(0, "Seed of the draws.")
     show_battles: int = option(0, "So many of the most wrong battles are shown, with their texts, in report.html.")
-    calibrate: str | None = option(None, "Make p honest by other battles first.", choices=["temperature", "isotonic"])
+    calibrate: str | None = option(
+        None, "Calibrate on --calibrate_battles before scoring.", choices=CALIBRATIONS, group="calibration"
+    )
     calibrate_battles: str | None = option(
-        None, "The battles to calibrate on: not trained on; those with a scored one's prompt are left out."
+        None,
+        "The battles to calibrate on: not trained on; those with a scored one's prompt are left out.",
+        path="battles",
     )
     calibrate_predictions: str | None = option(
-        None, "Their predictions, such as out-of-fold ones (predict.py --folds true); a --judge reads them if left out."
+        None,
+        "Their predictions, such as out-of-fold ones (predict.py --folds true); a --judge reads them if left out.",
+        path="predictions",
     )
     save_calibration: bool = option(
         False, "Keep it in the judge.json around the members of --judge: their folder is then a calibrated judge."

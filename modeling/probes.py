@@ -14,15 +14,19 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling.battles import TEXTS, load_battles, orient_label
 from modeling.encoding import BattleEncoder, build_encoding
+from modeling.packing import pack_readings
+from modeling.precision import find_tolerance
 
 PROBE_FILE = Path(__file__).resolve().parent / "data" / "demo_test.jsonl"
 PROBE_LANGUAGES = ("Arabic", "Chinese", "English", "Greek", "Hindi", "Japanese", "Russian", "Thai")  # eight scripts
-PROBE_TOKENS = 128  # of a battle, even where a member reads longer ones: a second on a CPU, and something is cut
+# Of a battle, even where a member reads longer ones: one short packed sequence says as much, in a second on a CPU.
+PROBE_TOKENS, OLD_PROBE_TOKENS = 64, 128  # members that were saved before had the latter, and do not say so
 PROBES_FORMAT = 1
-# Most that a probability may move between machines, versions and kernels. bf16 holds on 8-bit and 4-bit bases too; as
-# in modeling/inference.py, but float32 has room for a GPU's other order of summing.
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.02}
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "ftfy")
+
+
+class ProbesMoved(ValueError):
+    """Probe battles get other probabilities than they should, or none that are numbers."""
 
 
 def load_probe_battles() -> list[dict]:
@@ -42,10 +46,10 @@ def build_probe_encoder(tokenizer: PreTrainedTokenizerBase) -> BattleEncoder:
 def compute_probe_logits(
     model: nn.Module, encoder: BattleEncoder, battles: Sequence[dict], orientation: str = "ab"
 ) -> Tensor:
-    """Logits of battles read one by one, so that neither padding nor neighbours have a part in them.
+    """Logits of battles read as one packed sequence, the same one whenever they are read.
 
     Args:
-        model: A preference model; it is put into eval mode.
+        model: A preference model with an attention that `choose_attention` set; it is put into eval mode.
         encoder: The member's own, or `build_probe_encoder`'s for a base.
         battles: What `load_probe_battles` returned.
         orientation: The order in which they are read.
@@ -54,20 +58,20 @@ def compute_probe_logits(
         Shape (battles, slots), float32, on the CPU; column 0 is the first slot's.
 
     Raises:
-        ValueError: If a logit is not finite.
+        ProbesMoved: If a logit is not finite.
     """
     model.eval()
     device = next(model.parameters()).device
-    rows = []
-    for battle in encoder.encode(encoder.clean_battles(battles), orientation):
-        ids = torch.tensor([battle["input_ids"]], device=device)
-        rows.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float().cpu())
-    logits = torch.stack(rows)
+    encoded = encoder.encode(encoder.clean_battles(battles), orientation)
+    batch = pack_readings([battle["input_ids"] for battle in encoded]).to_batch()
+    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    logits = model(**batch).logits.float().cpu()
     # A comparison with NaN is false: a ruined model would pass any tolerance.
     if not torch.isfinite(logits).all():
-        raise ValueError(
+        raise ProbesMoved(
             f"Probe battles: expected finite logits; found {(~torch.isfinite(logits)).sum()} of {logits.numel()} that "
-            "are not. The weights are damaged, or were quantised from damaged ones; start from the original base."
+            "are not. The weights are damaged, or were quantised from damaged ones; start from the original base. "
+            "(In float16 an activation may also have exceeded its largest number, 65,504: take --dtype float32.)"
         )
     return logits
 
@@ -85,39 +89,45 @@ def record_probes(model: nn.Module, encoder: BattleEncoder, orders: Sequence[str
         model: A preference model. Under ZeRO-3 every process has to call this.
         encoder: The member's own.
         orders: The orders in which the member reads.
-        dtype: "float32" or "bfloat16", in which it reads.
+        dtype: The precision in which it reads.
     """
+    probes = build_unread_probes(model, dtype)
     battles = [{name: battle[name] for name in ("id", *TEXTS)} for battle in load_probe_battles()]
-    return {
-        "format": PROBES_FORMAT,
-        "battles": battles,
-        "p_a": _read_probes(model, encoder, battles, orders),
-        "computed_with": describe_environment(model, dtype),
-    }
+    return probes | {"battles": battles, "p_a": _read_probes(model, encoder, battles, orders, PROBE_TOKENS)}
 
 
-def replay_probes(where: str, model: nn.Module, encoder: BattleEncoder, probes: Mapping, dtype: str) -> float:
+def build_unread_probes(model: nn.Module, dtype: str) -> dict:
+    """What probes.json holds until the probes have been read: no battles, so that nothing can be replayed."""
+    computed_with = describe_environment(model, dtype)
+    return {"format": PROBES_FORMAT, "tokens": PROBE_TOKENS, "battles": [], "p_a": {}, "computed_with": computed_with}
+
+
+def replay_probes(
+    where: str, model: nn.Module, encoder: BattleEncoder, probes: Mapping, dtype: str, held: str | None = None
+) -> float:
     """Largest change of a probability between what `record_probes` stored and what the model gives now.
 
     Args:
         where: Names the member in the error.
         probes: What `record_probes` returned.
-        dtype: In which the model reads now.
+        dtype: The precision in which the model reads now.
+        held: The member's own, which its weights were rounded to if it is merged; the same if left out.
 
     Raises:
-        ValueError: If a probability moved more than the tolerance: the message says what has changed since.
+        ProbesMoved: If a probability moved more than the tolerance: the message says what has changed since.
+        ValueError: If the probes are of another format.
     """
     if not isinstance(probes, Mapping) or probes.get("format") != PROBES_FORMAT:
         raise ValueError(f"{where}: expected probes of format {PROBES_FORMAT}; found others. Save the member again.")
     stored, then = probes["p_a"], probes["computed_with"]
-    found = _read_probes(model, encoder, probes["battles"], list(stored))
+    found = _read_probes(model, encoder, probes["battles"], list(stored), probes.get("tokens", OLD_PROBE_TOKENS))
     change = max(abs(p - q) for order in stored for p, q in zip(stored[order], found[order], strict=True))
-    tolerance = max(TOLERANCES[dtype], TOLERANCES[then["dtype"]])
+    tolerance = max(find_tolerance(then["dtype"], each) for each in (dtype, held or dtype))
     if not change <= tolerance:
         now = describe_environment(model, dtype)
         changed = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if now[name] != then.get(name)]
         since = "; ".join(changed) or "neither versions nor dtype nor device: so adapter, base or tokenizer did"
-        raise ValueError(
+        raise ProbesMoved(
             f"{where}: expected the probabilities that it gave its probe battles when it was saved, within "
             f"{tolerance:g}; found a change of {change:.3g}. What changed since: {since}. Restore that, or pass "
             "--skip_probes true if the change is meant."
@@ -140,10 +150,10 @@ def describe_environment(model: nn.Module, dtype: str) -> dict[str, str]:
 
 
 def _read_probes(
-    model: nn.Module, encoder: BattleEncoder, battles: Sequence[dict], orders: Sequence[str]
+    model: nn.Module, encoder: BattleEncoder, battles: Sequence[dict], orders: Sequence[str], tokens: int
 ) -> dict[str, list[float]]:
-    """Of each order, how likely a is to win each battle."""
-    length = min(encoder.encoding.max_length, PROBE_TOKENS)
+    """Of each order, how likely a is to win each battle, cut to so many tokens."""
+    length = min(encoder.encoding.max_length, tokens)
     encoder = BattleEncoder(encoder.tokenizer, replace(encoder.encoding, max_length=length))
     read = {}
     for order in orders:

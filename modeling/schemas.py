@@ -156,6 +156,7 @@ SCHEMAS = {
     "p_a": Schema(("p_a",), (*TEXTS, "p_a"), ("p_a",), read_p_a),
     "unlabelled": Schema((), TEXTS, (), read_plain),
 }
+SCHEMA_NAMES = ("auto", *SCHEMAS)
 OUTCOMES = {name for schema in SCHEMAS.values() for name in schema.outcomes}
 
 

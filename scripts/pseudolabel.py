@@ -14,29 +14,31 @@ from importlib.util import find_spec
 if find_spec("modeling") is None:
     raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
 
+import logging
 import shutil
 from pathlib import Path
 
-from accelerate import PartialState
-from accelerate.logging import get_logger
-from datasets import Dataset
-from tqdm.auto import tqdm
-
-from modeling.battles import iterate_battles
-from modeling.checks import Fault
-from modeling.duplicates import DuplicateIndex
-from modeling.files import check_writable
-from modeling.judge import Judge
-from modeling.launch import call_on_main, run_script
 from modeling.parsing import parse_arguments
 from modeling.prediction_arguments import PseudolabelArguments
-from modeling.pseudolabels import PartFolder, describe_judge, describe_training, label_battles
+from modeling.starting import run_script
 
-logger = get_logger("bothways.pseudolabel")
+logger = logging.getLogger("bothways.pseudolabel")
 
 
 def main() -> None:
     (arguments,) = parse_arguments(PseudolabelArguments, verb="pseudolabel")
+    # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
+    from accelerate import PartialState
+    from tqdm.auto import tqdm
+
+    from modeling.battles import iterate_battles
+    from modeling.checks import Fault
+    from modeling.files import check_writable
+    from modeling.judge import Judge
+    from modeling.launch import call_on_main
+    from modeling.pool import check_pool, drop_known, index_prompts, label_part
+    from modeling.pseudolabels import PartFolder, describe_judge, describe_training
+
     state = PartialState(cpu=arguments.use_cpu)
     output = Path(arguments.output)
     read = {"--battles": [arguments.battles], "--exclude": arguments.exclude or []}
@@ -72,46 +74,6 @@ def main() -> None:
             if fault.count:
                 logger.warning(f"{arguments.battles}: left out {fault.count} of {num_battles} that {what}: {fault}")
         logger.info(f"{count} of {num_battles} battles labelled: {output}")
-
-
-def check_pool(arguments: PseudolabelArguments) -> int:
-    """Number of battles of the pool, all of which were read and checked, so that no bad row is met after hours."""
-    return sum(map(len, iterate_battles(arguments.battles, **arguments.row_policy)))
-
-
-def index_prompts(arguments: PseudolabelArguments) -> DuplicateIndex:
-    """The prompts that must not be among the labelled ones."""
-    index = DuplicateIndex()
-    policy = {"schema": arguments.exclude_schema, "bad_row_policy": arguments.bad_row_policy, "blank_policy": "keep"}
-    for file in arguments.exclude or ():
-        for battles in iterate_battles(file, **policy):
-            index.add(battles["prompt"][:])
-    return index
-
-
-def drop_known(battles: Dataset, excluded: DuplicateIndex) -> Dataset:
-    """The battles whose prompts are not among the excluded ones."""
-    found = excluded.find(battles["prompt"][:])
-    return battles.select([row for row, duplicates in enumerate(found) if not duplicates])
-
-
-def label_part(
-    arguments: PseudolabelArguments, judge: Judge, battles: Dataset, parts: PartFolder, made_by: dict[str, str]
-) -> None:
-    """Writes the next part, unless an earlier run did."""
-    settings = {name: value for name, value in made_by.items() if name != "judged_on"}
-    settings |= {name: vars(arguments)[name] for name in ("min_confidence", "tokens_per_batch", "dtype", "merge")}
-    if not parts.begin(battles, settings):
-        return
-    verdicts = judge.predict(
-        battles,
-        readings=arguments.readings,
-        calibrated=arguments.calibrated,
-        tokens_per_batch=arguments.tokens_per_batch,
-        progress_dir=parts.folder,
-    )
-    if PartialState().is_main_process:
-        parts.write(label_battles(battles, verdicts, arguments.min_confidence), made_by)
 
 
 if __name__ == "__main__":

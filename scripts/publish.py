@@ -12,32 +12,26 @@ from importlib.util import find_spec
 if find_spec("modeling") is None:
     raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
 
-from dataclasses import replace
+import logging
 from pathlib import Path
 
-from accelerate import PartialState
-from accelerate.logging import get_logger
-
 from modeling.arguments import PublishArguments
-from modeling.hub import Pushed, check_login, check_repository_name
-from modeling.launch import run_script
-from modeling.merging import merge_member
 from modeling.parsing import parse_arguments
-from modeling.publication.publishing import (
-    Destination,
-    collect_judge,
-    describe_base,
-    describe_publication,
-    publish,
-    publish_base,
-)
-from modeling.publication.staging import Contents
+from modeling.starting import run_script
 
-logger = get_logger("bothways.publish")
+logger = logging.getLogger("bothways.publish")
 
 
 def main() -> None:
     (arguments,) = parse_arguments(PublishArguments, verb="publish")
+    # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
+    from accelerate import PartialState
+
+    from modeling.hub import check_login
+    from modeling.merging import merge_member
+    from modeling.publication.publishing import describe_publication, publish
+    from modeling.publication.uploads import build_destination, collect_contents, report_push, upload_base
+
     PartialState()  # accelerate's logger needs it
     if arguments.base:
         return upload_base(Path(arguments.base), arguments)
@@ -45,7 +39,8 @@ def main() -> None:
     if arguments.merged:
         if destination:
             check_login(destination.repo)  # before the long work
-        merge_member(arguments.member, Path(arguments.output_dir), arguments.dtype)
+        dtype = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
+        merge_member(arguments.member, Path(arguments.output_dir), dtype)
     if destination is None:
         return
     contents = collect_contents(arguments)
@@ -54,46 +49,6 @@ def main() -> None:
     for pushed in publish(contents, destination):
         report_push(pushed)
     logger.info(f"Read with it: scripts/predict.py --judge {pushed.repo}@{pushed.commit} --battles FILE")
-
-
-def upload_base(folder: Path, arguments: PublishArguments) -> None:
-    """Uploads a base by itself, or lists its files."""
-    check_repository_name("--repo", arguments.repo)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--base {folder}: expected the folder of a base; found none.")
-    if arguments.dry_run:
-        return print(f"Would be uploaded:\n{describe_base(folder, arguments.repo, arguments.private)}")
-    pushed = publish_base(folder, arguments.repo, arguments.private)
-    report_push(pushed)
-    logger.info(f"Train on it: scripts/train.py --base {pushed.repo}@{pushed.commit}")
-
-
-def report_push(pushed: Pushed) -> None:
-    """Says where it is, and whether it was there before."""
-    logger.info(f"{'Published' if pushed.changed else 'Nothing has changed'}: {pushed.url}")
-
-
-def build_destination(arguments: PublishArguments) -> Destination:
-    """Where to, from flags."""
-    return Destination(
-        arguments.repo,
-        base_repo=arguments.base_repo,
-        private=arguments.private,
-        revision=arguments.revision,
-        message=arguments.commit_message,
-    )
-
-
-def collect_contents(arguments: PublishArguments) -> Contents:
-    """What is to be published, from folders here."""
-    report = Path(arguments.report) if arguments.report else None
-    if arguments.judge:
-        judge = collect_judge([Path(folder) for folder in arguments.judge], arguments.readings)
-        return replace(judge, report=report)
-    folder = Path(arguments.output_dir if arguments.merged else arguments.member)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--member {folder}: expected the folder of a member; found none.")
-    return Contents({"": folder}, report=report)
 
 
 if __name__ == "__main__":

@@ -12,147 +12,77 @@ if find_spec("modeling") is None:
     raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
 
 import gc
+import logging
 import shutil
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from accelerate import PartialState
-from accelerate.logging import get_logger
-from torch import Tensor, device
-from transformers import set_seed
-
-from modeling.adapters import check_adapter, merge_adapter
 from modeling.arguments import QuantizeArguments
-from modeling.bases import (
-    DTYPES,
-    BaseFiles,
-    check_unquantized,
-    describe_origin,
-    find_base,
-    load_base,
-    load_tokenizer,
-    measure_weights,
-    save_base,
-    unpack_gguf,
-)
-from modeling.classifier import PreferenceMixin
-from modeling.files import check_replaceable, replace_folder
-from modeling.hub import check_repository_name
-from modeling.launch import run_script
 from modeling.parsing import parse_arguments
-from modeling.probes import build_probe_encoder, compute_probe_logits, load_probe_battles, measure_change
-from modeling.publication.publishing import check_base_repository, name_upload, publish_base
+from modeling.starting import run_script
 
-logger = get_logger("bothways.quantize")
-BASE_FILE = "config.json"  # which marks a folder as a base that may be replaced
-# Between the logits of a base before it was saved and after. Not 0: float32 sums over the head's weights differ in
-# their last digit (1e-8 was measured on a CPU) with where in memory the weights come to lie.
-RELOAD_TOLERANCE = 1e-5
+logger = logging.getLogger("bothways.quantize")
 
 
 def main() -> None:
     (arguments,) = parse_arguments(QuantizeArguments, verb="quantize")
+    # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
+    from accelerate import PartialState
+    from transformers import AutoConfig, set_seed
+
+    from modeling.bases import BaseFiles, describe_origin, load_tokenizer, save_base, unpack_gguf
+    from modeling.files import replace_folder
+    from modeling.precision import choose_dtype
+    from modeling.probes import build_probe_encoder
+    from modeling.publication.publishing import name_upload, publish_base
+    from modeling.quantizing import (
+        BASE_FILE,
+        check_saved,
+        find_backbone,
+        load_plain,
+        load_quantized,
+        read_in,
+        report_change,
+    )
+
+    # The same file on every machine, whatever that computes in.
+    held = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
     output = Path(arguments.output_dir)
-    check_replaceable(output, BASE_FILE)
-    if arguments.push_to_hub:
-        check_repository_name("--hub_model_id", arguments.hub_model_id)
-        check_base_repository(arguments.hub_model_id, arguments.hub_private)
-    base = find_base(arguments.base)
-    check_unquantized(base)
-    if arguments.merge_adapter:
-        check_adapter(arguments.merge_adapter, base)
+    base = find_backbone(arguments)
     tokenizer = load_tokenizer(base.folder, **base.source)
-    read_probes = partial(compute_probe_logits, encoder=build_probe_encoder(tokenizer), battles=load_probe_battles())
+    encoder, origin = build_probe_encoder(tokenizer), describe_origin(arguments.base, base)
     set_seed(arguments.seed)
 
     # One full model in memory at a time: each is deleted, and collected, before the next is loaded.
     with replace_folder(output, BASE_FILE) as beside, unpack_gguf(base) as files:
-        model = load_plain(arguments, files)
-        plain = saved = Reading(measure_weights(model), read_probes(model))
-        if arguments.quantization != "none":
-            head = model.score.state_dict()
+        config = AutoConfig.from_pretrained(files.folder)
+        dtype = choose_dtype(arguments.dtype, PartialState().device, config, training=False)
+        model = load_plain(arguments, files, held)
+        if arguments.quantization == "none":
+            save_base(beside, model, tokenizer, origin)
+            plain = saved = read_in(model, dtype, encoder)
+        else:
             if arguments.merge_adapter:
                 model.save_pretrained(beside / "merged")
                 files = BaseFiles(beside / "merged")
+            plain, head = read_in(model, dtype, encoder), model.score.state_dict()
             del model
             gc.collect()
-            model = load_quantized(arguments, files, head)
-            saved = Reading(measure_weights(model), read_probes(model))
+            model = load_quantized(arguments, files, held, head)
             shutil.rmtree(beside / "merged", ignore_errors=True)
-        save_base(beside, model, tokenizer, describe_origin(arguments.base, base))
+            save_base(beside, model, tokenizer, origin)
+            saved = read_in(model, dtype, encoder)
         num_parameters = model.num_parameters()
         del model
         gc.collect()
-        check_saved(beside, arguments.dtype, saved)
+        check_saved(beside, dtype, saved)
 
     size = sum(file.stat().st_size for file in output.iterdir())
-    report_change(arguments, plain, saved, size)
+    report_change(arguments.quantization, held, plain, saved, size)
     logger.info(f"Base of {num_parameters:,} parameters, {arguments.quantization}, {size / 1e6:.0f} MB: {output}")
     if arguments.push_to_hub:
         with name_upload(f"--base {output} --repo {arguments.hub_model_id}"):
             pushed = publish_base(output, arguments.hub_model_id, arguments.hub_private)
         logger.info(f"Base {'pushed' if pushed.changed else 'is there already'}: {pushed.repo}@{pushed.commit}")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What is compared between two states of a model: bytes of its weights, logits (battles, slots) of the probes."""
-
-    num_bytes: int
-    logits: Tensor
-
-
-def load_plain(arguments: QuantizeArguments, files: BaseFiles) -> PreferenceMixin:
-    """The unquantised model in the dtype asked for, with the adapter merged into it (if asked) and a fresh head."""
-    if not arguments.merge_adapter:
-        return load_base(files, dtype=arguments.dtype, head_hidden_size=arguments.head_hidden_size)
-    # In main memory, because in float32 the model takes four times what the GPU will have to hold in 8 bit.
-    whole = load_base(files, dtype="float32", device=device("cpu"), head_hidden_size=arguments.head_hidden_size)
-    model = merge_adapter(whole, arguments.merge_adapter)
-    for parameter in model.base_model.parameters():  # the head stays float32, as do buffers: rotary frequencies
-        parameter.data = parameter.data.to(DTYPES[arguments.dtype])
-    model.reads_in_bfloat16 = arguments.dtype == "bfloat16"
-    return model.to(PartialState().device)
-
-
-def load_quantized(arguments: QuantizeArguments, files: BaseFiles, head: dict[str, Tensor]) -> PreferenceMixin:
-    """The model quantised while it is loaded, with the very head that the unquantised one had."""
-    model = load_base(
-        files,
-        dtype=arguments.dtype,
-        quantization=arguments.quantization,
-        bnb_4bit_quant_type=arguments.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=arguments.bnb_4bit_use_double_quant,
-        head_hidden_size=arguments.head_hidden_size,
-    )
-    model.score.load_state_dict(head)
-    return model
-
-
-def check_saved(folder: Path, dtype: str, saved: Reading) -> None:
-    """Raises a ValueError if a saved base, loaded again with its own tokenizer, gives other logits on the probes."""
-    model = load_base(BaseFiles(folder), dtype=dtype)
-    logits = compute_probe_logits(model, build_probe_encoder(load_tokenizer(folder)), load_probe_battles())
-    change, _ = measure_change(saved.logits, logits)
-    if change > RELOAD_TOLERANCE:
-        raise ValueError(
-            f"Base as saved: expected the logits that it had before it was saved, within {RELOAD_TOLERANCE:g}; found a "
-            f"change of {change:.3g} on the probe battles. Nothing was replaced. Check the disk, and try again."
-        )
-
-
-def report_change(arguments: QuantizeArguments, plain: Reading, saved: Reading, size: int) -> None:
-    """Says what quantising won in bytes and what it cost in logits."""
-    logger.info(
-        f"Weights: {plain.num_bytes:,} bytes in {arguments.dtype}, {saved.num_bytes:,} as {arguments.quantization} "
-        f"({saved.num_bytes / plain.num_bytes:.1%}); files: {size:,} bytes"
-    )
-    logit, probability = measure_change(plain.logits, saved.logits)
-    logger.info(
-        f"{len(plain.logits)} probe battles, unquantised and as saved, with the same head: largest change of a logit "
-        f"{logit:.3g} (largest logit {plain.logits.abs().max().item():.3g}), of a probability {probability:.3g}"
-    )
 
 
 if __name__ == "__main__":

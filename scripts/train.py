@@ -15,286 +15,60 @@ from importlib.util import find_spec
 if find_spec("modeling") is None:
     raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
 
-import tempfile
+import logging
 import time
-from functools import partial
-from pathlib import Path
 
-from accelerate.logging import get_logger
-from datasets import Dataset
-from peft import PeftModel
-from transformers import AutoConfig, TrainingArguments, set_seed
-
-from modeling.adapters import add_adapters, collect_trained_weights
 from modeling.arguments import TrainArguments
-from modeling.audit import audit_battles
-from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base
-from modeling.battles import LABELS, list_orders, load_battles
-from modeling.checkpoints import find_checkpoint
-from modeling.collation import PackCollator, encode_dataset, encode_evaluation
-from modeling.duplicates import DuplicateIndex
-from modeling.encoding import BattleEncoder
-from modeling.evaluation.reports import build_report
-from modeling.files import check_replaceable
-from modeling.folds import split_folds
-from modeling.launch import (
-    call_on_main,
-    check_launch,
-    check_shared_folder,
-    prepare_deepspeed,
-    run_script,
-    suspend_sharding,
-)
-from modeling.loading import load_encoder
-from modeling.losses import Distillation
-from modeling.members import MEMBER_FILE, MemberFacts, save_member
-from modeling.memory import MemoryPlan, measure_resident, plan_memory
-from modeling.metrics import build_trainer_metrics
-from modeling.mixing import describe_battles, drop_leaks, drop_twins, mix_sources
 from modeling.parsing import parse_arguments
-from modeling.probes import record_probes
-from modeling.provenance import (
-    describe_fold,
-    describe_run,
-    describe_source,
-    measure_training,
-    name_run,
-    read_evaluation,
-)
-from modeling.publication.cards import write_card
-from modeling.publication.publishing import check_publishable, publish_member
-from modeling.training import EvaluationRecorder, PreferenceTrainer, describe_settings, rehearse, smooth_dataset
+from modeling.starting import run_script
 
-logger = get_logger("bothways.train")
+logger = logging.getLogger("bothways.train")
 
 
 def main() -> None:
     start = time.perf_counter()
-    arguments, training = parse_arguments(TrainArguments, TrainingArguments, verb="train")
-    output, dtype, smoothing = prepare_run(arguments, training)
-    train_battles, eval_battles, data = load_parts(arguments, training.world_size)
+    arguments, training = parse_arguments(TrainArguments, verb="train", trainer=True)
+    # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
+    from modeling import setup
+    from modeling.bases import find_base, fingerprint_base
+    from modeling.battles import list_orders
+    from modeling.launch import check_launch
+    from modeling.loading import load_encoder
+    from modeling.publication.publishing import publish_member
+    from modeling.saving import FinishedRun
+    from modeling.training import describe_settings, rehearse
+
     base = find_base(arguments.base)
-    publish_to = plan_push(arguments, training, base)
+    output, dtype, smoothing = setup.prepare_run(arguments, training, base)
+    train_battles, eval_battles, data = setup.load_parts(arguments, training.world_size)
+    publish_to = setup.plan_push(arguments, training, base)
     fingerprint = fingerprint_base(base)  # now: the base may be replaced while we train
     encoder = load_encoder(base, arguments.max_length, arguments.truncation)
-    tokenizer = encoder.tokenizer
-    train_set, eval_set = encode_parts(encoder, arguments.orientation, train_battles, eval_battles, smoothing)
-    num_orders = len(list_orders(arguments.orientation))
-    plan = plan_run(arguments, training, base, dtype, -(-max(train_set["length"]) // num_orders))
-    run = describe_settings(arguments, training, train_set, base=fingerprint, label_smoothing_factor=smoothing)
-    checkpoint = None if arguments.dry_run else find_start(training, run)
-    model = build_model(arguments, training, base, dtype)
-    recorder = EvaluationRecorder(build_trainer_metrics(num_orders, eval_set["cut"][::num_orders] if eval_set else ()))
-    trainer = PreferenceTrainer(
-        run=run,
-        head_learning_rate=arguments.head_learning_rate,
-        model=model,
-        args=training,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        data_collator=PackCollator(arguments.tokens_per_batch),
-        compute_metrics=recorder,
-    )
+    train_set, eval_set = setup.encode_parts(encoder, arguments.orientation, train_battles, eval_battles, smoothing)
+    longest = -(-max(train_set["length"]) // len(list_orders(arguments.orientation)))
+    plan = setup.plan_run(arguments, training, base, dtype, longest)
+    decided = {"base": fingerprint, "dtype": dtype, "label_smoothing_factor": smoothing}
+    run = describe_settings(arguments, training, train_set, **decided)
+    checkpoint = None if arguments.dry_run else setup.find_start(training, run)
+    model = setup.build_model(arguments, training, base, dtype)
+    trainer, recorder = setup.build_trainer(arguments, training, model, train_set, eval_set, run)
     check_launch(trainer.accelerator)
     if arguments.dry_run:
         report = rehearse(trainer)
         return print(f"{plan}\n{report}") if trainer.is_world_process_zero() else None
-    metrics = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics | measure_training(trainer)
-    weights = collect_trained_weights(model)
-    probes = record_probes(model, encoder, list_orders(arguments.orientation), dtype)
-
-    def save(report: dict | None = None) -> None:
-        described = describe_run(arguments, trainer, data, metrics, time.perf_counter() - start)
-        facts = MemberFacts(
-            orientation=arguments.orientation,
-            labels=list(LABELS),
-            dtype=dtype,
-            encoding=encoder.encoding.to_dict(),
-            head={"head_dropout": model.config.head_dropout, "head_hidden_size": model.config.head_hidden_size},
-            base_fingerprint=fingerprint,
-            training=described | describe_fold(arguments, eval_battles),
-        )
-        if trainer.is_world_process_zero():
-            save_member(output, model, weights, tokenizer, base, facts, probes, partial(write_card, report=report))
-
-    save()  # before the evaluation, which could fail after hours of training
+    metrics = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
+    finished = FinishedRun(
+        arguments, trainer, base, fingerprint, encoder, dtype, data, eval_battles, output, start, metrics
+    )
+    finished.save()  # before anything else, which could fail after hours of training
+    finished.read_probes()
     if eval_set is not None:
-        metrics |= trainer.evaluate()
-        verdicts = read_evaluation(recorder.logits, eval_set, eval_battles, arguments.orientation)
-        scored = {"battles": {"name": data[-1]["source"], "sha256": data[-1]["sha256"]}}
-        save(build_report(verdicts, eval_battles) | {"data": scored})
-    trainer.log_metrics("all", metrics)
+        finished.evaluate(eval_set, recorder)
+    trainer.log_metrics("all", finished.metrics)
     logger.info(f"Member written: {output}")
     if publish_to and trainer.is_world_process_zero():
         pushed = publish_member(output, publish_to, private=training.hub_private_repo is not False)
         logger.info(f"Member published: {pushed.url}")
-
-
-def prepare_run(arguments: TrainArguments, training: TrainingArguments) -> tuple[Path, str, float]:
-    """The member's folder, the precision of the run, in which the member will be read, and the label smoothing.
-
-    Takes over what the Trainer would do otherwise: its own files go beside the member, which so holds no optimizer
-    state; the model computes in its precision by itself; labels are smoothed before they reach it.
-
-    Raises:
-        ValueError: If the settings would train something else than what the member says of itself.
-    """
-    output = Path(training.output_dir.replace("{orientation}", arguments.orientation))
-    check_replaceable(output, MEMBER_FILE)
-    if training.fp16 or training.mixed_precision != ("bf16" if training.bf16 else "no"):
-        raise ValueError(
-            f"--bf16 {training.bf16} --fp16 {training.fp16}, launched with mixed precision {training.mixed_precision}: "
-            "expected bf16 or none in all of them, as a member is read in the precision it was trained in. "
-            "Set --bf16 in the recipe and mixed_precision: 'no' in the launcher."
-        )
-    if training.n_gpu > 1:
-        raise ValueError(
-            f"Found {training.n_gpu} GPUs and one process: expected one GPU per process. Launch with "
-            "configs/accelerate/ddp.yaml, or set CUDA_VISIBLE_DEVICES to one of them."
-        )
-    if not 0 <= training.label_smoothing_factor < 1:
-        raise ValueError(f"--label_smoothing_factor {training.label_smoothing_factor}: expected 0 to below 1.")
-    dtype, smoothing = "bfloat16" if training.bf16 else "float32", training.label_smoothing_factor
-    training.bf16, training.mixed_precision, training.label_smoothing_factor = False, "no", 0.0
-    if training.deepspeed_plugin:
-        prepare_deepspeed(training.deepspeed_plugin)
-    training.output_dir = str(output.with_name(f"{output.name}.checkpoints"))
-    training.run_name = training.run_name or name_run(arguments)
-    if training.ddp_find_unused_parameters is None:
-        # Adapters and head all have a part in each loss; looking for others fails with reentrant checkpointing.
-        training.ddp_find_unused_parameters = False
-    training.remove_unused_columns = False  # the collator picks what the model takes
-    training.label_names = ["labels"]
-    training.include_num_input_tokens_seen = "non_padding"  # makes the Trainer log tokens/s
-    if arguments.dry_run:
-        training.report_to, training.save_strategy, training.eval_strategy = [], "no", "no"
-        training.output_dir = tempfile.gettempdir()  # the Trainer makes its folder even if it writes nothing
-    return output, dtype, smoothing
-
-
-def plan_push(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles) -> str | None:
-    """The repository to publish the member in, checked before hours of training; None if it is to stay here."""
-    if not training.push_to_hub:
-        return None
-    if not training.hub_model_id:
-        raise ValueError("--push_to_hub: expected the repository too; found none. Pass --hub_model_id USER/NAME.")
-    training.push_to_hub = False  # the Trainer would upload its optimizer state
-    repo = training.hub_model_id.replace("{orientation}", arguments.orientation)
-    call_on_main(check_publishable, repo, base, training.hub_private_repo is not False)
-    return repo
-
-
-def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, Dataset | None, list[dict]]:
-    """Training battles of all sources, those to evaluate on (or None), of which no prompt is trained on, and what the
-    member will say of each source."""
-
-    def load(flag: str, file: str) -> Dataset:
-        battles = load_battles(file, require_labels=True, **arguments.row_policy)
-        if len(battles) == 0:
-            raise ValueError(f"--{flag} {file}: expected battles; found none.")
-        return battles
-
-    sources = [load("train_file", file) for file in arguments.train_file]
-    evaluation = load("eval_file", arguments.eval_file) if arguments.eval_file else None
-    if arguments.num_folds:
-        sources[0], evaluation = split_folds(sources[0], arguments.num_folds, arguments.fold, arguments.fold_method)
-    twins = {"repeat_policy": arguments.repeat_policy, "identical_policy": arguments.identical_policy}
-    guarded = [drop_twins(file, part, **twins) for file, part in zip(arguments.train_file, sources, strict=True)]
-    if evaluation is not None:
-        index = DuplicateIndex()
-        index.add(evaluation["prompt"][:])
-        pairs = zip(arguments.train_file, guarded, strict=True)
-        guarded = [drop_leaks(file, part, index, leak_policy=arguments.leak_policy) for file, part in pairs]
-    if (found := sum(map(len, guarded))) < num_processes:
-        raise ValueError(
-            f"--num_processes {num_processes}: expected a battle for each process; found {found} for training. "
-            "Start fewer processes, give more battles, or see above which were left out."
-        )
-    names = [Path(file).name for file in arguments.train_file]
-    battles = mix_sources(
-        list(zip(names, guarded, strict=True)),
-        arguments.train_weights,
-        arguments.train_confidences,
-        arguments.teacher_column or (),
-    )
-    data = [describe_source("train", file, part) for file, part in zip(arguments.train_file, guarded, strict=True)]
-    logger.info(f"Training on {len(battles)} battles:\n{describe_battles(battles)}")
-    if evaluation is not None:
-        data.append(describe_source("eval", arguments.eval_file or arguments.train_file[0], evaluation))
-        logger.info(f"Evaluating on {len(evaluation)} battles:\n{describe_battles(evaluation)}")
-    return battles, evaluation, data
-
-
-def encode_parts(
-    encoder: BattleEncoder, orientation: str, train_battles: Dataset, eval_battles: Dataset | None, smoothing: float
-) -> tuple[Dataset, Dataset | None]:
-    """Both parts as the Trainer reads them; logs what encoding does, and one battle as it is read."""
-    logger.info(f"Encoding will do this:\n{audit_battles(train_battles, encoder, orientation)}")
-    train_set = smooth_dataset(encode_dataset(train_battles, encoder, orientation), smoothing)
-    logger.info(f"First battle as read:\n{encoder.tokenizer.decode(train_set[0]['input_ids'])}")
-    return train_set, None if eval_battles is None else encode_evaluation(eval_battles, encoder, orientation)
-
-
-def plan_run(
-    arguments: TrainArguments, training: TrainingArguments, base: BaseFiles, dtype: str, longest: int
-) -> MemoryPlan:
-    """The memory that a process of this launch will need; logged, so that a run too large is seen before it fails."""
-    stage = training.deepspeed_plugin.zero_stage if training.deepspeed_plugin else 0
-    config = AutoConfig.from_pretrained(base.folder)
-    if stage == 3 and hasattr(config, "quantization_config"):
-        raise ValueError(
-            f"--base {arguments.base} with ZeRO-3: expected unquantised weights; found quantised ones. bitsandbytes' "
-            "weights cannot be shared out over processes: each would keep all of them. Take "
-            "configs/accelerate/zero2.yaml, which needs no more memory, or a base made with --quantization none."
-        )
-    num_orders = len(list_orders(arguments.orientation))
-    batch_size = training.per_device_train_batch_size * num_orders
-    if arguments.tokens_per_batch:
-        batch_size = min(batch_size, max(num_orders, arguments.tokens_per_batch // longest))
-    with suspend_sharding(training.deepspeed_plugin):
-        plan = plan_memory(
-            config,
-            dtype=dtype,
-            r=arguments.lora_r,
-            lora_dropout=arguments.lora_dropout,
-            freeze_layers=arguments.freeze_layers,
-            batch_size=batch_size,
-            length=longest,
-            optim=str(training.optim.value),
-            gradient_checkpointing=training.gradient_checkpointing,
-            use_reentrant=(training.gradient_checkpointing_kwargs or {}).get("use_reentrant", False),
-            num_processes=training.world_size,
-            zero_stage=stage,
-            device_type=training.device.type,
-            resident=measure_resident() if training.device.type == "cpu" else 0,
-        )
-    logger.info(f"Memory per device, estimated, for {batch_size} x {longest} tokens:\n{plan}")
-    return plan
-
-
-def find_start(training: TrainingArguments, run: dict) -> Path | None:
-    """The checkpoint that an interrupted run left, which every process goes on from; None at a beginning."""
-    folder = Path(training.output_dir)
-    check_shared_folder(folder)
-    return call_on_main(find_checkpoint, folder, run, training.resume_from_checkpoint)
-
-
-def build_model(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles, dtype: str) -> PeftModel:
-    """The base, frozen, with fresh adapters and a trainable head."""
-    set_seed(training.seed)
-    model = load_base(base, dtype=dtype, device=training.device, head_dropout=arguments.head_dropout)
-    if arguments.teacher_column:
-        model.distillation = Distillation(arguments.teacher_weight, arguments.teacher_temperature)
-    model = add_adapters(
-        model,
-        r=arguments.lora_r,
-        alpha=arguments.lora_alpha,
-        dropout=arguments.lora_dropout,
-        freeze_layers=arguments.freeze_layers,
-    )
-    trainable, total = model.get_nb_trainable_parameters()
-    logger.info(f"Parameters: {trainable:,} trainable of {total:,}")
-    return model
 
 
 if __name__ == "__main__":

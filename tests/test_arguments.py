@@ -1,5 +1,6 @@
 """A run's settings: YAML first, flags win, and whatever is not understood fails with the way out."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,11 +11,15 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from modeling import arguments, prediction_arguments
-from modeling.arguments import QuantizeArguments
-from modeling.launch import run_script
-from modeling.parsing import REPOSITORY, parse_arguments
+import modeling
+from modeling import arguments, parsing, paths, prediction_arguments, recipes
+from modeling.arguments import TRAINING_DEFAULTS, QuantizeArguments, TrainArguments
+from modeling.flags import PRECISION_FLAGS, read_trainer_flags
+from modeling.parsing import parse_arguments
 from modeling.prediction_arguments import PredictArguments
+from modeling.recipes import find_recipes
+from modeling.starting import run_script
+from tests.conftest import DEMO_DATA, REPOSITORY
 
 RECIPES = sorted(
     path for path in REPOSITORY.glob("configs/*/*.yaml") if path.parent.name not in ("accelerate", "study")
@@ -29,18 +34,28 @@ USERS_FLAGS = {
 PREDICT = "battles: b.jsonl\njudge: [ab, ba]\noutput_dir: out\n"
 TRAIN = "orientation: ab\nbase: base\ntrain_file: t.jsonl\noutput_dir: out\n"
 
-KINDS, known = (
-    {},
-    {**vars(arguments), **vars(prediction_arguments), "TrainingArguments": TrainingArguments},
-)  # verb: what its script parses
+KINDS, known = {}, {**vars(arguments), **vars(prediction_arguments)}  # verb: what its script parses
 for script in sorted(REPOSITORY.glob("scripts/*.py")):
-    call = re.search(r"parse_arguments\(([\w, ]+), verb=\"(\w+)\"\)", script.read_text(encoding="utf-8"))
+    call = re.search(r"parse_arguments\((\w+), verb=\"(\w+)\"(, trainer=True)?\)", script.read_text(encoding="utf-8"))
     assert call and call[2] == script.stem, f"{script.name}: expected a call of parse_arguments with its own verb"
-    KINDS[script.stem] = [known[name] for name in call[1].split(", ")]
+    assert bool(call[3]) == (script.stem == "train")
+    KINDS[script.stem] = known[call[1]]
+
+
+@pytest.fixture(autouse=True)
+def any_path(request, monkeypatch):
+    """Lets paths be named that do not exist, except where a test is about them."""
+    if "real_paths" not in request.fixturenames:
+        monkeypatch.setattr(parsing, "check_paths", lambda arguments: None)
+
+
+@pytest.fixture
+def real_paths():
+    """Asks `any_path` to leave the checks as they are."""
 
 
 def parse(verb: str, *argv: str) -> tuple:
-    return parse_arguments(*KINDS[verb], verb=verb, argv=argv)
+    return parse_arguments(KINDS[verb], verb=verb, trainer=verb == "train", argv=argv)
 
 
 def write_recipe(folder, text: str) -> str:
@@ -110,10 +125,10 @@ def test_orientation_has_no_default_and_is_one_of_three():
 
 def test_yaml_values_become_what_their_fields_are(tmp_path):
     """YAML 1.1 reads 2e-4 as text, 0xFACED as an integer, and no as false."""
-    text = "seed: 0xFACED\nlearning_rate: 2e-4\nbf16: no\ndo_train: true\nnum_folds: null\n"
+    text = "seed: 0xFACED\nlearning_rate: 2e-4\ntf32: no\ndo_train: true\nnum_folds: null\n"
     arguments, training = parse("train", write_recipe(tmp_path, TRAIN + text + "lr_scheduler_kwargs: {num_cycles: 2}"))
     assert (training.seed, training.learning_rate, arguments.num_folds) == (0xFACED, 0.0002, None)
-    assert (training.bf16, training.do_train) == (False, True)
+    assert (training.tf32, training.do_train) == (False, True)
     assert training.lr_scheduler_kwargs == {"num_cycles": 2}
     for text, members in (("[ab, ba]", ["ab", "ba"]), ("ab", ["ab"]), ("\n- ab", ["ab"])):
         assert parse("predict", write_recipe(tmp_path, f"{PREDICT}judge: {text}"))[0].judge == members
@@ -163,18 +178,265 @@ def test_a_flag_that_would_do_nothing_or_harm_is_refused(tmp_path, argv, message
         parse("train", write_recipe(tmp_path, TRAIN), *argv.split())
 
 
+# --- --help -----------------------------------------------------------------------------------------------------------
+
+
+def read_help(capsys, monkeypatch, verb: str, *argv: str) -> str:
+    """What is printed, without a line break inside a help text."""
+    monkeypatch.setenv("COLUMNS", "10000")
+    with pytest.raises(SystemExit) as exit:
+        parse(verb, *argv)
+    assert exit.value.code == 0
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verb", KINDS)
 def test_help_says_every_field_and_exits_0(verb, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "10000")  # no line break inside a help text
-    with pytest.raises(SystemExit) as exit:
-        parse(verb, "nowhere.yaml", "--help")
-    assert exit.value.code == 0
-    printed = capsys.readouterr().out
-    assert f"{verb}.py [CONFIG.yaml] [--flag value ...]" in printed and KINDS[verb][0].__doc__.strip() in printed
-    for kind in KINDS[verb]:
-        for field in (field for field in fields(kind) if field.init):
-            assert re.search(rf"--{field.name}\b", printed)
-            assert kind is TrainingArguments or (field.metadata["help"] and field.metadata["help"] in printed)
+    printed = read_help(capsys, monkeypatch, verb, "--help")
+    assert f"{verb}.py [CONFIG.yaml] [--flag value ...]" in printed and KINDS[verb].__doc__.strip() in printed
+    for field in fields(KINDS[verb]):
+        assert re.search(rf"^  --{field.name} ", printed, re.M)
+        assert field.metadata["help"] and field.metadata["help"] in printed
+    groups = re.findall(r"^(\w[\w ]*)(?: \(.*\))?:$", printed, re.M)
+    assert len(groups) == len(set(groups)) >= 3 and "other" not in groups and groups[-1] == "help"
+    assert read_help(capsys, monkeypatch, verb, "nowhere.yaml", "--output", "x", "-h")  # wherever it is
+
+
+def test_the_trainers_flags_come_last_and_are_hidden_unless_asked_for(capsys, monkeypatch):
+    short = read_help(capsys, monkeypatch, "train", "--help")
+    whole = read_help(capsys, monkeypatch, "train", "--help_all")
+    shown = re.findall(r"^  --(\w+)", short, re.M)
+    first = min(shown.index(name) for name in TRAINING_DEFAULTS)
+    assert first > max(shown.index(field.name) for field in fields(TrainArguments))
+    assert set(TRAINING_DEFAULTS) < set(shown) and "adam_beta1" not in shown
+    for field in fields(TrainingArguments):
+        assert re.search(rf"^  --{field.name} ", whole, re.M)
+
+
+def test_help_says_the_values_that_run(tmp_path, capsys, monkeypatch):
+    """The script's, the demo's beside them where the demo's recipe would run, and a YAML's in their place."""
+    printed = read_help(capsys, monkeypatch, "train", "--help")
+    assert "Rank of the adapters. [64; the demo runs 16]" in printed
+    assert "--learning_rate FLOAT" in printed and "[2e-4; the demo runs 0.00015]" in printed
+    printed = read_help(capsys, monkeypatch, "train", "--train_file", "mine.parquet", "--help")
+    assert "Rank of the adapters. [64]" in printed and "the demo runs" not in printed
+    recipe = write_recipe(tmp_path, "lora_r: 7\nadam_beta1: 0.8\n")
+    printed = read_help(capsys, monkeypatch, "train", recipe, "--help")
+    assert "Rank of the adapters. [7]" in printed and re.search(r"--adam_beta1 FLOAT .* \[0.8\]", printed)
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def test_own_data_never_gets_the_demos_recipe(caplog):
+    """384 tokens, rank 16, 20 frozen layers and no checkpoints suit the demo's base and nobody's own."""
+    caplog.set_level("INFO")
+    flags = ["--orientation", "ab", "--base", "base", "--train_file", "mine.parquet", "--output_dir", "out"]
+    found, training = parse("train", *flags)
+    assert (found.max_length, found.lora_r, found.freeze_layers) == (2200, 64, 0)
+    assert "No recipe: the script's defaults" in caplog.messages
+    expected = {"learning_rate": 2e-4, "num_train_epochs": 1, "per_device_train_batch_size": 4, "seed": 0xFACED}
+    expected |= {"gradient_accumulation_steps": 4, "gradient_checkpointing": True, "lr_scheduler_type": "linear"}
+    expected |= {"gradient_checkpointing_kwargs": {"use_reentrant": True}, "warmup_steps": 0.025, "report_to": []}
+    expected |= {"optim": "adamw_8bit", "max_grad_norm": 1, "save_strategy": "steps", "save_steps": 500}
+    expected |= {"save_total_limit": 2, "logging_steps": 10}
+    assert {name: vars(training)[name] for name in expected} == expected
+    assert parse("train", *flags, "--activation_checkpointing", "false")[1].gradient_checkpointing is False
+
+    demo, _ = parse("train", "--orientation", "ab")
+    assert (demo.max_length, demo.lora_r, demo.freeze_layers) == (384, 16, 20)
+    assert "Recipe: configs/demo/train.yaml" in caplog.messages
+
+
+OWN = {
+    "train": ["train_file", "eval_file", "base"],
+    "predict": ["battles", "judge", "cascade"],
+    "pseudolabel": ["battles", "judge"],
+    "evaluate": ["battles", "predictions", "judge"],
+    "quantize": ["base", "merge_adapter"],
+    "app": ["judge"],
+    "publish": ["member", "judge", "base"],
+}
+
+
+@pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb, names in OWN.items() for name in names])
+def test_each_name_of_own_data_or_model_asks_for_the_rest(verb, name, caplog):
+    caplog.set_level("INFO")
+    try:
+        parse(verb, f"--{name}", "mine")
+    except ValueError as error:
+        assert "xpected --" in str(error)
+    else:
+        assert verb == "app" and "No recipe: the script's defaults" in caplog.messages
+
+
+def test_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse("train", "configs/demo/train.yaml", "--orientation", "ab") is not None
+    assert parse("quantize")[0].output_dir == "outputs/demo/base"  # which stays in the current folder
+
+
+def test_recipes_of_an_installed_package_are_found_without_importing_it(tmp_path, monkeypatch):
+    (tmp_path / "bothways" / "configs" / "demo").mkdir(parents=True)
+    (tmp_path / "bothways" / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "elsewhere" / "modeling" / "recipes.py"))
+    assert find_recipes() == tmp_path / "bothways" / "configs"
+
+
+def test_packaged_battles_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "package:modeling/data/demo_test.jsonl"
+    assert paths.split_source(name) == (str(DEMO_DATA / "demo_test.jsonl"), None, None)
+    assert len(modeling.load_battles(name)) == 72
+    with pytest.raises(FileNotFoundError, match=r"expected the file none\.csv in the package; found none"):
+        paths.check_source("package:modeling/none.csv")
+    with pytest.raises(FileNotFoundError, match=r"expected the installed package no\.such; found none"):
+        paths.check_source("package:no.such/none.csv")
+
+
+# --- what is answered before torch is loaded --------------------------------------------------------------------------
+
+
+def test_the_trainers_flags_are_those_of_the_installed_transformers():
+    read = {flag.name: flag for flag in read_trainer_flags()}
+    assert list(read) == [field.name for field in fields(TrainingArguments) if field.init]
+    for field in fields(TrainingArguments):
+        if isinstance(field.default, int | float | bool):
+            assert read[field.name].default == field.default
+        if field.name not in ("output_dir", *PRECISION_FLAGS):
+            assert read[field.name].help == field.metadata["help"].replace("%%", "%")
+    assert read["per_device_train_batch_size"].kind is int and read["do_train"].kind is bool
+    assert "adamw_8bit" in read["optim"].choices and read["save_strategy"].choices == ("no", "steps", "epoch", "best")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--max_steps many", "--max_steps: invalid int value: 'many'"),
+        ("--learning_rate fast", "--learning_rate: invalid float value: 'fast'"),
+        ("--do_train perhaps", "--do_train: expected true or false; got perhaps"),
+        ("--optim adam", "--optim: invalid choice: 'adam'"),
+        ("--lerning_rate 1", "'--lerning_rate'. Did you mean --learning_rate"),
+    ],
+)
+def test_the_trainers_simple_values_are_checked_at_once(tmp_path, monkeypatch, argv, message):
+    monkeypatch.setattr(parsing, "start_torch", Mock(side_effect=AssertionError))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse("train", write_recipe(tmp_path, TRAIN), *argv.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("bf16", "true", "bfloat16"),
+        ("bf16", "false", "float32"),
+        ("fp16", "true", "float16"),
+        ("bf16_full_eval", "true", "bfloat16"),
+        ("fp16_full_eval", "true", "float16"),
+    ],
+)
+def test_precision_is_said_by_dtype_alone(tmp_path, name, value, instead):
+    message = f"--{name} .*: expected --dtype instead.*Write --dtype {instead}, or in YAML dtype: {instead}"
+    with pytest.raises(ValueError, match=message):
+        parse("train", write_recipe(tmp_path, TRAIN), f"--{name}", value)
+    with pytest.raises(ValueError, match=message):
+        parse("train", write_recipe(tmp_path, f"{TRAIN}{name}: {value}\n"))
+
+
+@pytest.mark.parametrize("verb", ["train", "predict", "pseudolabel", "evaluate", "quantize", "app", "publish"])
+def test_every_script_has_the_same_dtype(verb):
+    (field,) = [field for field in fields(KINDS[verb]) if field.name == "dtype"]
+    assert field.default == "auto" and field.metadata["choices"] == ("auto", "bfloat16", "float16", "float32")
+
+
+@pytest.mark.parametrize(
+    ("verb", "argv", "message"),
+    [
+        ("train", "--base outputs/no/base --train_file x.csv", "Base outputs/no/base: .* run `make demo` first"),
+        ("train", "--base b --train_file none.csv", "Battles file none.csv: expected a file, a folder"),
+        ("train", "--base b --train_file setup.cfg", "setup.cfg: expected a file ending in .parquet, .csv, .jsonl"),
+        ("train", "--base modeling --train_file a/b", "Base modeling: expected a model folder with config.json"),
+        ("predict", "--judge a/b/c --battles a/b", "Judge a/b/c: expected a folder here or a Hub repository"),
+        ("evaluate", "--predictions none.parquet --battles a/b", "Predictions none.parquet: expected a file; found"),
+        ("quantize", "--base package:no_such/x.gguf", "expected the installed package no_such; found none"),
+        ("quantize", "--base a/b --merge_adapter a/b/c", "Adapter a/b/c: expected a folder here or a Hub"),
+        ("app", "--judge ../none", "Judge ../none: expected a folder here or a Hub repository; found neither"),
+        ("publish", "--base none --repo a/b", "--base none: expected the folder of a base; found none"),
+    ],
+)
+def test_a_wrong_path_is_answered_before_torch_is_loaded(verb, argv, message, real_paths, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(parsing, "start_torch", Mock(side_effect=AssertionError))
+    rest = [] if verb in ("app", "publish") else ["--output_dir", "out"]
+    rest += ["--orientation", "ab"] if verb == "train" else []
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        parse(verb, *argv.split(), *rest)
+
+
+def test_names_that_the_hub_takes_are_those_that_pass():
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    names = [
+        "gpt2",
+        "a/b",
+        "a/b.c-d_e",
+        "outputs/demo/base",
+        "/a/b",
+        "../a",
+        "./a",
+        "a--b",
+        "a/b.git",
+        "é/a",
+        "",
+        "a b",
+    ]
+    for name in [*names, "-a/b", "a/b-", "x" * 97]:
+        try:
+            validate_repo_id(name)
+            expected = True
+        except HFValidationError:
+            expected = False
+        assert paths.is_repository_id(name) is expected, name
+
+
+def run_python(program: str, *argv: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", program, *argv]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+
+
+# Runs a script and says at its end which heavy packages were loaded.
+LOADED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("LOADED", sorted({"torch", "transformers", "datasets", "pandas", "accelerate", "gradio"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("verb", KINDS)
+def test_help_and_mistakes_load_nothing_heavy(verb):
+    for argv, code in ((["--help"], 0), (["--no_such_flag", "1"], 2), (["nowhere.yaml"], 2)):
+        done = run_python(LOADED, f"scripts/{verb}.py", *argv)
+        assert done.returncode == code and done.stdout.endswith("LOADED []\n"), done.stderr
+
+
+def test_the_package_is_imported_lazily():
+    program = "import sys, modeling\n"
+    program += "heavy = {'torch', 'transformers', 'datasets', 'pandas'}\nassert not heavy & set(sys.modules)\n"
+    program += "assert {'Judge', 'load_battles', 'Gemma2ForPreference'} <= set(dir(modeling)) & set(modeling.__all__)\n"
+    program += "from modeling import Gemma2ForPreference, Judge, load_battles\n"
+    program += "print(Judge.__module__, load_battles.__module__, Gemma2ForPreference.__module__)"
+    done = run_python(program)
+    assert done.stdout == "modeling.judge modeling.battles modeling.classifier\n", done.stderr
+    with pytest.raises(AttributeError, match="module 'modeling' has no attribute 'jugde'"):
+        modeling.jugde  # noqa: B018
+
+
+# --- recipes in the repository ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -188,7 +450,7 @@ def test_gemma2_recipe_has_the_seeds_numbers():
     expected = {"max_length": 2200, "lora_r": 64, "lora_alpha": 4, "lora_dropout": 0.05, "head_dropout": 0.1}
     expected |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "num_train_epochs": 1}
     expected |= {"learning_rate": 2e-4, "lr_scheduler_type": "linear", "warmup_steps": 0.025, "optim": "adamw_8bit"}
-    expected |= {"weight_decay": 0, "max_grad_norm": 1, "label_smoothing_factor": 0, "bf16": True, "seed": 0xFACED}
+    expected |= {"weight_decay": 0, "max_grad_norm": 1, "label_smoothing_factor": 0, "dtype": "auto", "seed": 0xFACED}
     found = vars(arguments) | vars(training)
     assert {name: found[name] for name in expected} == expected
 
@@ -196,7 +458,7 @@ def test_gemma2_recipe_has_the_seeds_numbers():
 def test_mistake_ends_a_script_with_one_line_and_code_2(monkeypatch):
     monkeypatch.delenv("BOTHWAYS_TRACEBACK", raising=False)
     program = "from modeling.arguments import QuantizeArguments as Kind\nfrom modeling.parsing import parse_arguments\n"
-    program += "from modeling.launch import run_script\n"
+    program += "from modeling.starting import run_script\n"
     program += "run_script(lambda: parse_arguments(Kind, verb='quantize'))"
     command = [sys.executable, "-c", program, "--bse", "b"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)

@@ -33,6 +33,14 @@ FAMILIES = {  # with windows shorter than the readings, where a family has them
 }
 
 
+@pytest.fixture(autouse=True)
+def checked_anew():
+    """Kernels that a test has changed are not what another test finds."""
+    attention._compare_kernels.cache_clear()
+    yield
+    attention._compare_kernels.cache_clear()
+
+
 def build_readings() -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
     draw = lambda size: torch.randint(64, (size,), generator=generator).tolist()  # noqa: E731
@@ -69,6 +77,7 @@ def test_soft_capping_is_left_to_eager_attention_and_the_choice_is_checked(bases
     model = load_base(bases["float32"], dtype="float32")
     assert list_kernels(FAMILIES["llama"]) == KERNELS and list_kernels(model.config) == ("packed_eager",)
     assert choose_attention(model) == model.config._attn_implementation == "packed_eager"
+    attention._compare_kernels.cache_clear()
     monkeypatch.setattr(attention, "_build_mask", lambda queries, keys, *_: torch.ones(queries, keys, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"Attention on cpu: expected logits within 0.001 .* packed_eager: "):
         choose_attention(model)
@@ -86,3 +95,25 @@ def test_a_pack_under_other_attention_is_never_read(bases):
     model.config._attn_implementation = "eager"
     with pytest.raises(AssertionError, match="mixes the readings of a pack"):
         model(**pack_readings(build_readings()).to_batch())
+
+
+def test_the_check_is_made_once_for_each_shape_and_precision(bases):
+    """A judge of two members on two bases, or one loaded again, does not pay for it again."""
+    load_base(bases["8bit"], dtype="float32")
+    before = attention._compare_kernels.cache_info()
+    load_base(bases["4bit"], dtype="float32")
+    load_base(bases["8bit"], dtype="float32")
+    assert attention._compare_kernels.cache_info().hits == before.hits + 2
+    load_base(bases["8bit"], dtype="bfloat16")
+    assert attention._compare_kernels.cache_info().misses == before.misses + 1
+
+
+def test_scores_beyond_float16_are_capped_and_not_lost():
+    """64 dimensions of 100 each: a product of 640,000 over a scale of 8, more than float16's 65,504."""
+    query = key = torch.full((1, 2, 5, 64), 100.0)
+    value = torch.randn(1, 2, 5, 64, generator=torch.Generator().manual_seed(0))
+    capped = {"bias": None, "scaling": 1 / 64, "softcap": 50.0, "dropout": 0.0}
+    expected = attention._attend_plainly(query, key, value, **capped)
+    found = attention._attend_plainly(query.half(), key.half(), value.half(), **capped)
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=2e-3)

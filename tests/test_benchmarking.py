@@ -96,7 +96,9 @@ def test_both_ways_train_on_the_same_battles_in_the_same_order(bases, demo_battl
     base, slices = str(bases["bfloat16"].folder), [demo_battles.select(range(16))]
     lora = {"r": 4, "alpha": 4, "dropout": 0.0, "freeze_layers": 0}
     options = {"gradient_accumulation_steps": 2, "num_train_epochs": 1, "learning_rate": 1e-3}
-    found = [build(base, slices, lora, 128, 0, options)(0) for build in (notebook.build_trainer, build_our_trainer)]
+    shared = (base, slices, lora, 128, options, "bfloat16")
+    builds = (notebook.build_trainer, build_our_trainer)
+    found = [notebook.build_training(build, *shared)(0) for build in builds]
     assert found[0]["tokens"] == found[1]["tokens"] > 16 * 30 and found[0]["battles"] == found[1]["battles"] == 16
     assert abs(found[0]["loss"] - found[1]["loss"]) < 0.01 and found[0]["loss"] > 0.1
 

@@ -22,7 +22,7 @@ from tests.conftest import DEMO_DATA, LAUNCH, LAUNCHERS, REPOSITORY, read_run, r
 
 # What a restart has to find again, on top of the plain run: dropout, 8-bit optimizer state, summed gradients, bf16,
 # batches by length, an order of battles for each epoch. 24 steps of 8 battles are nearly three epochs of the 72.
-DEMANDING = ["--head_dropout", 0.1, "--lora_dropout", 0.1, "--optim", "adamw_8bit", "--bf16", "true"]
+DEMANDING = ["--head_dropout", 0.1, "--lora_dropout", 0.1, "--optim", "adamw_8bit", "--dtype", "bfloat16"]
 DEMANDING += ["--train_sampling_strategy", "group_by_length", "--gradient_accumulation_steps", 2]
 DEMANDING += ["--per_device_train_batch_size", 2, "--max_steps", 24, "--save_steps", 4, "--logging_steps", 3]
 

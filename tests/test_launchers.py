@@ -107,7 +107,7 @@ def test_two_machines_train_what_one_trains(build_training, launched, tmp_path):
 
 
 def fail(launcher: list, *flags) -> str:
-    done = run(*LAUNCH, *launcher, "scripts/train.py", "--orientation", "ab", *flags)
+    done = run(*LAUNCH, *launcher, "scripts/train.py", *flags, "--orientation", "ab")
     assert done.returncode != 0
     return done.stderr
 

@@ -239,7 +239,7 @@ def test_weights_that_answer_otherwise_are_refused_unless_the_probes_are_skipped
     with pytest.raises(ValueError, match=expected):
         load_judge([str(member)])
     load_judge([str(member)], skip_probes=True)
-    assert "its probe battles are not read (--skip_probes)" in caplog.text
+    assert "no probe battles are read (--skip_probes)" in caplog.text
 
 
 def test_probes_that_moved_name_the_versions_that_changed(member):
@@ -263,7 +263,7 @@ def test_another_dtype_is_read_within_its_tolerance(member, caplog):
     caplog.set_level("INFO")
     (read,) = load_judge([str(member)], dtype="bfloat16")
     moved = float(re.search(r"moved by at most (\S+) since", caplog.text)[1])
-    assert 0 < moved <= 0.02 and read.dtype == "bfloat16" and read.model.reads_in_bfloat16
+    assert 0 < moved <= 0.02 and read.dtype == "bfloat16" and read.model.compute_dtype == torch.bfloat16
 
 
 # --- judges -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from modeling.adapters import add_adapters
 from modeling.bases import load_base
 from modeling.members import read_member
 from modeling.memory import build_network, count_optimizer, count_weights, plan_memory
-from tests.conftest import DEMO_DATA, succeed
+from tests.conftest import DEMO_DATA, DEMO_TRAINING, succeed
 
 
 def plan(bases, base="8bit", **changes):
@@ -101,7 +101,8 @@ def test_the_estimate_is_within_a_quarter_of_what_the_demo_base_takes(demo_base,
     lines = (DEMO_DATA / "demo_test.jsonl").read_text(encoding="utf-8").splitlines()[:8]
     long = [line.replace('"prompt": "', '"prompt": "' + "tell me more " * 400) for line in lines]
     (tmp_path / "long.jsonl").write_text("\n".join(long), encoding="utf-8")
-    flags = ["--base", demo_base.folder, "--train_file", tmp_path / "long.jsonl", "--output_dir", tmp_path / "ab"]
+    flags = [DEMO_TRAINING, "--base", demo_base.folder, "--train_file", tmp_path / "long.jsonl"]
+    flags += ["--output_dir", tmp_path / "ab"]
     said = succeed(sys.executable, "scripts/train.py", *flags, "--orientation", "ab", "--max_steps", 3)
     estimated = float(re.search(r"^total +([\d.]+) GB", said, re.M)[1])
     measured = read_member(tmp_path / "ab").training["metrics"]["peak_memory_gb"]

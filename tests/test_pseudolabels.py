@@ -70,17 +70,18 @@ def test_a_pool_is_labelled_in_parts_without_training_prompts_and_goes_on_after_
 @pytest.mark.parametrize(
     ("battles", "output", "exclude", "found"),
     [
-        ("pool.parquet", "pool.parquet", "none.csv", "--battles"),
-        ("link.parquet", "pool.parquet", "none.csv", "--battles"),
-        ("none.csv", "pool.parquet", "link.parquet", "--exclude"),
-        (".", "new.parquet", "none.csv", "--battles"),
+        ("pool.parquet", "pool.parquet", "empty.csv", "--battles"),
+        ("link.parquet", "pool.parquet", "empty.csv", "--battles"),
+        ("empty.csv", "pool.parquet", "link.parquet", "--exclude"),
+        (".", "new.parquet", "empty.csv", "--battles"),
     ],
 )
 def test_the_pool_and_what_is_excluded_are_never_replaced(
     battles, output, exclude, found, pool, tmp_path, monkeypatch, caplog
 ):
-    """Refused before anything is read: neither the other file nor the judge exists."""
+    """Refused before anything is read: the other file is empty, and there is no such judge."""
     (tmp_path / "link.parquet").symlink_to(pool)
+    (tmp_path / "empty.csv").touch()
     monkeypatch.chdir(tmp_path)
     before = pool.read_bytes()
     flags = ["--battles", battles, "--judge", "nobody", "--output", output, "--exclude", exclude]
@@ -90,12 +91,14 @@ def test_the_pool_and_what_is_excluded_are_never_replaced(
     assert pool.read_bytes() == before and {path.name for path in tmp_path.iterdir()} == {
         "pool.parquet",
         "link.parquet",
+        "empty.csv",
     }
 
 
 def test_an_output_that_is_a_folder_is_refused_at_once(tmp_path, monkeypatch, caplog):
-    flags = ["--battles", "none.csv", "--judge", "nobody", "--output", tmp_path / "out.parquet"]
     (tmp_path / "out.parquet").mkdir()
+    (tmp_path / "empty.csv").touch()
+    flags = ["--battles", tmp_path / "empty.csv", "--judge", "nobody", "--output", tmp_path / "out.parquet"]
     assert "expected a file; found a folder" in fail("pseudolabel", *flags, monkeypatch=monkeypatch, caplog=caplog)
 
 

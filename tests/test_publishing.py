@@ -22,7 +22,7 @@ from modeling.files import hash_file
 from modeling.judge import Judge
 from modeling.members import MEMBER_FILE, read_member
 from modeling.publication.publishing import check_publishable, publish_base, publish_member
-from tests.conftest import DEMO_DATA, REPOSITORY, call, fail
+from tests.conftest import DEMO_DATA, DEMO_TRAINING, REPOSITORY, call, fail
 from tests.hub_stub import READ_TOKEN, USER, HubStub, serve_hub
 
 REPO, BASE_REPO = f"{USER}/member", f"{USER}/base"
@@ -410,7 +410,7 @@ def test_a_base_is_pushed_once_it_is_written_and_its_members_need_no_push(
 
 
 def test_a_member_is_pushed_once_it_is_trained(hub, bases, tmp_path, monkeypatch, caplog):
-    flags = ["--orientation", "ab", "--train_file", BATTLES, "--max_steps", 1, "--max_length", 64]
+    flags = [DEMO_TRAINING, "--orientation", "ab", "--train_file", BATTLES, "--max_steps", 1, "--max_length", 64]
     flags += ["--freeze_layers", 0, "--output_dir", tmp_path / "ab", "--push_to_hub", "true", "--hub_model_id", REPO]
     said = fail("train", *flags, "--base", bases["float32"].folder, monkeypatch=monkeypatch, caplog=caplog)
     assert "expected a base on the Hub" in said and not hub.counts and not (tmp_path / "ab").exists()

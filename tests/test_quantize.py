@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma2ForSequenceClassification, PreTrainedModel, Qwen2Config, Qwen2ForSequenceClassification
 
 from modeling import bases as bases_module
+from modeling import quantizing
 from modeling.adapters import merge_adapter
 from modeling.arguments import QuantizeArguments
 from modeling.bases import BaseFiles, load_base, load_tokenizer
@@ -153,7 +154,8 @@ def test_one_full_model_is_held_at_a_time(plain_backbone, members, tmp_path, mon
         alive.extend(weakref.ref(parameter) for parameter in model.model.parameters())
         return model
 
-    monkeypatch.setattr(bases_module, "load_base", count)
+    for module in (bases_module, quantizing):
+        monkeypatch.setattr(module, "load_base", count)
     gc.disable()  # what is found gone must have been let go of on purpose
     try:
         flags = ["--base", plain_backbone, "--merge_adapter", members["ab"], "--quantization", "8bit"]

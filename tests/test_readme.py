@@ -41,6 +41,7 @@ def test_every_make_target_and_flag_that_the_readme_names_exists():
         "config_file",
         "num_processes",
         "help",
+        "help_all",
         "flag",
         "per_device_train_batch_size",
         "learning_rate",

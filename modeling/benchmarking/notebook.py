@@ -27,7 +27,9 @@ PREDICTED_AT_ONCE, TRAINED_AT_ONCE = 2, 8  # battles of a batch
 SEED = 0  # of the adapters and of the order of battles, where ways are timed
 
 
-def build_predictor(judge: Sequence[str], slices: Sequence[list[dict]], readings: str | None, batch: int) -> Turn:
+def build_predictor(
+    judge: Sequence[str], slices: Sequence[list[dict]], readings: str | None, batch: int, dtype: str = "auto"
+) -> Turn:
     """A turn reads a slice of the battles with each member in its order, unmerged.
 
     Args:
@@ -35,7 +37,7 @@ def build_predictor(judge: Sequence[str], slices: Sequence[list[dict]], readings
         slices: The battles of each turn.
         batch: Battles of a batch.
     """
-    loaded = Judge.from_pretrained(judge, merge="never", skip_probes=True)
+    loaded = Judge.from_pretrained(judge, merge="never", skip_probes=True, dtype=dtype)
     plan = loaded.plan_readings(readings)
     for member in loaded.members:
         use_padded_attention(member.model)
@@ -77,10 +79,10 @@ class NotebookTrainer(Trainer):
         return RandomSampler(self.train_dataset, generator=torch.Generator().manual_seed(self.args.seed))
 
 
-def build_model(base: str, lora: dict, seed: int) -> nn.Module:
+def build_model(base: str, lora: dict, seed: int, dtype: str) -> nn.Module:
     """A base with fresh adapters, the same for each way of one seed."""
     torch.manual_seed(seed)
-    return add_adapters(load_base(find_base(base), dtype="bfloat16"), **lora)
+    return add_adapters(load_base(find_base(base), dtype=dtype), **lora)
 
 
 def build_arguments(folder: str, **options) -> TrainingArguments:
@@ -117,7 +119,13 @@ def build_trainer(model: nn.Module, train_set: Dataset, folder: str, seed: int, 
 
 
 def build_training(
-    build: Callable[..., Trainer], base: str, slices: Sequence[Dataset], lora: dict, max_length: int, options: dict
+    build: Callable[..., Trainer],
+    base: str,
+    slices: Sequence[Dataset],
+    lora: dict,
+    max_length: int,
+    options: dict,
+    dtype: str,
 ) -> Turn:
     """A turn trains one epoch on a slice of the battles; the adapters go on from the turn before.
 
@@ -130,7 +138,7 @@ def build_training(
     """
     encoder = load_encoder(find_base(base), max_length, "balanced")
     encoded = [encode_dataset(battles, encoder, "ab") for battles in slices]
-    model = build_model(base, lora, SEED)
+    model = build_model(base, lora, SEED, dtype)
 
     def run(turn: int) -> dict:
         """Seconds of the training alone, real tokens, battles, and the mean loss."""

@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from modeling.adapters import LORA_MODULES
 from modeling.battles import TEXTS
 from modeling.benchmarking.turns import Turn
+from modeling.precision import DTYPES
 
 PAIRJUDGE_AT_ONCE, TRL_AT_ONCE = 4, 8  # battles of a batch: pairjudge's default, and the notebook's
 
@@ -32,7 +33,9 @@ def build_frame(battles: Sequence[dict]) -> pd.DataFrame:
     return pd.DataFrame([{"id": row["id"], **{name: [row[name]] for name in TEXTS}} for row in battles])
 
 
-def build_pairjudge_predictor(backbone: str, slices: Sequence[list[dict]], max_length: int, orders: int) -> Turn:
+def build_pairjudge_predictor(
+    backbone: str, slices: Sequence[list[dict]], max_length: int, orders: int, dtype: str
+) -> Turn:
     """A turn compares a slice of the battles, in both orders if `orders` is 2, with an untrained head of three classes.
 
     Args:
@@ -44,7 +47,7 @@ def build_pairjudge_predictor(backbone: str, slices: Sequence[list[dict]], max_l
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     tokenizer.padding_side = "right"
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=3, dtype=torch.bfloat16)
+    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=3, dtype=DTYPES[dtype])
     model.config.pad_token_id, model.config.use_cache = tokenizer.pad_token_id, False
     judge = PairwiseJudge(model.eval(), tokenizer, PackerConfig(max_length=max_length))
 
@@ -105,7 +108,7 @@ def build_pairjudge_trainer(backbone: str, slices: Sequence[Dataset], max_length
     return run
 
 
-def build_trl_trainer(backbone: str, slices: Sequence[Dataset], max_length: int, lora: dict) -> Turn:
+def build_trl_trainer(backbone: str, slices: Sequence[Dataset], max_length: int, lora: dict, dtype: str) -> Turn:
     """A turn trains TRL's RewardTrainer on a slice: prompt with the chosen answer, and prompt with the rejected one.
 
     A pair makes two sequences there, so tokens a second compare with ours, and battles a second with those of a model
@@ -114,9 +117,9 @@ def build_trl_trainer(backbone: str, slices: Sequence[Dataset], max_length: int,
     from trl import RewardConfig, RewardTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(backbone)
-    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=torch.bfloat16)
+    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=DTYPES[dtype])
     model = get_peft_model(model, _build_lora(lora, model.config.num_hidden_layers))
-    options = {"per_device_train_batch_size": TRL_AT_ONCE, "num_train_epochs": 1, "bf16": True}
+    options = {"per_device_train_batch_size": TRL_AT_ONCE, "num_train_epochs": 1, "bf16": dtype == "bfloat16"}
     options |= {"gradient_checkpointing": False, "max_length": max_length, "use_cpu": not torch.cuda.is_available()}
     options |= {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
 

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer
 
 from modeling.bases import BaseFiles, find_base, load_base, load_tokenizer, save_base, unpack_gguf
 from modeling.battles import load_battles
@@ -19,6 +19,7 @@ from modeling.benchmarking.turns import Turn, run_in_turns, summarise_turns
 from modeling.collation import PackCollator, encode_dataset, encode_evaluation
 from modeling.judge import Judge
 from modeling.loading import load_encoder
+from modeling.precision import DTYPES, choose_dtype
 from modeling.probes import PROBE_FILE
 from modeling.readings import Readings
 from modeling.training import PreferenceTrainer
@@ -48,10 +49,10 @@ def build_our_predictor(
     slices: Sequence[list[dict]],
     readings: str | None,
     merge: str = "auto",
-    dtype: str | None = None,
+    dtype: str = "auto",
 ) -> Turn:
     """A turn reads a slice of the battles as predict.py does."""
-    loaded = Judge.from_pretrained(judge, merge=merge, dtype=dtype, skip_probes=dtype is not None)
+    loaded = Judge.from_pretrained(judge, merge=merge, dtype=dtype)
     plan = loaded.plan_readings(readings)
     made = [Readings(plan, rows) for rows in slices]
 
@@ -72,7 +73,7 @@ def build_our_predictor(
 
 
 def benchmark_prediction(
-    battles: str, judge: Sequence[str], backbone: str, count: int, turns: int, readings: str | None = None
+    battles: str, judge: Sequence[str], backbone: str, count: int, turns: int, readings: str | None, dtype: str
 ) -> dict:
     """Figures of each way, and how far its probabilities lie from the notebook's.
 
@@ -81,23 +82,27 @@ def benchmark_prediction(
         judge: Names of its members, or of a judge.
         backbone: What its base was made of, for the peers.
         count: Battles of a turn.
+        dtype: In which all ways compute; "auto" is decided here, once for all.
     """
     slices = draw_slices(battles, count, turns)
-    loaded = Judge.from_pretrained(judge, merge="never", skip_probes=True)
+    loaded = Judge.from_pretrained(judge, merge="never", skip_probes=True, dtype=dtype)
     orders, max_length = len(loaded.plan_readings(readings)), loaded.members[0].encoder.encoding.max_length
+    dtype = loaded.members[0].dtype
     del loaded
     with tempfile.TemporaryDirectory() as folder:
-        plain = unpack_backbone(backbone, Path(folder))
+        plain = unpack_backbone(backbone, Path(folder), dtype)
         ways = {
-            NOTEBOOK: partial(notebook.build_predictor, judge, slices, readings, notebook.PREDICTED_AT_ONCE),
-            OURS: partial(build_our_predictor, judge, slices, readings),
-            "ours, unmerged": partial(build_our_predictor, judge, slices, readings, "never"),
+            NOTEBOOK: partial(notebook.build_predictor, judge, slices, readings, notebook.PREDICTED_AT_ONCE, dtype),
+            OURS: partial(build_our_predictor, judge, slices, readings, "auto", dtype),
+            "ours, unmerged": partial(build_our_predictor, judge, slices, readings, "never", dtype),
         }
         if "pairjudge" in peers.find_peers():
-            ways["pairjudge"] = partial(peers.build_pairjudge_predictor, plain, slices, max_length, min(orders, 2))
-        # What bf16 itself does to answers: nothing but the batches is another, and float32 in its place.
+            options = (max_length, min(orders, 2), dtype)
+            ways["pairjudge"] = partial(peers.build_pairjudge_predictor, plain, slices, *options)
+        # What the precision itself does to answers: nothing but the batches is another, and float32 in its place.
+        twice = 2 * notebook.PREDICTED_AT_ONCE
         noise = {
-            NOISE: partial(notebook.build_predictor, judge, slices[:1], readings, 2 * notebook.PREDICTED_AT_ONCE),
+            NOISE: partial(notebook.build_predictor, judge, slices[:1], readings, twice, dtype),
             "float32": partial(build_our_predictor, judge, slices[:1], readings, "always", "float32"),
         }
         results = run_in_turns(ways, turns)
@@ -111,7 +116,7 @@ def benchmark_prediction(
         "answers": compare_answers(results[NOTEBOOK][:1], others[NOISE]),
         "from_float32": compare_answers(others["float32"], others[NOISE]),
     }
-    return {"readings": orders, "max_length": max_length, "ways": summary, NOISE: noise}
+    return {"readings": orders, "max_length": max_length, "dtype": dtype, "ways": summary, NOISE: noise}
 
 
 def compare_answers(first: Sequence[dict], second: Sequence[dict]) -> dict:
@@ -127,11 +132,11 @@ def compare_answers(first: Sequence[dict], second: Sequence[dict]) -> dict:
     }
 
 
-def unpack_backbone(backbone: str, folder: Path) -> str:
-    """A plain language model in bf16, with its tokenizer, as peers take it."""
+def unpack_backbone(backbone: str, folder: Path, dtype: str) -> str:
+    """A plain language model in a precision, with its tokenizer, as peers take it."""
     files = find_base(backbone)
     with unpack_gguf(files) as unpacked:
-        model = AutoModelForCausalLM.from_pretrained(unpacked.folder, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(unpacked.folder, dtype=DTYPES[dtype])
     target = folder / "backbone"
     model.save_pretrained(target)
     tokenizer = load_tokenizer(files.folder, **files.source)
@@ -161,31 +166,37 @@ def build_our_trainer(model: nn.Module, train_set: Dataset, folder: str, seed: i
     )
 
 
-def benchmark_training(battles: str, backbone: str, count: int, turns: int, max_length: int) -> dict:
-    """Figures of each way on a bf16 base, and what two seeds of each have learned on the packaged battles.
+def benchmark_training(battles: str, backbone: str, count: int, turns: int, max_length: int, dtype: str) -> dict:
+    """Figures of each way on a base that is not quantised, and what two seeds of each have learned on the packaged
+    battles.
 
     Args:
         count: Battles of a turn.
+        dtype: In which all ways but pairjudge, which takes float32, hold the base and compute.
     """
     slices = [Dataset.from_list(rows) for rows in draw_slices(battles, count, turns)]
     with tempfile.TemporaryDirectory() as folder:
-        plain = unpack_backbone(backbone, Path(folder))
+        files = find_base(backbone)
+        config = AutoConfig.from_pretrained(files.folder, **files.source)
+        dtype = choose_dtype(dtype, PartialState().device, config, training=True)
+        plain = unpack_backbone(backbone, Path(folder), dtype)
         base = str(Path(folder) / "base")
-        save_base(Path(base), load_base(BaseFiles(Path(plain)), dtype="bfloat16"), load_tokenizer(plain))
-        shared = (base, slices, LORA, max_length, TRAINING)
+        save_base(Path(base), load_base(BaseFiles(Path(plain)), dtype=dtype), load_tokenizer(plain))
+        shared = (base, slices, LORA, max_length, TRAINING, dtype)
         builds = {NOTEBOOK: notebook.build_trainer, OURS: build_our_trainer}
         ways = {name: partial(notebook.build_training, build, *shared) for name, build in builds.items()}
         found = peers.find_peers()
         if "trl" in found:
-            ways["TRL's RewardTrainer"] = partial(peers.build_trl_trainer, plain, slices, max_length, LORA)
+            ways["TRL's RewardTrainer"] = partial(peers.build_trl_trainer, plain, slices, max_length, LORA, dtype)
         if "pairjudge" in found:
             ways["pairjudge"] = partial(peers.build_pairjudge_trainer, plain, slices, max_length, LORA)
         results = run_in_turns(ways, turns)
-        losses = run_in_turns({"losses": partial(build_learners, base)}, 1)["losses"][0]["losses"]
-    return {"max_length": max_length, "ways": summarise_turns(results, NOTEBOOK), "losses": losses}
+        losses = run_in_turns({"losses": partial(build_learners, base, dtype)}, 1)["losses"][0]["losses"]
+    ways = summarise_turns(results, NOTEBOOK)
+    return {"max_length": max_length, "dtype": dtype, "ways": ways, "losses": losses}
 
 
-def build_learners(base: str) -> Turn:
+def build_learners(base: str, dtype: str) -> Turn:
     """A turn trains both ways, with two seeds, on the demo's training battles, and says their mean log loss on its test
     battles."""
     encoder = load_encoder(find_base(base), LEARNED, "balanced")
@@ -200,7 +211,7 @@ def build_learners(base: str) -> Turn:
         for seed in (0, 1):
             for way, build in ((NOTEBOOK, notebook.build_trainer), (OURS, build_our_trainer)):
                 with tempfile.TemporaryDirectory() as folder:
-                    trainer = build(notebook.build_model(base, LORA, seed), train_set, folder, seed, options)
+                    trainer = build(notebook.build_model(base, LORA, seed, dtype), train_set, folder, seed, options)
                     trainer.train()
                     losses[way].append(trainer.evaluate(eval_set)["eval_loss"])
         return {"seconds": 0.0, "losses": losses}

@@ -14,6 +14,7 @@ from modeling.hub import Pushed, check_login, check_repository, check_repository
 from modeling.judge import read_calibration
 from modeling.loading import find_judge, name_member
 from modeling.members import ADAPTER_FILES, JUDGE_FILE, fingerprint_member, is_merged, read_json, read_member
+from modeling.paths import check_here
 from modeling.publication.staging import (
     Contents,
     find_published_base_files,
@@ -164,8 +165,7 @@ def collect_judge(folders: Sequence[Path], readings: str | None = None) -> Conte
         readings: "own" or "both"; what the judge folder says if None, or else "own".
     """
     for folder in folders:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"--judge {folder}: expected the folder of a member or judge; found none.")
+        check_here(folder, "--judge", "a member or judge")
     if len(folders) == 1 and (folders[0] / JUDGE_FILE).is_file():
         members, stored = find_judge([str(folders[0])])
         contents = Contents(dict(members), readings or stored.readings, folders[0])

@@ -1,0 +1,121 @@
+"""Flags of a command line as plain values: a script's own, from its dataclass, and the Trainer's, from its source.
+
+The Trainer's are read from the text of transformers' files, because importing transformers takes seconds and the answer
+to a mistyped flag must not. What their values become stays transformers' own affair.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import get_args, get_origin, get_type_hints
+
+# Files of transformers that define TrainingArguments and the choices of its fields.
+SOURCES = ("training_args.py", "trainer_utils.py")
+TRAINER_CLASS = "TrainingArguments"
+# Of the Trainer's flag that stands with the script's own: its group, and what it means here.
+OUTPUT_DIR = {"group": "output", "help": "Folder of the member; {orientation} in it is replaced by --orientation."}
+# The Trainer's flags that --dtype replaces, with what to write instead of true and of false.
+PRECISION_FLAGS = {
+    "bf16": ("bfloat16", "float32"),
+    "fp16": ("float16", "auto"),
+    "bf16_full_eval": ("bfloat16", "auto"),
+    "fp16_full_eval": ("float16", "auto"),
+}
+KINDS = {"int": int, "float": float, "bool": bool, "str": str}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: `kind` is the type of each value; `many` says that it takes several; `choices` are all of them."""
+
+    name: str
+    kind: type
+    default: object
+    help: str
+    group: str
+    many: bool = False
+    choices: tuple | None = None
+    path: str | None = None
+    is_trainers: bool = False
+
+
+def list_flags(kind: type) -> list[Flag]:
+    """The flags of an argument dataclass, those of the class itself before what it inherits."""
+    hints = get_type_hints(kind)
+    by_name = {field.name: field for field in fields(kind)}
+    flags = {}
+    for owner in kind.__mro__[:-1]:
+        group = "other"
+        for name in (name for name in vars(owner).get("__annotations__", {}) if name in by_name):
+            metadata = by_name[name].metadata
+            group = metadata.get("group", group)
+            if name not in flags:
+                values = {"choices": metadata.get("choices"), "path": metadata.get("path"), "group": group}
+                value, many = _find_kind(hints[name])
+                flags[name] = Flag(name, value, by_name[name].default, metadata["help"], many=many, **values)
+    return list(flags.values())
+
+
+def _find_kind(hint: object) -> tuple[type, bool]:
+    """The type of one value of an annotation such as `list[str] | None`, and whether there may be several."""
+    (whole,) = [part for part in get_args(hint) if part is not NoneType] if isinstance(hint, UnionType) else [hint]
+    return (get_args(whole)[0], True) if get_origin(whole) is list else (whole, False)
+
+
+# --- the Trainer's ----------------------------------------------------------------------------------------------------
+
+
+def read_trainer_flags() -> list[Flag]:
+    """The fields of the installed transformers' TrainingArguments, without importing it."""
+    folder = Path(find_spec("transformers").submodule_search_locations[0])
+    trees = [ast.parse((folder / name).read_text(encoding="utf-8")) for name in SOURCES]
+    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    enums = {name: _list_members(node) for name, node in classes.items()}
+    return list(_read_fields(classes[TRAINER_CLASS], enums))
+
+
+def _list_members(node: ast.ClassDef) -> tuple[str, ...]:
+    """The text values that a class body assigns: the members, where the class is an enumeration."""
+    values = (part.value for part in node.body if isinstance(part, ast.Assign))
+    return tuple(value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str))
+
+
+def _read_fields(node: ast.ClassDef, enums: Mapping[str, tuple[str, ...]]) -> Iterator[Flag]:
+    """One flag for each `name: annotation = field(...)` of a class body."""
+    for part in node.body:
+        if not isinstance(part, ast.AnnAssign) or not isinstance(part.value, ast.Call):
+            continue
+        given = {keyword.arg: keyword.value for keyword in part.value.keywords}
+        metadata = given.get("metadata")
+        entries = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
+        said = {key.value: _read_value(value) for key, value in entries}
+        names = [name.strip() for name in ast.unparse(part.annotation).split("|")]
+        kinds = [name for name in names if name in KINDS and name != "str"]
+        lists = [name for name in names if name.startswith("list[")]
+        choices = said.get("choices") or (next((enums[name] for name in names if name in enums), None))
+        name = part.target.id
+        # argparse, for which these texts are written, wants %% for %.
+        described = {"group": "training", "help": str(said.get("help", "")).replace("%%", "%")}
+        if name in PRECISION_FLAGS:
+            described["help"] = "Not taken here: --dtype says the precision."
+        yield Flag(
+            name=name,
+            kind=KINDS[kinds[0]] if kinds else str,
+            default=_read_value(given["default"]) if "default" in given else None,
+            **(OUTPUT_DIR if name == "output_dir" else described),
+            is_trainers=True,
+            # transformers takes one value for fields that may also be text or None.
+            many=bool(lists) and not {"str", "None"} <= set(names),
+            choices=tuple(choices) if isinstance(choices, tuple | list) and not lists else None,
+        )
+
+
+def _read_value(node: ast.expr) -> object:
+    """A literal's value; of anything else, the text of its source."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)

@@ -42,7 +42,7 @@ def _attend(
     softcap: float | None = None,
     **options,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer; without segments a padded batch, by transformers' own kernel.
+    """What transformers calls in each layer, for a pack or, without segments, for a padded batch.
 
     Args:
         query: Shape (1, heads, tokens, size); key and value may have fewer heads.

@@ -20,9 +20,9 @@ OUTPUT_DIR = {"group": "output", "help": "Folder of the member; {orientation} in
 # The Trainer's flags that --dtype replaces, with what to write instead of true and of false.
 PRECISION_FLAGS = {
     "bf16": ("bfloat16", "float32"),
-    "fp16": ("float16", "auto"),
+    "fp16": ("auto", "auto"),  # nothing trains in float16
     "bf16_full_eval": ("bfloat16", "auto"),
-    "fp16_full_eval": ("float16", "auto"),
+    "fp16_full_eval": ("auto", "auto"),
 }
 KINDS = {"int": int, "float": float, "bool": bool, "str": str}
 

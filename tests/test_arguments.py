@@ -331,9 +331,9 @@ def test_the_trainers_simple_values_are_checked_at_once(tmp_path, monkeypatch, a
     [
         ("bf16", "true", "bfloat16"),
         ("bf16", "false", "float32"),
-        ("fp16", "true", "float16"),
+        ("fp16", "true", "auto"),
         ("bf16_full_eval", "true", "bfloat16"),
-        ("fp16_full_eval", "true", "float16"),
+        ("fp16_full_eval", "true", "auto"),
     ],
 )
 def test_precision_is_said_by_dtype_alone(tmp_path, name, value, instead):

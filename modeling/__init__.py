@@ -8,8 +8,8 @@ source, chunk by chunk) -> battles (rows) -> duplicates (near-equal texts) -> fo
 (sources) -> boundaries (where text may be cut) -> tokenizing (templates) -> encoding (ids) -> packing (readings without
 padding) -> collation (batches) -> audit (cuts and repairs) -> options (what scripts share) -> arguments (a run's
 settings) -> prediction_arguments (of a reading judge) -> flags (by name and type) -> recipes (YAML files) -> usage
-(what --help prints) -> starting (of a script) -> parsing (YAML and flags) -> launch (processes) -> losses (cross-
-entropy, distillation) -> devices (their memory) -> precision (chosen and set) -> attention (inside a pack) ->
+(what --help prints) -> starting (of a script) -> parsing (YAML and flags) -> launch (processes) -> losses
+(cross-entropy, distillation) -> devices (their memory) -> precision (chosen and set) -> attention (inside a pack) ->
 classifier (network and head) -> bases (backbones) -> probes (battles that show a change) -> adapters (LoRA) -> members
 (their folders) -> loading (members that read) -> merging (adapters into weights) -> memory (bytes) -> checkpoints
 (restarts) -> training (the Trainer) -> inference (packs, shards) -> resampling (intervals) -> metrics (figures of

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma2ForSequenceClassification, PreTrainedModel, Qwen2Config, Qwen2ForSequenceClassification
 
 from modeling import bases as bases_module
-from modeling import quantizing
+from modeling import precision, quantizing
 from modeling.adapters import merge_adapter
 from modeling.arguments import QuantizeArguments
 from modeling.bases import BaseFiles, load_base, load_tokenizer
+from modeling.precision import set_dtype
 from modeling.probes import build_probe_encoder, load_probe_battles
 from tests.test_classifier import SMALL, make_batch
 from tests.test_recipes import quick  # noqa: F401 (a fixture that takes effect by itself)
@@ -38,7 +39,8 @@ QUANTIZATIONS = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, plain_backbone) -> dict[str, tuple[Path, str]]:
-    """Per quantisation: the base that the command wrote for the tiny backbone, and what it logged."""
+    """Per quantisation: the base that the command wrote for the tiny backbone, and what it logged; computed in float32 on
+    any machine, so that what is reported can be computed by hand."""
     found = {}
     for name, settings in QUANTIZATIONS.items():
         flags = [part for key, value in settings.items() for part in (f"--{key}", value)]
@@ -47,6 +49,7 @@ def made(tmp_path_factory, plain_backbone) -> dict[str, tuple[Path, str]]:
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(logger, "level", logging.INFO)
             monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(said)])
+            monkeypatch.setattr(precision, "_choose", lambda *_: ("float32", "float32", False))
             call("quantize", "--base", plain_backbone, *flags, "--output_dir", folder, monkeypatch=monkeypatch)
         found[name] = folder, said.getvalue()
     return found
@@ -100,9 +103,10 @@ def test_the_flags_decide_how_it_is_quantised(made):
 def test_the_reported_change_is_what_one_computes_by_hand(name, made, plain_backbone):
     """Unquantised weights against the saved base, with the very same head, battle by battle."""
     folder, log = made[name]
-    unquantised = load_base(BaseFiles(plain_backbone), dtype="bfloat16")
+    unquantised = load_base(BaseFiles(plain_backbone), dtype="bfloat16")  # rounded, as it is when it is quantised
     unquantised.score.load_state_dict(load_head(folder))
-    saved = load_base(BaseFiles(folder), dtype="bfloat16")
+    set_dtype(unquantised, "float32")
+    saved = load_base(BaseFiles(folder), dtype="float32")
     encoder = build_probe_encoder(load_tokenizer(folder))
     encoded = encoder.encode(encoder.clean_battles(load_probe_battles()), "ab")
     logit = probability = largest = 0.0

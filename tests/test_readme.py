@@ -49,6 +49,7 @@ def test_every_make_target_and_flag_that_the_readme_names_exists():
         "report_to",
         "resume_from_checkpoint",
         *("train", "test", "soft", "work_dir"),  # benchmarks/study.py's own
+        "no",  # of pip's --no-deps
     }
     for flag in set(re.findall(r"--([a-z_]+)", README)) - others:
         assert re.search(rf"^    {flag}: ", arguments, re.M), flag
@@ -82,7 +83,7 @@ def test_the_example_of_a_merged_member_runs(members, tmp_path, monkeypatch):
 def test_the_architecture_is_named_in_the_order_of_its_imports():
     """DESIGN: imports go one way. Each module imports only from those named before it in modeling/__init__.py."""
     text = (REPOSITORY / "modeling" / "__init__.py").read_text().split("order of a battle's path:")[1]
-    order = re.findall(r"(\w+) \(", text)
+    order = re.findall(r"(\w+)\s\(", text)
     paths = [path for path in (REPOSITORY / "modeling").rglob("*.py") if path.stem != "__init__"]
     modules = {path.stem: path.read_text() for path in paths}
     assert set(order) == set(modules) and len(modules) == len(paths)

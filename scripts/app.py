@@ -10,7 +10,7 @@ if find_spec("modeling") is None:
     raise SystemExit("Bothways is not installed in this Python: run `make install`, then use .venv/bin/python.")
 if find_spec("gradio") is None:
     raise SystemExit(
-        'scripts/app.py: expected Gradio; found none. Install it: .venv/bin/pip install --editable ".[app]"'
+        'The app: expected Gradio; found none. Install it: pip install "bothways[app]", or in a clone `make app`.'
     )
 
 import os

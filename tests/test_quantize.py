@@ -39,8 +39,9 @@ QUANTIZATIONS = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, plain_backbone) -> dict[str, tuple[Path, str]]:
-    """Per quantisation: the base that the command wrote for the tiny backbone, and what it logged; computed in float32 on
-    any machine, so that what is reported can be computed by hand."""
+    """Per quantisation: the base that the command wrote for the tiny backbone, and what it logged.
+
+    Computed in float32 on any machine, so that what is reported can be computed by hand."""
     found = {}
     for name, settings in QUANTIZATIONS.items():
         flags = [part for key, value in settings.items() for part in (f"--{key}", value)]

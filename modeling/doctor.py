@@ -131,8 +131,8 @@ def describe_precision() -> str:
 
     PartialState()  # whose main process measures
     device = find_device()
-    seconds = measure_precisions(device, SHAPE.hidden_size, SHAPE.intermediate_size)
-    ratios = [f"{name} {value / seconds['float32']:.2f}" for name, value in seconds.items() if name != "float32"]
+    measured = measure_precisions(device, SHAPE.hidden_size, SHAPE.intermediate_size)
+    ratios = [f"{name} {ratio:.2f}" for name, ratio in measured.items() if name != "float32"]
     chosen = choose_dtype("auto", device, SHAPE, training=True)
     return f"auto trains in {chosen} on {device.type}; seconds per float32 second: {', '.join(ratios)}"
 

@@ -35,9 +35,13 @@ TOLERANCES = {
     ("bfloat16", "float32"): 0.03,
     ("bfloat16", "bfloat16"): 0.02,
 }
-# What is timed: rows times a matrix of the model's hidden and intermediate size, kept within these, so that a small
-# model does not measure overhead, and a large one takes 60 ms even where a core computes 0.6 GFLOP/s in bf16.
-ROWS, HIDDEN, INTERMEDIATE = 32, (256, 512), (512, 1024)
+# What is timed: rows times a matrix of the model's hidden and intermediate size. First with few rows, which takes 60 ms
+# even where a core computes 0.6 GFLOP/s in bf16: a precision that is SLOW times slower than float32 there is imitated.
+# The others are then compared with many rows, as a packed sequence has, because few do not show what a precision gains.
+FEW_ROWS, SLOW = 32, 2.0
+# Many rows, and the least and most of a size: a small model shall not measure overhead, nor a large one take seconds.
+ON_CPU = {"rows": 512, "hidden": (256, 512), "intermediate": (512, 1024)}
+ELSEWHERE = {"rows": 2048, "hidden": (1024, 4096), "intermediate": (2048, 16384)}
 SECONDS_EACH, MOST_ROUNDS = 0.03, 20  # of each precision
 
 
@@ -77,8 +81,8 @@ def _choose(asked: str, device: torch.device, sizes: tuple[int, int], training: 
     name = describe_device(device)
     candidates = ["bfloat16"] if device.type == "cpu" or training else ["bfloat16", "float16"]
     candidates = candidates if asked == "auto" else [asked]
-    seconds = measure_precisions(device, *sizes, ("float32", *candidates))
-    ratios = {candidate: seconds[candidate] / seconds["float32"] for candidate in candidates}
+    measured = measure_precisions(device, *sizes, ("float32", *candidates))
+    ratios = {candidate: measured[candidate] for candidate in candidates}
     if asked != "auto" and math.isinf(ratios[asked]):
         raise ValueError(
             f"--dtype {asked}: expected a precision that {name} can compute in; found that it cannot. Take "
@@ -86,13 +90,13 @@ def _choose(asked: str, device: torch.device, sizes: tuple[int, int], training: 
         )
     native = [candidate for candidate in candidates if ratios[candidate] < 1 and has_units(candidate, device)]
     times = "; ".join(_compare(candidate, ratio) for candidate, ratio in ratios.items())
-    measured = f"{times}, in products of the model's shape, forward and backward"
+    said = f"{times}, in products of the model's shape, forward and backward"
     if asked == "auto":
         chosen = native[0] if native else "float32"
-        return chosen, f"{chosen} on {name}: {measured}", False
+        return chosen, f"{chosen} on {name}: {said}", False
     if native:
-        return asked, f"{asked}, as asked, on {name}: {measured}", False
-    return asked, f"{asked}, as asked, is imitated on {name}: {measured}. --dtype auto avoids it.", True
+        return asked, f"{asked}, as asked, on {name}: {said}", False
+    return asked, f"{asked}, as asked, is imitated on {name}: {said}. --dtype auto avoids it.", True
 
 
 def _compare(candidate: str, ratio: float) -> str:
@@ -120,36 +124,40 @@ def has_units(dtype: str, device: torch.device) -> bool:
 def measure_precisions(
     device: torch.device, hidden_size: int, intermediate_size: int, dtypes: Sequence[str] = tuple(DTYPES)
 ) -> dict[str, float]:
-    """Seconds that a forward and a backward product take in each precision, the best of some rounds.
+    """How long a forward and a backward product take in each precision, in multiples of float32's time.
 
     Args:
-        dtypes: Keys of `DTYPES`, a tuple; "float32" among them, so that there is something to compare with.
+        dtypes: Keys of `DTYPES`, a tuple with "float32" in it.
 
     Returns:
-        Seconds by precision; infinite where the device computes no product in it.
+        Multiples by precision; infinite where the device computes no product in it.
     """
-    hidden, intermediate = (
-        min(max(size, least), most)
-        for size, (least, most) in ((hidden_size, HIDDEN), (intermediate_size, INTERMEDIATE))
-    )
+    limits = ON_CPU if device.type == "cpu" else ELSEWHERE
+    asked = {"hidden": hidden_size, "intermediate": intermediate_size}
+    shape = {name: min(max(size, limits[name][0]), limits[name][1]) for name, size in asked.items()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a CPU: what else runs there would otherwise decide how long it takes
     try:
-        return {name: _time_precision(DTYPES[name], hidden, intermediate, device) for name in dtypes}
+        few = {name: _time_products(DTYPES[name], device, FEW_ROWS, **shape) for name in dtypes}
+        fast = [name for name, seconds in few.items() if seconds <= SLOW * few["float32"]]
+        many = {name: _time_products(DTYPES[name], device, limits["rows"], **shape) for name in fast if fast[1:]}
     finally:
         torch.set_num_threads(threads)
+    compared = (few, many) if many else (few,)
+    return {name: seconds / times["float32"] for times in compared for name, seconds in times.items()}
 
 
 @torch.inference_mode()
-def _time_precision(dtype: torch.dtype, hidden: int, intermediate: int, device: torch.device) -> float:
+def _time_products(dtype: torch.dtype, device: torch.device, rows: int, hidden: int, intermediate: int) -> float:
     """Seconds of a linear layer's forward product and of the backward one for its input, the best of some rounds."""
-    sizes = ((ROWS, hidden), (intermediate, hidden), (ROWS, intermediate))
+    sizes = ((rows, hidden), (intermediate, hidden), (rows, intermediate))
     # Of a CPU only the seconds count in which this thread ran.
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     try:
         states, weight, gradient = (torch.full(size, 0.5, dtype=dtype, device=device) for size in sizes)
         rounds, start = [], clock()
-        while len(rounds) < MOST_ROUNDS and clock() - start < SECONDS_EACH:
+        # At least two, as the first one prepares kernels, for longer than a product takes.
+        while len(rounds) < 2 or (len(rounds) < MOST_ROUNDS and clock() - start < SECONDS_EACH):
             begin = clock()
             nn.functional.linear(states, weight)
             (gradient @ weight)[0, 0].item()  # which waits for a GPU to be done

@@ -288,4 +288,4 @@ def test_what_is_not_served_is_refused(app, cards):
 def test_without_gradio_the_way_out_is_said():
     code = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_path('scripts/app.py', run_name='__main__')"
     done = run(sys.executable, "-c", code)
-    assert done.returncode == 1 and 'pip install --editable ".[app]"' in done.stderr
+    assert done.returncode == 1 and 'pip install "bothways[app]", or in a clone `make app`' in done.stderr

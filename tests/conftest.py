@@ -22,13 +22,14 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoConfig, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from modeling.adapters import add_adapters, collect_trained_weights
 from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer, save_base, unpack_gguf
 from modeling.battles import LABELS, list_orders, load_battles
 from modeling.encoding import BattleEncoder, build_encoding
 from modeling.members import MEMBER_FILE, MemberFacts, save_member
+from modeling.precision import choose_dtype
 from modeling.probes import record_probes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -244,6 +245,11 @@ def launched(build_training, tmp_path_factory) -> Callable:
         return made[launcher, base]
 
     return make
+
+
+def find_native_dtype(base: Path) -> str:
+    """What --dtype auto trains a base in on this machine."""
+    return choose_dtype("auto", torch.device("cpu"), AutoConfig.from_pretrained(base), training=True)
 
 
 def read_run(output: Path) -> dict:

@@ -99,8 +99,9 @@ def test_two_machines_train_what_one_trains(build_training, launched, tmp_path):
         said = machine.communicate(timeout=300)[1]
         assert machine.returncode == 0, said[-3000:]
     assert read_member(tmp_path / "ab").training["launch"]["num_processes"] == 2
+    # Not 0: a machine's one process has all of its cores, and sums of more threads differ in their last digit.
     loss, weight = compare_runs(read_run(tmp_path / "ab"), read_run(launched("ddp")))
-    assert loss == weight == 0
+    assert max(loss, weight) <= 1e-6
 
 
 # --- settings that would silently run something else, or nothing ---

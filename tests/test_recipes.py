@@ -29,7 +29,7 @@ from modeling.adapters import LORA_MODULES, add_adapters
 from modeling.bases import find_base, load_base
 from modeling.classifier import find_family
 from modeling.members import read_member
-from tests.conftest import DEMO_DATA, REPOSITORY
+from tests.conftest import DEMO_DATA, REPOSITORY, find_native_dtype
 from tests.test_classifier import SMALL
 from tests.test_scripts import call
 
@@ -162,7 +162,7 @@ def check_member(recipe: str, member: Path, base: Path) -> None:
     assert weights == (mlp if width else linear) and bool(width) == (recipe != "r1-distill-qwen-7b")
 
     facts = read_member(member)
-    assert facts.head["head_hidden_size"] == width and facts.dtype == "bfloat16"
+    assert facts.head["head_hidden_size"] == width and facts.dtype == find_native_dtype(base)
     expected = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
     expected |= {"bos_token_id": None} if recipe == "qwen2.5-7b" else {}
     expected |= {"pad_token_id": 1} if recipe == "r1-distill-qwen-7b" else {}

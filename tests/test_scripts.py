@@ -15,7 +15,18 @@ from modeling.folds import split_folds
 from modeling.judge import Judge
 from modeling.members import read_member
 from modeling.training import smooth_dataset
-from tests.conftest import DEMO_BACKBONE, DEMO_DATA, DEMO_TRAINING, LAUNCH, REPOSITORY, call, fail, run, succeed
+from tests.conftest import (
+    DEMO_BACKBONE,
+    DEMO_DATA,
+    DEMO_TRAINING,
+    LAUNCH,
+    REPOSITORY,
+    call,
+    fail,
+    find_native_dtype,
+    run,
+    succeed,
+)
 
 
 def test_the_demo_runs_from_backbone_to_submission(tmp_path):
@@ -35,7 +46,7 @@ def test_the_demo_runs_from_backbone_to_submission(tmp_path):
         assert f"Member written: {tmp_path / orientation}" in said
         assert "tokens/s; cut" in said and "train_tokens_per_second" in said
         facts = read_member(tmp_path / orientation)
-        assert facts.dtype == "bfloat16" and facts.training["base_made_from"] == DEMO_BACKBONE
+        assert facts.dtype == find_native_dtype(base) and facts.training["base_made_from"] == DEMO_BACKBONE
     assert not any((tmp_path / "ab.checkpoints").iterdir())  # where the Trainer's own files would be
 
     judge = ["--judge", tmp_path / "ab", tmp_path / "ba", "--output_dir", tmp_path / "out"]

@@ -321,3 +321,13 @@ def test_training_in_float16_and_other_precisions_of_the_launcher_are_one_line(b
     said = fail("train", *run, monkeypatch=monkeypatch, caplog=caplog)
     assert "--dtype float32, launched with mixed precision fp16: expected the same or none" in said
     assert not any(tmp_path.iterdir())
+
+
+def test_the_readmes_tolerances_are_those_that_hold():
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    table = readme.split("| | float32 | float16 | bfloat16 |\n")[1].split("\n\n")[0].splitlines()[1:]
+    for row in table:
+        name, *values = (cell.strip() for cell in row.strip("|").split("|"))
+        expected = [find_tolerance(name, other) for other in ("float32", "float16", "bfloat16")]
+        assert [float(value) for value in values] == expected
+    assert len(table) == 3

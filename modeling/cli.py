@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling.starting import show_text
+
 SCRIPTS = "bothways"  # the package that setup.cfg makes of the folder scripts/
 BENCHMARK = "benchmark"
 DOCTOR = "doctor"
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if argv is None else argv)
     verb, rest = (given[0], given[1:]) if given else ("--help", [])
     if verb in ("-h", "--help"):
-        print(describe_verbs())
+        show_text(describe_verbs())
     elif verb == "--version":
         print(f"bothways {importlib.metadata.version('bothways')}")
     elif verb == DOCTOR:

@@ -52,7 +52,8 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
         model.save_pretrained(beside, save_original_format=False)
         write_facts(beside, tokenizer, replace(facts, dtype=dtype), probes)
         # Only now, as it changes the model: the weights as saved, in a precision that this device need not imitate.
-        read_in = choose_dtype("auto", model.device, model.config, training=False)
+        asked = "float32" if dtype == "float32" else "auto"
+        read_in = choose_dtype(asked, model.device, model.config, training=False)
         set_dtype(model, read_in)
         change = replay_probes(f"Judge {name}, merged", model, encoder, probes, read_in, dtype)
     logger.info(f"Merged {name}: probabilities of its probe battles moved by at most {change:.2g}: {output_dir}")

@@ -253,7 +253,8 @@ def test_a_merged_member_needs_no_base(hub, publish, members, tmp_path, demo_bat
     files = hub.files(REPO)
     assert {"config.json", "model.safetensors", "member.json"} < set(files) and "adapter_config.json" not in files
     battles = [battle for battle in demo_battles][:4]
-    merged, plain = (Judge.from_pretrained(name).predict(battles)["p_a"] for name in (REPO, members["ab"]))
+    judges = (Judge.from_pretrained(name, dtype="float32") for name in (REPO, members["ab"]))
+    merged, plain = (judge.predict(battles)["p_a"] for judge in judges)
     assert (merged - plain).abs().max() < 1e-5
     publish("--member", members["ab"], "--repo", REPO, "--base_repo", BASE_REPO)  # and back
     assert {"config.json", "model.safetensors"}.isdisjoint(hub.files(REPO))

@@ -70,12 +70,13 @@ def test_the_notebooks_way_and_ours_give_the_same_answers(readings, members):
     """In float32, on a judge whose adapters matter; and both count the same tokens."""
     names, slices = [str(member) for member in members.values()], draw_slices(TEST, 12, 2)
     ways = [
-        notebook.build_predictor(names, slices, readings, 2),
-        build_our_predictor(names, slices, readings, "always"),
-        build_our_predictor(names, slices, readings, "never"),
+        notebook.build_predictor(names, slices, readings, 2, "float32"),
+        build_our_predictor(names, slices, readings, "always", "float32"),
+        build_our_predictor(names, slices, readings, "never", "float32"),
     ]
     (theirs, *ours) = [[way(turn) for turn in range(2)] for way in ways]
-    expected = Judge.from_pretrained(names).predict(slices[0] + slices[1], readings=readings)["p_a"]
+    judge = Judge.from_pretrained(names, dtype="float32")
+    expected = judge.predict(slices[0] + slices[1], readings=readings)["p_a"]
     for found in ours:
         answers = compare_answers(theirs, found)
         assert answers["largest_dp"] <= 1e-5 and answers["other_winners"] == 0 and answers["spread"] > 0.02

@@ -51,7 +51,7 @@ def cards(members, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def judge(members) -> Judge:
-    return Judge.from_pretrained([members["ab"], members["ba"]])
+    return Judge.from_pretrained([members["ab"], members["ba"]], dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def test_both_ways_train_on_the_same_battles_in_the_same_order(bases, demo_battl
 def test_the_curve_ends_where_reading_all_together_does(members, demo_battles):
     names, rows = [str(member) for member in members.values()], demo_battles.select(range(24)).to_list()
     found = build_selective(names, rows, "both")(0)
-    judge = Judge.from_pretrained(names)
+    judge = Judge.from_pretrained(names, dtype="float32")
     for share in (0.0, 0.4, 1.0):
         p_a = found["p_a"][SHARES.index(share)]
         expected = judge.predict(rows, readings="both", second_reading=share)["p_a"]

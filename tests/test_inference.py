@@ -93,7 +93,7 @@ def test_reading_the_swapped_battle_the_other_way_mirrors_the_columns(member, de
 
 def test_a_judge_reading_both_orders_does_not_care_which_answer_is_called_a(members, demo_battles):
     """Law 2: p(A, B) = 1 - p(B, A) when every member reads both orders."""
-    judge = Judge.from_pretrained(list(members.values()))
+    judge = Judge.from_pretrained(list(members.values()), dtype="float32")
     battles = demo_battles.select(range(16))
     forward = judge.predict(battles, readings="both")
     backward = judge.predict(swap_responses(battles), readings="both")
@@ -137,7 +137,7 @@ def test_members_are_read_in_the_precision_they_were_trained_in(bases, make_memb
 
 def test_verdicts_say_which_member_read_what_and_what_was_cut(members, demo_battles):
     battles = [*demo_battles.select(range(3)).to_list(), {**demo_battles[3], "prompt": "long " * 2000}]
-    judge = Judge.from_pretrained([members["ab"], members["ba"]])
+    judge = Judge.from_pretrained([members["ab"], members["ba"]], dtype="float32")
     own = judge.predict(battles)
     cuts = ["tokens", "cut_prompt", "cut_response_a", "cut_response_b"]
     assert list(own) == ["id", "p_a", "p_b", "winner", "p_a_ab_ab", "p_a_ba_ba", *cuts]
@@ -163,8 +163,8 @@ def test_folder_names_do_not_matter(members, demo_battles, tmp_path):
         config["base_model_name_or_path"] = os.path.relpath(base, copy)
         (copy / "adapter_config.json").write_text(json.dumps(config))
     battles = demo_battles.select(range(4))
-    found = Judge.from_pretrained([tmp_path / "0", tmp_path / "model.v1"]).predict(battles)
-    expected = Judge.from_pretrained(list(members.values())).predict(battles)
+    found = Judge.from_pretrained([tmp_path / "0", tmp_path / "model.v1"], dtype="float32").predict(battles)
+    expected = Judge.from_pretrained(list(members.values()), dtype="float32").predict(battles)
     assert list(found["p_a"]) == list(expected["p_a"]) and "p_a_model.v1_ba" in found
 
 

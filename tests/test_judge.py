@@ -94,7 +94,7 @@ def test_a_report_on_a_calibrated_judge_shows_before_and_after(calibrate, folder
 
 def test_it_is_about_the_judge_s_own_readings_alone(calibrate, folder, caplog):
     calibrate("--calibrate", "temperature", "--save_calibration", "true")
-    judge, battles = Judge.from_pretrained(folder), load_battles(TEST).select(range(4))
+    judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select(range(4))
     assert "raw_p_a" in judge.predict(battles) and "raw_p_a" in judge.predict(battles, readings="own")
     assert "raw_p_a" not in judge.predict(battles, readings="both")
     assert "this judge's calibration is about --readings own" in caplog.messages[-1]
@@ -106,7 +106,7 @@ def test_it_is_about_the_judge_s_own_readings_alone(calibrate, folder, caplog):
 def test_a_calibrated_judge_of_both_orders_still_mirrors(calibrate, folder):
     """Law 2: p(A, B) = 1 - p(B, A)."""
     calibrate("--calibrate", "isotonic", "--save_calibration", "true", "--readings", "both")
-    judge, battles = Judge.from_pretrained(folder), load_battles(TEST).select(range(6))
+    judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select(range(6))
     first, second = judge.predict(battles), judge.predict(swap_responses(battles))
     assert "raw_p_a" in first and np.abs(first["p_a"] + second["p_a"] - 1).max() < 1e-5
 
@@ -114,7 +114,7 @@ def test_a_calibrated_judge_of_both_orders_still_mirrors(calibrate, folder):
 def test_the_app_gives_the_calibrated_answer(calibrate, folder):
     """One battle, and the same in a file; both as `Judge.predict` says, and not the mean itself."""
     calibrate("--calibrate", "temperature", "--save_calibration", "true", "--readings", "both")
-    judge, battles = Judge.from_pretrained(folder), load_battles(TEST).select([0])
+    judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select([0])
     served = ServedJudge(judge, Limits(max_characters=10_000, max_battles=10, max_bytes=1_000_000))
     expected = judge.predict(battles).iloc[0]
     assert abs(expected["p_a"] - expected["raw_p_a"]) > 1e-4
@@ -126,7 +126,7 @@ def test_the_app_gives_the_calibrated_answer(calibrate, folder):
 
 def test_a_judge_named_with_others_leaves_its_calibration_aside(calibrate, folder, members, caplog):
     calibrate("--calibrate", "temperature", "--save_calibration", "true")
-    judge = Judge.from_pretrained([folder, members["ab"]])
+    judge = Judge.from_pretrained([folder, members["ab"]], dtype="float32")
     assert len(judge.members) == 3 and judge.calibration is None
     assert any("its calibration is left aside" in message for message in caplog.messages)
 

@@ -22,7 +22,7 @@ TOLERANCE = 1e-5  # float32, as in test_inference.py
 
 @pytest.fixture(scope="module")
 def judge(members):
-    return Judge.from_pretrained(list(members.values()))
+    return Judge.from_pretrained(list(members.values()), dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_share_is_from_0_to_1(judge, share):
 
 
 def test_a_later_judge_decides_the_doubtful_battles(members, demo_battles):
-    small, large = (Judge.from_pretrained(members[name]) for name in ("ab", "ba"))
+    small, large = (Judge.from_pretrained(members[name], dtype="float32") for name in ("ab", "ba"))
     first, second = small.predict(demo_battles), large.predict(demo_battles)
     found = Cascade([small, large], [0.25]).predict(demo_battles)
     decided = found["p_a_ba_ba"].notna()
@@ -86,7 +86,7 @@ def test_a_later_judge_decides_the_doubtful_battles(members, demo_battles):
 
 
 def test_members_of_one_name_stay_apart_in_a_cascade(members, demo_battles):
-    judges = [Judge.from_pretrained(members["ab"]) for _ in range(3)]
+    judges = [Judge.from_pretrained(members["ab"], dtype="float32") for _ in range(3)]
     found = Cascade(judges, [0.5, 0.1]).predict(demo_battles.select(range(20)))
     assert [name for name in found if name.startswith("p_a_")] == ["p_a_ab_ab", "p_a_ab-2_ab", "p_a_ab-3_ab"]
     assert found.filter(like="p_a_").notna().sum().tolist() == [20, 10, 2]
@@ -173,7 +173,10 @@ def test_battles_that_could_not_be_read_get_even_odds_and_are_counted(judge, dem
 
 def test_a_cascade_shares_its_time(members, demo_battles, full, monkeypatch):
     """What the first readings leave goes evenly to second readings and to the later judge."""
-    judges = [Judge.from_pretrained(list(members.values())), Judge.from_pretrained(members["ba"])]
+    judges = [
+        Judge.from_pretrained(list(members.values()), dtype="float32"),
+        Judge.from_pretrained(members["ba"], dtype="float32"),
+    ]
     unit = full["tokens"].sum() * 0.01
     clock = SlowingClock(monkeypatch, 0.01)
     found = Cascade(judges, [0.5]).predict(demo_battles, deadline=1000 + 1.6 * unit)

@@ -152,6 +152,7 @@ def test_pseudolabels_stand_on_their_own_battles_and_train_without_a_further_ste
 ):
     """Seed fault 1: all of its pseudo-labels sat on other rows."""
     battles, judge = tmp_path / "pool.parquet", ["--judge", *members.values(), "--tokens_per_batch", 700]
+    judge += ["--dtype", "float32"]
     pool = load_battles(DEMO_DATA / "demo_test.jsonl").to_pandas().drop(columns="label")
     pool.sample(frac=1, random_state=0).to_parquet(battles)  # not in the order of their lengths, nor by id
     call("predict", "--battles", battles, *judge, "--output_dir", tmp_path / "p", monkeypatch=monkeypatch)
@@ -305,7 +306,7 @@ def test_each_battle_is_predicted_by_the_members_that_did_not_train_on_it(bases,
         flags += ["--max_length", 96, "--max_steps", 1]
         flags += ["--train_file", battles, "--num_folds", 2, "--fold", fold, "--freeze_layers", 0]
         call("train", *flags, "--output_dir", folder, monkeypatch=monkeypatch)
-    flags = ["--battles", battles, "--judge", *folders, "--output_dir", tmp_path / "out"]
+    flags = ["--battles", battles, "--judge", *folders, "--output_dir", tmp_path / "out", "--dtype", "float32"]
     call("predict", *flags, "--folds", "true", monkeypatch=monkeypatch)
     found = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
     assert found["id"].tolist() == rows["id"].tolist() and found["p_a"].notna().all()
@@ -314,7 +315,7 @@ def test_each_battle_is_predicted_by_the_members_that_did_not_train_on_it(bases,
         held_out = split_folds(dataset, 2, fold)[1]
         read = found[f"p_a_{folder.name}_ab"].notna()
         assert set(found["id"][read]) == set(held_out["id"])
-        alone = Judge.from_pretrained(folder).predict(held_out).set_index("id")["p_a"]
+        alone = Judge.from_pretrained(folder, dtype="float32").predict(held_out).set_index("id")["p_a"]
         expected = found[read].set_index("id")["p_a"].loc[alone.index]
         assert np.allclose(alone, expected, atol=1e-5)
 

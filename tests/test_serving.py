@@ -35,7 +35,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def judge(members) -> Judge:
-    return Judge.from_pretrained([members["ab"], members["ba"]])
+    return Judge.from_pretrained([members["ab"], members["ba"]], dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -48,6 +48,7 @@ def attempt(find: Callable[[], str]) -> str:
 
 
 def find_version(package: str) -> str:
+    """A package's version, or that it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -58,6 +59,7 @@ def find_version(package: str) -> str:
 
 
 def list_versions(packages: tuple[str, ...]) -> str:
+    """Packages with their versions, in one line."""
     return ", ".join(f"{package} {find_version(package)}" for package in packages)
 
 
@@ -72,6 +74,7 @@ def describe_cpu() -> str:
 
 
 def describe_bf16() -> str:
+    """Whether the CPU has instructions for bf16, by what the system says of it."""
     facts = read_cpu_facts()
     flags = facts.get("flags", facts.get("Features", "")).split()
     if not flags:
@@ -89,6 +92,7 @@ def read_cpu_facts() -> dict[str, str]:
 
 
 def describe_devices() -> str:
+    """The GPUs with their memory, or the one accelerator, or none."""
     import torch
 
     if not torch.accelerator.is_available():
@@ -100,6 +104,7 @@ def describe_devices() -> str:
 
 
 def describe_memory() -> str:
+    """Free and total main memory."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -107,6 +112,7 @@ def describe_memory() -> str:
 
 
 def describe_threads() -> str:
+    """Threads that torch computes with, and the cores that this process may use."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -118,6 +124,7 @@ def describe_threads() -> str:
 
 
 def find_device() -> "torch.device":
+    """The accelerator where there is one, else the CPU."""
     import torch
 
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

@@ -80,6 +80,7 @@ async def forget_finished_calls(app) -> AsyncIterator[None]:
     """
 
     async def forget() -> None:
+        """Drops finished calls, again and again."""
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_SWEEPS)
             queue = app.get_blocks()._queue
@@ -120,6 +121,7 @@ def build_battle_tab(served: ServedJudge) -> None:
             raise gr.Error(str(error), print_exception=False) from error
 
     def show_verdict(*texts: str):
+        """The verdict as the page shows it, and an error in the note beside it."""
         try:
             verdict = served.judge_battle(dict(zip(TEXTS, texts, strict=True)))
         except ValueError as error:
@@ -150,6 +152,7 @@ def build_file_tab(served: ServedJudge, folder: Path) -> None:
     """A file in, two files out."""
 
     def read_file(path: str | None, progress: gr.Progress) -> FileVerdicts:
+        """The verdicts on an uploaded file, with a progress bar."""
         if path is None:
             raise ValueError("Expected a file; found none. Choose one first.")
         # A name that nobody can guess: whoever has it can fetch the file.
@@ -158,6 +161,7 @@ def build_file_tab(served: ServedJudge, folder: Path) -> None:
         )
 
     def show_file(path: str | None, progress=gr.Progress()):  # noqa: B008  (how Gradio is asked for it)
+        """What the page shows of a file: both results and a summary, or an error."""
         try:
             found = read_file(path, progress)
         except ValueError as error:
@@ -198,6 +202,7 @@ def build_upload() -> gr.File:
     keep = upload.async_move_resource_to_block_cache
 
     async def keep_uploaded(path: str | Path | None) -> str | None:
+        """The path of an uploaded file in Gradio's cache."""
         if path is not None and not Path(path).is_file():
             raise gr.Error("Expected an uploaded file; found none. Upload it first.", print_exception=False)
         return await keep(path)

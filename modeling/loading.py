@@ -121,37 +121,42 @@ def load_members(
         raise ValueError(f"--merge: expected one of {', '.join(MERGES)}; found {merge!r}.")
     device = device or PartialState().device
     options = {"skip_probes": skip_probes, "merge": merge}
-    chosen = dtype and _choose_dtype(found, dtype, device)
+    checked = [(name, folder, read_member(folder)) for name, folder in found]  # once: it hashes all weights
+    chosen = dtype and _choose_dtype(checked, dtype, device)
     try:
-        return _load_members(found, device, chosen, **options)
+        return _load_members(checked, device, chosen, **options)
     except ProbesMoved as error:
         if dtype != "auto" or chosen == "float32":
             raise
         logger.warning(f"Precision: float32 in place of {chosen}, in which the probe battles do not hold. {error}")
     # Not inside the handler, whose traceback would keep the first models in memory.
-    return _load_members(found, device, "float32", **options)
+    return _load_members(checked, device, "float32", **options)
 
 
-def _choose_dtype(found: Sequence[tuple[str, Path]], asked: str, device: torch.device) -> str:
+def _choose_dtype(found: Sequence[tuple[str, Path, MemberFacts]], asked: str, device: torch.device) -> str:
     """The precision for a judge: of the device, by products of its first member's shape."""
     if not found:
         return "float32"
-    folder = found[0][1]
-    facts = read_member(folder)
+    _, folder, facts = found[0]
     files = BaseFiles(folder) if is_merged(folder) else find_member_base(folder, facts)
     return choose_dtype(asked, device, AutoConfig.from_pretrained(files.folder), training=False)
 
 
 def _load_members(
-    found: Sequence[tuple[str, Path]], device: torch.device, dtype: str | None, *, skip_probes: bool, merge: str
+    found: Sequence[tuple[str, Path, MemberFacts]],
+    device: torch.device,
+    dtype: str | None,
+    *,
+    skip_probes: bool,
+    merge: str,
 ) -> list[Member]:
     """The members in one precision, or each in its own, checked as they will read."""
     members: list[Member] = []
     models: dict[tuple, PeftModel] = {}
     with tqdm(total=2 * len(found), leave=False, disable=not PartialState().is_main_process) as bar:
-        for name, folder in found:
+        for name, folder, facts in found:
             bar.set_description(f"Loading {name}", refresh=True)
-            members.append(_load_member(name, folder, dtype, device, members, models))
+            members.append(_load_member(name, folder, facts, dtype or facts.dtype, device, members, models))
             bar.update()
         if members and merge != "never" and (merged := merge_members(members, merge, skip_probes, bar)):
             return merged
@@ -161,12 +166,16 @@ def _load_members(
 
 
 def _load_member(
-    name: str, folder: Path, dtype: str | None, device: torch.device, others: list[Member], models: dict
+    name: str,
+    folder: Path,
+    facts: MemberFacts,
+    reads_in: str,
+    device: torch.device,
+    others: list[Member],
+    models: dict,
 ) -> Member:
     """One more member beside others, on the model of its base if that is among `models`, where it is put otherwise."""
     logger.info(f"Loading {name}")
-    facts = read_member(folder)
-    reads_in = dtype or facts.dtype
     # Not the folder's name: peft takes an adapter called "0" or "model" for a part of its parameters' names.
     slot = None if is_merged(folder) else f"member{len(others)}"
     if slot is None:

@@ -24,7 +24,7 @@ from modeling.launch import call_on_main
 logger = get_logger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# Most that a probability may move between a member's two precisions: the one in which its canary battles were read,
+# Most that a probability may move between a member's two precisions: the one in which its probe battles were read,
 # and the one in which it reads now. The same pair in either order. Between machines, versions and kernels float32 needs
 # room for another order of summing; bf16 has 8 bits of significand, float16 11.
 TOLERANCES = {
@@ -168,7 +168,7 @@ def _time_products(dtype: torch.dtype, device: torch.device, rows: int, hidden: 
 
 
 def find_tolerance(recorded: str, read: str) -> float:
-    """Most that a canary battle's probability may move between two precisions."""
+    """Most that a probe battle's probability may move between two precisions."""
     return TOLERANCES[tuple(sorted((recorded, read)))]
 
 

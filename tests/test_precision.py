@@ -261,7 +261,7 @@ def test_float16_that_overflows_is_one_clear_line_and_auto_reads_in_float32(
     assert list(judge.predict(demo_battles.select(range(4)))["p_a"]) == list(expected["p_a"])
 
 
-def test_an_overflow_that_the_canaries_did_not_show_stops_the_reading(overflowing, demo_battles):
+def test_an_overflow_that_the_probes_did_not_show_stops_the_reading(overflowing, demo_battles):
     judge = Judge.from_pretrained(overflowing, dtype="float16", skip_probes=True)
     with pytest.raises(ValueError, match=r"expected finite probabilities; found NaN.*--dtype float32"):
         judge.predict(demo_battles.select(range(4)))

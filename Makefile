@@ -41,7 +41,7 @@ demo: install
 	$(BIN)/accelerate launch scripts/train.py --orientation ab
 	$(BIN)/accelerate launch scripts/train.py --orientation ba
 	$(BIN)/python scripts/predict.py
-	$(BIN)/python scripts/evaluate.py --train_file modeling/data/demo_train.jsonl
+	$(BIN)/python scripts/evaluate.py --train_file modeling/data/demo/train.jsonl
 
 # The demo's judge behind a page, on this machine alone.
 app: .venv/serving

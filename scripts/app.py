@@ -26,9 +26,9 @@ import tempfile
 import threading
 from pathlib import Path
 
-from modeling.arguments import AppArguments
-from modeling.parsing import parse_arguments
-from modeling.starting import run_script
+from modeling.runtime.startup import run_script
+from modeling.settings.arguments import AppArguments
+from modeling.settings.parsing import parse_arguments
 
 logger = logging.getLogger("bothways.app")
 
@@ -38,10 +38,10 @@ def main() -> None:
     # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
     from accelerate import PartialState
 
-    from modeling.judge import Judge
-    from modeling.page import bound_heaps, build_page, serve
-    from modeling.serving import Limits, ServedJudge
-    from modeling.web import find_port
+    from modeling.judging.judge import Judge
+    from modeling.serving.page import bound_heaps, build_page, serve
+    from modeling.serving.server import Limits, ServedJudge
+    from modeling.serving.web import find_port
 
     if PartialState(cpu=arguments.use_cpu).num_processes > 1:
         raise ValueError("Launcher: expected one process, which serves everybody; found several. Use python.")
@@ -49,7 +49,7 @@ def main() -> None:
     port = find_port(host, arguments.port)
     bound_heaps()
     judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
-    logging.getLogger("modeling.judge").setLevel(logging.WARNING)  # it says something of each battle
+    logging.getLogger("modeling.judging.judge").setLevel(logging.WARNING)  # it says something of each battle
     limits = Limits(
         max_characters=arguments.max_characters, max_battles=arguments.max_battles, max_bytes=arguments.max_bytes
     )

@@ -14,9 +14,9 @@ import logging
 import shutil
 from pathlib import Path
 
-from modeling.parsing import parse_arguments
-from modeling.prediction_arguments import EvaluateArguments
-from modeling.starting import run_script
+from modeling.runtime.startup import run_script
+from modeling.settings.arguments import EvaluateArguments
+from modeling.settings.parsing import parse_arguments
 
 logger = logging.getLogger("bothways.evaluate")
 
@@ -26,15 +26,15 @@ def main() -> None:
     # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
     from accelerate import PartialState
 
-    from modeling.battles import load_battles
+    from modeling.data.battles import load_battles
     from modeling.evaluation import scoring
-    from modeling.evaluation.calibrating import save_calibration, take_raw
-    from modeling.evaluation.figures import draw_figures
-    from modeling.evaluation.pages import build_page, list_wrong_battles
-    from modeling.evaluation.reports import format_report
-    from modeling.files import replace_folder, write_json
-    from modeling.launch import call_on_main
-    from modeling.verdicts import calibrate_verdicts
+    from modeling.evaluation.html_report import build_page, list_wrong_battles
+    from modeling.evaluation.plots import draw_figures
+    from modeling.evaluation.report import format_report
+    from modeling.judging.predictions import calibrate_verdicts
+    from modeling.judging.recalibration import save_calibration, take_raw
+    from modeling.runtime.distributed import call_on_main
+    from modeling.runtime.files import replace_folder, write_json
 
     state = PartialState(cpu=arguments.use_cpu)
     output = Path(arguments.output_dir)

@@ -15,9 +15,9 @@ import shutil
 import time
 from pathlib import Path
 
-from modeling.parsing import parse_arguments
-from modeling.prediction_arguments import PredictArguments
-from modeling.starting import run_script
+from modeling.runtime.startup import run_script
+from modeling.settings.arguments import PredictArguments
+from modeling.settings.parsing import parse_arguments
 
 logger = logging.getLogger("bothways.predict")
 
@@ -30,9 +30,9 @@ def main() -> None:
     # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
     from accelerate import PartialState
 
-    from modeling.battles import load_battles
-    from modeling.predicting import compare, find_deadline, load_judges
-    from modeling.verdicts import write_verdicts
+    from modeling.data.battles import load_battles
+    from modeling.judging.predicting import compare, find_deadline, load_judges
+    from modeling.judging.predictions import write_verdicts
 
     state = PartialState(cpu=arguments.use_cpu)
     battles = load_battles(arguments.battles, **arguments.row_policy)

@@ -18,9 +18,9 @@ import logging
 import shutil
 from pathlib import Path
 
-from modeling.parsing import parse_arguments
-from modeling.prediction_arguments import PseudolabelArguments
-from modeling.starting import run_script
+from modeling.runtime.startup import run_script
+from modeling.settings.arguments import PseudolabelArguments
+from modeling.settings.parsing import parse_arguments
 
 logger = logging.getLogger("bothways.pseudolabel")
 
@@ -31,13 +31,20 @@ def main() -> None:
     from accelerate import PartialState
     from tqdm.auto import tqdm
 
-    from modeling.battles import iterate_battles
-    from modeling.checks import Fault
-    from modeling.files import check_writable
-    from modeling.judge import Judge
-    from modeling.launch import call_on_main
-    from modeling.pool import check_pool, drop_known, index_prompts, label_part
-    from modeling.pseudolabels import PartFolder, describe_judge, describe_training
+    from modeling.data.battles import iterate_battles
+    from modeling.data.reader import Fault
+    from modeling.judging.judge import Judge
+    from modeling.judging.pseudolabels import (
+        PartFolder,
+        check_pool,
+        describe_judge,
+        describe_training,
+        drop_known,
+        index_prompts,
+        label_part,
+    )
+    from modeling.runtime.distributed import call_on_main
+    from modeling.runtime.files import check_writable
 
     state = PartialState(cpu=arguments.use_cpu)
     output = Path(arguments.output)

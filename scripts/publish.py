@@ -15,9 +15,9 @@ if find_spec("modeling") is None:
 import logging
 from pathlib import Path
 
-from modeling.arguments import PublishArguments
-from modeling.parsing import parse_arguments
-from modeling.starting import run_script
+from modeling.runtime.startup import run_script
+from modeling.settings.arguments import PublishArguments
+from modeling.settings.parsing import parse_arguments
 
 logger = logging.getLogger("bothways.publish")
 
@@ -27,10 +27,10 @@ def main() -> None:
     # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
     from accelerate import PartialState
 
-    from modeling.hub import check_login
-    from modeling.merging import merge_member
-    from modeling.publication.publishing import describe_publication, publish
-    from modeling.publication.uploads import build_destination, collect_contents, report_push, upload_base
+    from modeling.judging.loading import merge_member
+    from modeling.publishing.publish import describe_publication, publish
+    from modeling.publishing.uploads import build_destination, collect_contents, report_push, upload_base
+    from modeling.runtime.hub import check_login
 
     PartialState()  # accelerate's logger needs it
     if arguments.base:

@@ -16,9 +16,9 @@ import logging
 import shutil
 from pathlib import Path
 
-from modeling.arguments import QuantizeArguments
-from modeling.parsing import parse_arguments
-from modeling.starting import run_script
+from modeling.runtime.startup import run_script
+from modeling.settings.arguments import QuantizeArguments
+from modeling.settings.parsing import parse_arguments
 
 logger = logging.getLogger("bothways.quantize")
 
@@ -29,12 +29,13 @@ def main() -> None:
     from accelerate import PartialState
     from transformers import AutoConfig, set_seed
 
-    from modeling.bases import BaseFiles, describe_origin, load_tokenizer, save_base, unpack_gguf
-    from modeling.files import replace_folder
-    from modeling.precision import choose_dtype
-    from modeling.probes import build_probe_encoder
-    from modeling.publication.publishing import name_upload, publish_base
-    from modeling.quantizing import (
+    from modeling.judging.canaries import build_probe_encoder
+    from modeling.network.base import BaseFiles, describe_origin, load_tokenizer, save_base, unpack_gguf
+    from modeling.network.precision import choose_dtype
+    from modeling.publishing.publish import check_base_repository, name_upload, publish_base
+    from modeling.runtime.files import replace_folder
+    from modeling.runtime.hub import check_repository_name
+    from modeling.training.quantization import (
         BASE_FILE,
         check_saved,
         find_backbone,
@@ -47,6 +48,9 @@ def main() -> None:
     # The same file on every machine, whatever that computes in.
     held = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
     output = Path(arguments.output_dir)
+    if arguments.push_to_hub:
+        check_repository_name("--hub_model_id", arguments.hub_model_id)
+        check_base_repository(arguments.hub_model_id, arguments.hub_private)
     base = find_backbone(arguments)
     tokenizer = load_tokenizer(base.folder, **base.source)
     encoder, origin = build_probe_encoder(tokenizer), describe_origin(arguments.base, base)

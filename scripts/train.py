@@ -18,9 +18,9 @@ if find_spec("modeling") is None:
 import logging
 import time
 
-from modeling.arguments import TrainArguments
-from modeling.parsing import parse_arguments
-from modeling.starting import run_script
+from modeling.runtime.startup import run_script
+from modeling.settings.arguments import TrainArguments
+from modeling.settings.parsing import parse_arguments
 
 logger = logging.getLogger("bothways.train")
 
@@ -29,19 +29,20 @@ def main() -> None:
     start = time.perf_counter()
     arguments, training = parse_arguments(TrainArguments, verb="train", trainer=True)
     # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
-    from modeling import setup
-    from modeling.bases import find_base, fingerprint_base
-    from modeling.battles import list_orders
-    from modeling.launch import check_launch
-    from modeling.loading import load_encoder
-    from modeling.publication.publishing import publish_member
-    from modeling.saving import FinishedRun
-    from modeling.training import describe_settings, rehearse
+        from modeling.data.battles import list_orders
+    from modeling.judging.loading import load_encoder
+    from modeling.network.base import find_base, fingerprint_base
+    from modeling.publishing.cards import write_card
+    from modeling.publishing.publish import plan_push, publish_member
+    from modeling.training import setup
+    from modeling.runtime.distributed import check_launch
+    from modeling.training.finish import FinishedRun
+    from modeling.training.trainer import describe_settings, rehearse
 
     base = find_base(arguments.base)
     output, dtype, smoothing = setup.prepare_run(arguments, training, base)
     train_battles, eval_battles, data = setup.load_parts(arguments, training.world_size)
-    publish_to = setup.plan_push(arguments, training, base)
+    publish_to = plan_push(training, arguments.orientation, base)
     fingerprint = fingerprint_base(base)  # now: the base may be replaced while we train
     encoder = load_encoder(base, arguments.max_length, arguments.truncation)
     train_set, eval_set = setup.encode_parts(encoder, arguments.orientation, train_battles, eval_battles, smoothing)
@@ -58,7 +59,7 @@ def main() -> None:
         return print(f"{plan}\n{report}") if trainer.is_world_process_zero() else None
     metrics = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
     finished = FinishedRun(
-        arguments, trainer, base, fingerprint, encoder, dtype, data, eval_battles, output, start, metrics
+        arguments, trainer, base, fingerprint, encoder, dtype, data, eval_battles, output, start, metrics, write_card
     )
     finished.save()  # before anything else, which could fail after hours of training
     finished.read_probes()

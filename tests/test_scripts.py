@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from modeling import inference, readings
-from modeling.battles import load_battles
-from modeling.folds import split_folds
-from modeling.judge import Judge
-from modeling.members import read_member
-from modeling.training import smooth_dataset
-from tests.conftest import (
+from modeling.data.battles import load_battles
+from modeling.data.folds import split_folds
+from modeling.judging import predictor, schedule
+from modeling.judging.judge import Judge
+from modeling.judging.member import read_member
+from modeling.training.trainer import smooth_dataset
+from tests.helpers import (
     DEMO_BACKBONE,
     DEMO_DATA,
     DEMO_TRAINING,
@@ -32,7 +32,7 @@ from tests.conftest import (
 def test_the_demo_runs_from_backbone_to_submission(tmp_path):
     """quantize, train both orientations, predict: what `make demo` does, on fewer battles."""
     base, battles = tmp_path / "base", tmp_path / "battles.jsonl"
-    lines = (DEMO_DATA / "demo_test.jsonl").read_text(encoding="utf-8").splitlines()[:4]
+    lines = (DEMO_DATA / "test.jsonl").read_text(encoding="utf-8").splitlines()[:4]
     battles.write_text("\n".join(lines) + "\n", encoding="utf-8")
     said = succeed(sys.executable, "scripts/quantize.py", "--output_dir", base)
     assert "134,681,762 parameters, 8bit" in said and (base / "model.safetensors").is_file()
@@ -105,7 +105,7 @@ def test_training_fits_a_visible_rule_and_predict_reproduces_its_evaluation(base
 @pytest.mark.parametrize("processes", [2, 3])
 def test_any_number_of_processes_writes_the_same_bytes(processes, members, tmp_path, monkeypatch):
     """Law 1: also where the batches do not divide, and where there are fewer battles than processes, or none."""
-    rows = load_battles(DEMO_DATA / "demo_test.jsonl").to_pandas()
+    rows = load_battles(DEMO_DATA / "test.jsonl").to_pandas()
     commands = {}
     for count in (71, 2, 0):
         rows[:count].to_parquet(tmp_path / f"{count}.parquet")
@@ -132,7 +132,7 @@ def test_any_number_of_processes_writes_the_same_bytes(processes, members, tmp_p
 
 def test_a_reading_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
     """Seed fault 3: its second pass died unnoticed, and the first one's file was read twice, every p a half."""
-    compute, named = inference.predict_battles, []
+    compute, named = predictor.predict_battles, []
 
     def fail_second(*arguments, **options):
         named.append(options["name"])
@@ -140,8 +140,8 @@ def test_a_reading_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
             raise RuntimeError("out of memory")
         return compute(*arguments, **options)
 
-    monkeypatch.setattr(readings, "predict_battles", fail_second)
-    flags = ["--battles", DEMO_DATA / "demo_test.jsonl", "--judge", *members.values(), "--output_dir", tmp_path / "out"]
+    monkeypatch.setattr(schedule, "predict_battles", fail_second)
+    flags = ["--battles", DEMO_DATA / "test.jsonl", "--judge", *members.values(), "--output_dir", tmp_path / "out"]
     with pytest.raises(RuntimeError, match="out of memory"):
         call("predict", *flags, monkeypatch=monkeypatch)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".bothways-progress"]
@@ -153,7 +153,7 @@ def test_pseudolabels_stand_on_their_own_battles_and_train_without_a_further_ste
     """Seed fault 1: all of its pseudo-labels sat on other rows."""
     battles, judge = tmp_path / "pool.parquet", ["--judge", *members.values(), "--tokens_per_batch", 700]
     judge += ["--dtype", "float32"]
-    pool = load_battles(DEMO_DATA / "demo_test.jsonl").to_pandas().drop(columns="label")
+    pool = load_battles(DEMO_DATA / "test.jsonl").to_pandas().drop(columns="label")
     pool.sample(frac=1, random_state=0).to_parquet(battles)  # not in the order of their lengths, nor by id
     call("predict", "--battles", battles, *judge, "--output_dir", tmp_path / "p", monkeypatch=monkeypatch)
     predicted = pd.read_parquet(tmp_path / "p" / "predictions.parquet").set_index("id")
@@ -259,7 +259,7 @@ def test_one_adapter_for_both_orders_learns_from_teacher_and_weights_and_reads_b
     members, bases, tmp_path, monkeypatch, caplog
 ):
     """Two sources, one of them a judge's own output with a teacher column; the member then reads ab and ba."""
-    rows = load_battles(DEMO_DATA / "demo_test.jsonl").to_pandas()
+    rows = load_battles(DEMO_DATA / "test.jsonl").to_pandas()
     rows["id"], rows["label"] = rows["id"].astype(str), rows["label"].map(list)
     rows[:8].assign(teacher=[0.9] * 4 + [None] * 4).to_parquet(tmp_path / "first.parquet")
     rows[8:16].to_parquet(tmp_path / "second.parquet")
@@ -297,7 +297,7 @@ def test_training_labels_are_smoothed():
 
 
 def test_each_battle_is_predicted_by_the_members_that_did_not_train_on_it(bases, tmp_path, monkeypatch, caplog):
-    rows = load_battles(DEMO_DATA / "demo_test.jsonl").to_pandas()[:24]
+    rows = load_battles(DEMO_DATA / "test.jsonl").to_pandas()[:24]
     rows["label"] = rows["label"].map(list)
     rows.to_parquet(battles := tmp_path / "battles.parquet")
     folders = [tmp_path / f"fold{fold}" for fold in range(2)]

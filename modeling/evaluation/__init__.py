@@ -1,1 +1,1 @@
-"""How good a judge is: figures with intervals, what to beat, biases, rankings, and the report that holds them."""
+"""Statistics and reports of predictions: no models, no judges."""

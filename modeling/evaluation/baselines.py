@@ -11,8 +11,8 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from modeling.metrics import find_decided, find_hits, find_losses
-from modeling.resampling import Resampler
+from modeling.evaluation.bootstrap import Resampler
+from modeling.evaluation.metrics import find_decided, find_hits, find_losses
 
 NGRAMS, LEAST_ANSWERS, MOST_NGRAMS = (2, 4), 2, 200_000
 SURE = np.array([1.0, 0.0])

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from modeling.metrics import find_decided, find_hits
-from modeling.resampling import UNKNOWN, Resampler
+from modeling.evaluation.bootstrap import UNKNOWN, Resampler
+from modeling.evaluation.metrics import find_decided, find_hits
 
 LENGTH_MATCHED = 1.2  # the longer answer has at most so many times the characters of the shorter one
 LENGTH_BINS = 8

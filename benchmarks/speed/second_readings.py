@@ -1,0 +1,99 @@
+"""Accuracy and log loss against seconds, as the share of battles that get all readings grows."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from benchmarks.speed import notebook
+from benchmarks.speed.speed import NOTEBOOK
+from benchmarks.speed.turns import Turn, run_in_turns
+from modeling.data.battles import load_battles
+from modeling.data.near_duplicates import group_texts
+from modeling.evaluation.bootstrap import Resampler
+from modeling.evaluation.metrics import find_losses
+from modeling.judging.judge import Judge
+from modeling.judging.predictions import average_readings
+from modeling.judging.schedule import Readings
+
+SHARES = tuple(round(0.1 * n, 1) for n in range(11))
+DRAWS = 2000
+
+
+def build_selective(judge: Sequence[str], rows: Sequence[dict], readings: str | None) -> Turn:
+    """A turn makes first readings, then the others of a tenth of the battles after another, those in most doubt first;
+    and then all readings together, as predict.py does without --second_reading."""
+    loaded = Judge.from_pretrained(judge)
+    plan = loaded.plan_readings(readings)
+
+    def run(turn: int) -> dict:
+        """Seconds and p by share, and of all readings together."""
+        made, seconds, p = Readings(plan, rows), [], []
+        every, order = np.full(made.p.shape[:2], True), []
+        for share in SHARES:
+            start = time.perf_counter()
+            if not order:
+                made.read(made.choose_first())
+                order = made.rank_doubt().tolist()
+            else:
+                again = np.full(made.p.shape[:2], False)
+                again[:, order[: round(share * len(rows))]] = True
+                made.read(again)
+            seconds.append(time.perf_counter() - start)
+            p.append(average_readings(made.p)[:, 0])
+        together = Readings(plan, rows)
+        start = time.perf_counter()
+        together.read(every)
+        whole = time.perf_counter() - start
+        p_together = average_readings(together.p)[:, 0]
+        return {"seconds": np.cumsum(seconds).tolist(), "p_a": p, "together": whole, "p_together": p_together}
+
+    return run
+
+
+def benchmark_second_readings(battles: str, judge: Sequence[str], readings: str | None, sample: int) -> dict:
+    """The curve, with intervals by a bootstrap of prompts, beside the notebook's loop.
+
+    Args:
+        battles: A file with winners; ties are left out.
+        sample: Battles on which the notebook's loop is timed; its seconds for all are those times the tokens' ratio.
+    """
+    data = load_battles(battles, tie_policy="drop")
+    rows, truth = data.to_list(), np.array(data["label"][:])
+    sampled = data.shuffle(seed=0).select(range(min(sample, len(rows)))).to_list()
+    loaded = Judge.from_pretrained(judge, merge="never", skip_probes=True)
+    tokens = {
+        name: int(Readings(loaded.plan_readings(readings), each).lengths[..., 0].sum())
+        for name, each in (("all", rows), ("sampled", sampled))
+    }
+    del loaded
+    ways = {
+        NOTEBOOK: partial(notebook.build_predictor, judge, [sampled], readings, notebook.PREDICTED_AT_ONCE),
+        "ours": partial(build_selective, judge, rows, readings),
+    }
+    found = {name: turns[0] for name, turns in run_in_turns(ways, 1).items()}
+    loop = found[NOTEBOOK]["seconds"] * tokens["all"] / tokens["sampled"]
+    ours = found["ours"]
+    resampler = Resampler(np.array(group_texts(data["prompt"][:])), DRAWS)
+    curve = [
+        _score(share, seconds, p_a, loop, truth, resampler)
+        for share, seconds, p_a in zip(SHARES, ours["seconds"], ours["p_a"], strict=True)
+    ]
+    whole = _score(1.0, ours["together"], ours["p_together"], loop, truth, resampler)
+    return {"battles": len(rows), "tokens": tokens, "notebook_seconds": loop, "curve": curve, "together": whole}
+
+
+def _score(share: float, seconds: float, p_a: np.ndarray, loop: float, truth: np.ndarray, resampler: Resampler) -> dict:
+    """A point of the curve: accuracy and log loss as [value, low, high]."""
+    p = np.column_stack([p_a, 1 - p_a])
+    values = np.column_stack([p.argmax(1) == truth.argmax(1), find_losses(p, truth)]).astype(float)
+    accuracy, log_loss = resampler.estimate_means(values)
+    interval = lambda e: [round(float(number), 4) for number in (e.value, e.low, e.high)]  # noqa: E731
+    return {
+        "share": share,
+        "seconds": seconds,
+        "times_faster": loop / seconds,
+        "accuracy": interval(accuracy),
+        "log_loss": interval(log_loss),
+    }

@@ -1,0 +1,1 @@
+"""Studies: what learns, and what does not, on real battles."""

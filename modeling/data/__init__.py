@@ -1,0 +1,1 @@
+"""Battles as rows: reading, schemas, text repair, near-duplicates, folds, mixtures and the demo's battles."""

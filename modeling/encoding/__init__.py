@@ -1,0 +1,1 @@
+"""Battles to batches: encoder, tokenizer, packed sequences, collator, audit."""

@@ -1,0 +1,1 @@
+"""Members and judges: folders, loading, canary battles, passes, cascades, calibration, pseudo-labels."""

@@ -1,0 +1,166 @@
+"""A judge's probabilities as labels: rows matched by id, part by part, each part on disk before the next is read."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import PartialState
+from datasets import Dataset
+
+from modeling.data.battles import LABELS, iterate_battles
+from modeling.data.near_duplicates import DuplicateIndex
+from modeling.encoding.encoder import CUT_COLUMNS
+from modeling.judging.calibration import Calibration
+from modeling.judging.judge import Judge
+from modeling.settings.arguments import PseudolabelArguments
+
+
+def label_battles(battles: Dataset, verdicts: pd.DataFrame, min_confidence: float | None) -> pa.Table:
+    """The battles with the judge's probabilities as their label, or with hard labels where it is sure enough.
+
+    Args:
+        battles: Rows; a label that they have is replaced.
+        verdicts: What `Judge.predict` said of them, in any order: rows are matched by id.
+        min_confidence: None keeps all battles and labels them softly; else those whose likelier answer has at least
+            this probability get a hard label, and the others are left out.
+
+    Returns:
+        The battles' columns, `label`, and of the verdicts `tokens` and the tokens cut of each field.
+    """
+    rows = battles.with_format("arrow")[:]
+    verdicts = verdicts.set_index("id").loc[rows["id"].to_pylist()]
+    p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
+    kept = np.full(len(p), True) if min_confidence is None else p.max(axis=1) >= min_confidence
+    labels = p if min_confidence is None else np.eye(len(LABELS))[p.argmax(axis=1)]
+    # Without their type a part without battles would have none, and make the joined column fractional.
+    counts = {name: pa.array(verdicts[name].to_numpy(), pa.int64()) for name in ("tokens", *CUT_COLUMNS)}
+    made = {"label": pa.array(labels.tolist(), pa.list_(pa.float64())), **counts}
+    carried = {name: rows[name] for name in rows.column_names if name not in made}
+    return pa.table({**carried, **made}).filter(pa.array(kept))
+
+
+def describe_judge(judge: Judge, readings: str | None, calibrated: bool = True) -> dict[str, str]:
+    """Where a pseudo-label comes from, a column each: names, weights, orders read, calibration, and the day (UTC)."""
+    calibration = judge.find_calibration(readings) if calibrated else None
+    plan = judge.plan_readings(readings)
+    return {
+        "judge": "+".join(member.name for member in judge.members),
+        "judge_revision": "+".join(f"{m.fingerprint}@{m.facts.base_fingerprint}" for m in judge.members),
+        "judge_readings": "+".join(f"{member.name}:{orientation}" for member, orientation in plan),
+        "judge_calibration": _name_calibration(calibration) if calibration else "none",
+        "judged_on": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _name_calibration(calibration: Calibration) -> str:
+    """Its method, and a hash of all its numbers."""
+    facts = json.dumps(calibration.to_dict(), sort_keys=True)
+    return f"{calibration.method}@{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+
+
+def describe_training(judge: Judge) -> str:
+    """The files that the members say they were trained and evaluated on."""
+    facts = [member.facts.training for member in judge.members]
+    files = dict.fromkeys(
+        file for training in facts for file in [*(training.get("train_file") or ()), training.get("eval_file")] if file
+    )
+    return ", ".join(files) or "not recorded"
+
+
+class PartFolder:
+    """The parts of an output that were finished, each named by what it was made from.
+
+    A part is written beside and renamed, so one that is there is whole; one of other battles or of another judge has
+    another name. What was there at the start is listed once, so that every process of a launch decides the same.
+    """
+
+    def __init__(self, folder: Path, finished: Sequence[str]):
+        self.folder, self.finished = folder, set(finished)
+        self.parts: list[Path] = []
+
+    @staticmethod
+    def list_finished(folder: Path) -> list[str]:
+        """Names of the parts in a folder."""
+        return sorted(path.name for path in folder.glob("part-*.parquet"))
+
+    def begin(self, battles: Dataset, settings: Mapping) -> bool:
+        """Notes the next part; False if it is finished already, from the same battles with the same settings."""
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for battle in battles:
+            digest.update(json.dumps(battle, default=repr).encode())
+        self.parts.append(self.folder / f"part-{len(self.parts):06}-{digest.hexdigest()[:16]}.parquet")
+        return self.parts[-1].name not in self.finished
+
+    def write(self, rows: pa.Table, made_by: Mapping[str, str]) -> None:
+        """Finishes the part that was begun last, its rows with a column for each fact of `made_by`."""
+        facts = {name: pa.array([value] * len(rows), pa.string()) for name, value in made_by.items()}
+        carried = {name: rows[name] for name in rows.column_names if name not in facts}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({**carried, **facts}), beside := self.parts[-1].with_suffix(".new"))
+        beside.rename(self.parts[-1])
+
+    def list_ids(self) -> set:
+        """Ids of the battles that the part begun last has, once it is finished."""
+        return set(pq.read_table(self.parts[-1], columns=["id"])["id"].to_pylist())
+
+    def join(self, output: Path) -> int:
+        """Writes all parts as one parquet file, beside and then renamed; returns its number of rows."""
+        schemas = [pq.read_schema(part).remove_metadata() for part in self.parts]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        count, beside = 0, output.with_name(f".{output.name}.new")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(beside, schema) as writer:
+            for part in self.parts:
+                table = pq.read_table(part)
+                empty = {name: pa.nulls(len(table), schema.field(name).type) for name in schema.names}
+                columns = {**empty, **dict(zip(table.column_names, table.columns, strict=True))}
+                writer.write_table(pa.table({name: columns[name] for name in schema.names}).cast(schema))
+                count += len(table)
+        beside.rename(output)
+        return count
+
+
+def check_pool(arguments: PseudolabelArguments) -> int:
+    """Number of battles of the pool, all of which were read and checked, so that no bad row is met after hours."""
+    return sum(map(len, iterate_battles(arguments.battles, **arguments.row_policy)))
+
+
+def index_prompts(arguments: PseudolabelArguments) -> DuplicateIndex:
+    """The prompts that must not be among the labelled ones."""
+    index = DuplicateIndex()
+    policy = {"schema": arguments.exclude_schema, "bad_row_policy": arguments.bad_row_policy, "blank_policy": "keep"}
+    for file in arguments.exclude or ():
+        for battles in iterate_battles(file, **policy):
+            index.add(battles["prompt"][:])
+    return index
+
+
+def drop_known(battles: Dataset, excluded: DuplicateIndex) -> Dataset:
+    """The battles whose prompts are not among the excluded ones."""
+    found = excluded.find(battles["prompt"][:])
+    return battles.select([row for row, duplicates in enumerate(found) if not duplicates])
+
+
+def label_part(
+    arguments: PseudolabelArguments, judge: Judge, battles: Dataset, parts: PartFolder, made_by: dict[str, str]
+) -> None:
+    """Writes the next part, unless an earlier run did."""
+    settings = {name: value for name, value in made_by.items() if name != "judged_on"}
+    settings |= {name: vars(arguments)[name] for name in ("min_confidence", "tokens_per_batch", "dtype", "merge")}
+    if not parts.begin(battles, settings):
+        return
+    verdicts = judge.predict(
+        battles,
+        readings=arguments.readings,
+        calibrated=arguments.calibrated,
+        tokens_per_batch=arguments.tokens_per_batch,
+        progress_dir=parts.folder,
+    )
+    if PartialState().is_main_process:
+        parts.write(label_battles(battles, verdicts, arguments.min_confidence), made_by)

@@ -1,0 +1,109 @@
+"""On which battles a judge may be calibrated or scored, and where its calibration is kept."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from accelerate.logging import get_logger
+from datasets import Dataset
+
+from modeling.data.near_duplicates import DuplicateIndex
+from modeling.data.reader import Fault
+from modeling.judging.calibration import Calibration
+from modeling.judging.judge import Judge, describe_members
+from modeling.judging.member import JUDGE_FILE, JudgeFacts, locate_judge, read_judge, write_judge
+from modeling.judging.predictions import RAW
+from modeling.runtime.files import describe_file
+
+logger = get_logger(__name__)
+
+
+def find_unscored(others: Dataset, battles: Dataset, where: str) -> list[int]:
+    """Rows of the battles to calibrate on that do not have a scored battle's prompt; what is left out is counted.
+
+    Args:
+        others: The battles to calibrate on.
+        battles: The scored ones.
+        where: Names the others in messages.
+
+    Raises:
+        ValueError: If none is left.
+    """
+    index = DuplicateIndex()
+    index.add(battles["prompt"][:])
+    kept, near = [], Fault()
+    for row, (id, found) in enumerate(zip(others["id"][:], index.find(others["prompt"][:]), strict=True)):
+        if found:
+            near.add(id, None)
+        else:
+            kept.append(row)
+    if not kept:
+        raise ValueError(
+            f"{where}: expected battles with other prompts than the scored ones; found none of {len(others)}. "
+            "Calibrate on others."
+        )
+    if near.count:
+        logger.warning(f"{where}: left out {near.count} of {len(others)} that have a scored battle's prompt: {near}")
+    return kept
+
+
+def check_not_trained_on(judge: Judge, path: str) -> None:
+    """Raises a ValueError if a member says that it was trained on this file: it would look better than it is."""
+    hashed = describe_file(path)["sha256"]
+    for member in judge.members:
+        rows = member.facts.training.get("data", [])
+        if hashed and hashed in {row.get("sha256") for row in rows if row.get("role") == "train"}:
+            raise ValueError(
+                f"--calibrate_battles {path}: expected battles that were not trained on; found the training file of "
+                f"{member.name}. Give others, or out-of-fold --calibrate_predictions (predict.py --folds true)."
+            )
+
+
+def check_not_fitted_on(judge: Judge, path: str) -> None:
+    """Raises a ValueError if the judge was calibrated on these battles."""
+    hashed = describe_file(path)["sha256"]
+    if hashed and judge.calibration and hashed == (judge.calibration.fitted_on or {}).get("sha256"):
+        raise ValueError(
+            f"--battles {path}: expected others than those the judge was calibrated on; found the same file. Score "
+            "others, or pass --calibrated false."
+        )
+
+
+def check_readings(verdicts: pd.DataFrame, judge: Judge, readings: str | None, where: str) -> None:
+    """Raises a ValueError if predictions are not of these readings of a judge; warns if they are out-of-fold ones."""
+    expected = {f"p_a_{member.name}_{orientation}" for member, orientation in judge.plan_readings(readings)}
+    found = {name for name in verdicts if name.startswith("p_a_")}
+    if found != expected:
+        raise ValueError(
+            f"{where}: expected the readings of --judge ({', '.join(sorted(expected))}); found "
+            f"{', '.join(sorted(found)) or 'none'}. Predict with that judge."
+        )
+    if verdicts[sorted(found)].isna().to_numpy().any():
+        logger.warning("Calibrating by out-of-fold predictions: fewer members read each of them than will read others")
+
+
+def take_raw(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts as they were before a calibration, if they had one."""
+    if RAW not in verdicts:
+        return verdicts
+    return verdicts.assign(p_a=verdicts[RAW], p_b=1 - verdicts[RAW]).drop(columns=RAW)
+
+
+def check_own_readings(names: Sequence[str], judge: Judge) -> None:
+    """Raises a ValueError if judge.json, where a calibration is to be kept, says that the judge reads otherwise."""
+    folder, _ = locate_judge(names)
+    stored = read_judge(folder)
+    if stored and stored.readings != judge.readings:
+        raise ValueError(
+            f"--judge {' '.join(names)}: expected --readings {stored.readings}, as {folder / JUDGE_FILE} says; found "
+            f"{judge.readings}. Name the folder {folder}, or pass --readings."
+        )
+
+
+def save_calibration(names: Sequence[str], judge: Judge, readings: str, calibration: Calibration) -> Path:
+    """Writes judge.json around a judge's members; returns its folder. Errors as for `locate_judge`."""
+    folder, members = locate_judge(names)
+    facts = calibration.to_dict() | {"members": describe_members(judge.members)}
+    write_judge(folder, JudgeFacts(members, readings, facts))
+    logger.info(f"Written: {folder / JUDGE_FILE}. --judge {folder} is the calibrated judge")
+    return folder

@@ -1,0 +1,148 @@
+"""What an evaluation is made from: battles, a judge or its predictions, and a calibration fitted on others."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+from accelerate.logging import get_logger
+from datasets import Dataset
+
+from modeling.data.battles import load_battles
+from modeling.evaluation.report import align_verdicts, build_comparison, build_report, read_labels
+from modeling.evaluation.text_report import FIGURES
+from modeling.judging.calibration import FITS, Calibration
+from modeling.judging.judge import Judge
+from modeling.judging.member import locate_judge
+from modeling.judging.predictions import RAW
+from modeling.judging.recalibration import (
+    check_not_fitted_on,
+    check_not_trained_on,
+    check_own_readings,
+    check_readings,
+    find_unscored,
+    take_raw,
+)
+from modeling.runtime.distributed import call_on_main
+from modeling.runtime.files import check_replaceable, describe_file
+from modeling.runtime.paths import check_predictions
+from modeling.settings.arguments import EvaluateArguments
+
+logger = get_logger("bothways.evaluate")
+
+REPORT_FILE = "report.json"
+
+
+def check_output(output: Path, arguments: EvaluateArguments) -> None:
+    """Raises a ValueError if results could not be written, before the minutes that they take."""
+    check_replaceable(output, REPORT_FILE)
+    names = ("battles", "predictions", "against", "train_file", "calibrate_predictions", "calibrate_battles")
+    for name in names:
+        path = vars(arguments)[name]
+        read = not (arguments.judge and name == "predictions")
+        if path and read and output.resolve() in Path(path).resolve().parents:
+            raise ValueError(
+                f"--output_dir {output}: expected a folder without inputs, as it is replaced whole; found --{name} "
+                f"{path}. Move that file, or write elsewhere."
+            )
+
+
+def name_progress(output: Path) -> Path:
+    """Where finished batches are kept: beside the output, which is replaced."""
+    return output.with_name(f".{output.name}.progress")
+
+
+def load_judge(arguments: EvaluateArguments) -> Judge | None:
+    """The judge that is to read the battles, if there is one."""
+    if not arguments.judge:
+        return None
+    if arguments.save_calibration:
+        call_on_main(locate_judge, arguments.judge)  # whether it can be kept, before minutes are spent on it
+    if arguments.predictions:
+        logger.info(f"--judge reads the battles; --predictions {arguments.predictions} is left aside")
+    judge = Judge.from_pretrained(arguments.judge, **arguments.loading)
+    if arguments.save_calibration and not arguments.readings:
+        check_own_readings(arguments.judge, judge)
+    if arguments.calibrated and not arguments.calibrate:
+        check_not_fitted_on(judge, arguments.battles)
+    return judge
+
+
+def read_battles(arguments: EvaluateArguments, judge: Judge, battles: Dataset, calibrated: bool = True) -> pd.DataFrame:
+    """The judge's verdicts."""
+    return judge.predict(
+        battles,
+        readings=arguments.readings,
+        calibrated=calibrated and arguments.calibrated,
+        tokens_per_batch=arguments.tokens_per_batch,
+        progress_dir=name_progress(Path(arguments.output_dir)),
+    )
+
+
+def read_verdicts(path: str, battles: Dataset) -> pd.DataFrame:
+    """A file of predictions, in the battles' order."""
+    check_predictions(path)
+    try:
+        verdicts = pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"Predictions {path}: expected a parquet file; found {error}.") from error
+    return align_verdicts(verdicts, battles, f"Predictions {path}")
+
+
+def load_others(arguments: EvaluateArguments, judge: Judge | None, battles: Dataset) -> tuple[Dataset, list[int]]:
+    """The battles to calibrate on, and which rows of them share no prompt with a scored one."""
+    path = arguments.calibrate_battles
+    if not arguments.calibrate_predictions:
+        check_not_trained_on(judge, path)
+    others = load_battles(path, require_labels=True, **arguments.row_policy)
+    return others, find_unscored(others, battles, f"--calibrate_battles {path}")
+
+
+def fit_calibration(arguments: EvaluateArguments, judge: Judge | None, others: Dataset, rows: list[int]) -> Calibration:
+    """Fits on the judge's verdicts on other battles, or on predictions of them."""
+    path = arguments.calibrate_predictions
+    if path:
+        verdicts = read_verdicts(path, others).iloc[rows]
+        if arguments.save_calibration:
+            check_readings(verdicts, judge, arguments.readings, f"--calibrate_predictions {path}")
+    else:
+        verdicts = read_battles(arguments, judge, others.select(rows), calibrated=False)
+    calibration = FITS[arguments.calibrate](take_raw(verdicts)["p_a"].to_numpy(), read_labels(others)[rows])
+    return replace(calibration, fitted_on=describe_file(arguments.calibrate_battles))
+
+
+def evaluate_verdicts(
+    arguments: EvaluateArguments,
+    battles: Dataset,
+    verdicts: pd.DataFrame,
+    calibration: Calibration | None,
+) -> dict:
+    """The report, with the comparison, the calibration and the files it is made from."""
+    bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
+    train_battles = load_training(arguments, battles) if arguments.train_file else None
+    report = build_report(verdicts, battles, train_battles=train_battles, **bootstrap)
+    if RAW in verdicts:
+        before = build_report(take_raw(verdicts), battles, **bootstrap)
+        figures = {
+            when: {name: each[name] for name in FIGURES} for when, each in (("before", before), ("after", report))
+        }
+        report["calibration"] = (calibration.to_dict() if calibration else {"method": "the judge's own"}) | figures
+    if arguments.against:
+        against = read_verdicts(arguments.against, battles)
+        name = str(Path(arguments.against).name)
+        report["comparison"] = {"name": name} | build_comparison(verdicts, against, battles, **bootstrap)
+    sources = {"battles": arguments.battles, "predictions": None if arguments.judge else arguments.predictions}
+    sources |= {"against": arguments.against, "training": arguments.train_file}
+    sources |= {"calibration": arguments.calibrate_battles}
+    return report | {"data": {role: describe_file(path) for role, path in sources.items() if path}}
+
+
+def load_training(arguments: EvaluateArguments, battles: Dataset) -> Dataset:
+    """Battles for the baselines that learn; a ValueError if they are those that are scored."""
+    train_battles = load_battles(arguments.train_file, require_labels=True, **arguments.row_policy)
+    if shared := set(map(str, train_battles["id"][:])) & set(map(str, battles["id"][:])):
+        raise ValueError(
+            f"--train_file {arguments.train_file}: expected none that is scored; found {len(shared)}: "
+            f"{', '.join(sorted(shared)[:5])}{' and more' * (len(shared) > 5)}. Give what the judge was trained on."
+        )
+    return train_battles

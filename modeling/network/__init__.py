@@ -1,0 +1,1 @@
+"""The model: classifier, attention, losses, base models (bitsandbytes), LoRA (PEFT), precision."""

@@ -1,0 +1,235 @@
+"""What `bothways doctor` prints: what is installed here, what this machine has, and what of it works when it is tried.
+
+Made to be pasted into a bug report, so that it names no folder, user or token. Each line is found by itself, and what
+it needs is imported only then: a broken library costs its own lines and not the rest.
+"""
+
+import argparse
+import logging
+import os
+import platform
+import re
+import warnings
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
+EXTRAS = ("deepspeed", "gradio", "gguf", "flash-attn")
+BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # as Linux calls them, on x86 and on ARM
+CPU_FLAGS = ("avx", "avx2", "avx512f", "avx512_vnni", "avx512_fp16", *BF16_FLAGS, "asimd", "sve")
+SHAPE = SimpleNamespace(hidden_size=576, intermediate_size=1536)  # of the demo's base
+SIZE = 64  # of the layer that bitsandbytes is tried on: 64 x 64 weights, the fewest that AdamW keeps in 8 bit
+TOLERANCE = {"8bit": 0.05, "4bit": 0.2}  # largest relative error of a quantised product that still "works"
+FOLDER = re.compile(r"(?:\b[A-Za-z]:|~)?(?:[\\/][\w.+@-]+)+[\\/]")
+
+
+def main() -> None:
+    """Prints the report, a line for each head."""
+    argparse.ArgumentParser(prog="bothways doctor", description=(__doc__ or "").partition("\n")[0]).parse_args()
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    for head, find in LINES.items():
+        print(f"{head + ':':17}{attempt(find)}", flush=True)
+
+
+def attempt(find: Callable[[], str]) -> str:
+    """What a function finds, or its error in one line without folders."""
+    try:
+        return find()
+    except Exception as error:  # whatever a broken library raises is what the report is for
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        return FOLDER.sub("", f"{type(error).__name__}: {said}")[:160]
+
+
+def find_version(package: str) -> str:
+    """A package's version, or that it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+# --- what is here -----------------------------------------------------------------------------------------------------
+
+
+def list_versions(packages: tuple[str, ...]) -> str:
+    """Packages with their versions, in one line."""
+    return ", ".join(f"{package} {find_version(package)}" for package in packages)
+
+
+def describe_cpu() -> str:
+    """The processor's name and instruction sets, and the one that torch uses, which a variable may hold lower."""
+    import torch
+
+    facts = read_cpu_facts()
+    flags = [flag for flag in CPU_FLAGS if flag in facts.get("flags", facts.get("Features", "")).split()]
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return f"{name}; has {' '.join(flags) or 'unknown'}; torch uses {torch.backends.cpu.get_cpu_capability()}"
+
+
+def describe_bf16() -> str:
+    """Whether the CPU has instructions for bf16, by what the system says of it."""
+    facts = read_cpu_facts()
+    flags = facts.get("flags", facts.get("Features", "")).split()
+    if not flags:
+        return "not known on this system"
+    native = [flag for flag in BF16_FLAGS if flag in flags]
+    return f"native ({', '.join(native)})" if native else "not native: torch imitates it"
+
+
+def read_cpu_facts() -> dict[str, str]:
+    """The last processor's facts as Linux lists them; none elsewhere."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def describe_devices() -> str:
+    """The GPUs with their memory, or the one accelerator, or none."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        return "no GPU"
+    if not torch.cuda.is_available():
+        return str(torch.accelerator.current_accelerator())
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return "; ".join(f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB, sm_{gpu.major}{gpu.minor}" for gpu in found)
+
+
+def describe_memory() -> str:
+    """Free and total main memory."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB"
+
+
+def describe_threads() -> str:
+    """Threads that torch computes with, and the cores that this process may use."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    told = os.environ.get("OMP_NUM_THREADS", "not set")
+    return f"{torch.get_num_threads()} on {cores} cores (OMP_NUM_THREADS {told})"
+
+
+# --- what works -------------------------------------------------------------------------------------------------------
+
+
+def find_device() -> "torch.device":
+    """The accelerator where there is one, else the CPU."""
+    import torch
+
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def describe_precision() -> str:
+    """What --dtype auto takes for the demo's base, and each precision's seconds against float32's."""
+    from accelerate import PartialState
+
+    from modeling.network.precision import choose_dtype, measure_precisions
+
+    PartialState()  # whose main process measures
+    device = find_device()
+    measured = measure_precisions(device, SHAPE.hidden_size, SHAPE.intermediate_size)
+    ratios = [f"{name} {ratio:.2f}" for name, ratio in measured.items() if name != "float32"]
+    chosen = choose_dtype("auto", device, SHAPE, training=True)
+    return f"auto trains in {chosen} on {device.type}; seconds per float32 second: {', '.join(ratios)}"
+
+
+def list_attention() -> str:
+    """The kernels of torch's scaled_dot_product_attention that compute something on this device."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    device, found = find_device(), []
+    states = torch.ones(1, 2, 16, SIZE, device=device, dtype=torch.float16 if device.type == "cuda" else torch.float32)
+    for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"):
+        try:
+            with sdpa_kernel(getattr(SDPBackend, name)):
+                scaled_dot_product_attention(states, states, states, is_causal=True)
+        except RuntimeError:  # what torch says where a kernel is not for this device
+            continue
+        found.append(name.removesuffix("_ATTENTION").lower())
+    return f"eager, sdpa ({', '.join(found)})"
+
+
+def try_layer(quantization: str, backward: bool) -> str:
+    """Whether a quantised layer's product, or its gradient, is that of the plain layer on this device."""
+    import torch
+    from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+    from torch import nn
+
+    device = find_device()
+    generator = torch.Generator().manual_seed(0)
+    plain = nn.Linear(SIZE, SIZE, bias=False)
+    plain.weight.data = torch.randn(SIZE, SIZE, generator=generator)
+    states = torch.randn(8, SIZE, generator=generator)
+    if quantization == "8bit":
+        layer = Linear8bitLt(SIZE, SIZE, bias=False, has_fp16_weights=False, threshold=6.0)
+        layer.weight = Int8Params(plain.weight.data.clone(), requires_grad=False, has_fp16_weights=False)
+    else:
+        layer = Linear4bit(SIZE, SIZE, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+        layer.weight = Params4bit(plain.weight.data.clone(), requires_grad=False, quant_type="nf4")
+    found = compute_product(layer.to(device), states.to(device), backward)
+    expected = compute_product(plain, states, backward)
+    error = ((found.cpu() - expected).norm() / expected.norm()).item()
+    return "works" if error <= TOLERANCE[quantization] else f"wrong: off by {error:.2g} of the result"
+
+
+def compute_product(layer: "torch.nn.Module", states: "torch.Tensor", backward: bool) -> "torch.Tensor":
+    """A layer's output for some states, or the gradient of the output's sum of squares by them."""
+    states = states.clone().requires_grad_(backward)
+    output = layer(states)
+    if not backward:
+        return output.detach().float()
+    output.float().square().sum().backward()
+    return states.grad.float()
+
+
+def try_optimizer() -> str:
+    """Whether AdamW with states of 8 bit moves weights as torch's own does."""
+    import torch
+    from bitsandbytes.optim import AdamW8bit
+
+    device, moved = find_device(), []
+    for optimizer in (AdamW8bit, torch.optim.AdamW):
+        weight = torch.nn.Parameter(torch.ones(SIZE, SIZE, device=device))
+        weight.grad = torch.linspace(-1, 1, SIZE * SIZE, device=device).reshape(SIZE, SIZE)
+        optimizer([weight], lr=0.01, weight_decay=0.0).step()
+        moved.append(weight.detach() - 1)
+    error = ((moved[0] - moved[1]).norm() / moved[1].norm()).item()
+    return "works" if error <= 0.05 else f"wrong: off by {error:.2g} of the step"
+
+
+LINES: dict[str, Callable[[], str]] = {
+    "bothways": lambda: find_version("bothways"),
+    "python": platform.python_version,
+    "libraries": lambda: list_versions(LIBRARIES),
+    "extras": lambda: list_versions(EXTRAS),
+    "platform": platform.platform,
+    "cpu": describe_cpu,
+    "bf16 on the cpu": describe_bf16,
+    "devices": describe_devices,
+    "memory": describe_memory,
+    "threads": describe_threads,
+    "precision": describe_precision,
+    "attention": list_attention,
+    "8-bit forward": lambda: try_layer("8bit", backward=False),
+    "8-bit backward": lambda: try_layer("8bit", backward=True),
+    "4-bit forward": lambda: try_layer("4bit", backward=False),
+    "4-bit backward": lambda: try_layer("4bit", backward=True),
+    "8-bit AdamW": try_optimizer,
+}
+
+
+if __name__ == "__main__":
+    main()

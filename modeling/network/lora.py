@@ -1,0 +1,221 @@
+"""LoRA adapters with their heads: added to a base, merged into it, collected, written, read back. Knows PEFT."""
+
+import re
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from peft.utils.integrations import dequantize_module_weight
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from modeling.network.base import HEAD, BaseFiles, build_empty_base
+from modeling.network.classifier import PreferenceMixin
+from modeling.runtime.hub import download_repository
+
+LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+OLD_HEAD = re.compile(r"\.(score|classifier)\.")
+
+
+def add_adapters(model: PreferenceMixin, *, r: int, alpha: float, dropout: float, freeze_layers: int = 0) -> PeftModel:
+    """The base, frozen, with a LoRA adapter on all seven projections of each layer and a trainable head.
+
+    Adapters and head are float32 whatever the base is: they are what the optimizer updates.
+
+    Args:
+        freeze_layers: Number of lower layers left without an adapter.
+
+    Raises:
+        ValueError: If no layer would be left to adapt.
+    """
+    layers = model.config.num_hidden_layers
+    if not 0 <= freeze_layers < layers:
+        raise ValueError(
+            f"--freeze_layers {freeze_layers}: expected 0 to {layers - 1}, as the base has {layers} layers."
+        )
+    # Not peft's prepare_model_for_kbit_training: it casts the 256,000 embeddings of a Gemma to float32 (+1.8 GB).
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias="none",
+        target_modules=list(LORA_MODULES),
+        modules_to_save=[HEAD],
+        layers_to_transform=list(range(freeze_layers, layers)),
+    )
+    return get_peft_model(model, config)
+
+
+def collect_trained_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Adapter and head by their names in the model, whole, on the CPU.
+
+    Under ZeRO-3 they are shared out over the processes, so every process has to call this.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if is_deepspeed_zero3_enabled():
+        import deepspeed  # an extra: not installed for those who do without
+
+        with deepspeed.zero.GatheredParameters(list(trained.values())):
+            return {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
+    return {name: parameter.detach().cpu() for name, parameter in trained.items()}
+
+
+def write_adapter(
+    folder: Path, model: PeftModel, weights: dict[str, torch.Tensor], base: str = "", revision: str | None = None
+) -> None:
+    """Writes adapter_model.safetensors, head included, and adapter_config.json.
+
+    Args:
+        base: Hub id, or path relative to the folder; checkpoints, which never travel, name none.
+    """
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base, revision
+    model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+    (folder / "README.md").unlink()  # peft's own card names folders of this machine
+
+
+def merge_adapter(model: PreferenceMixin, adapter: str) -> PreferenceMixin:
+    """The model with a LoRA adapter merged into its weights; a head that the adapter brings is left out.
+
+    The adapter may have been trained with another number of labels. Merge in float32: in bf16 or 8 bit the answers
+    would move by far more than the adapter's own precision.
+
+    Raises:
+        ValueError: If the adapter's matrices are not those of this model's layers.
+    """
+    if hasattr(model.config, "quantization_config"):
+        raise ValueError(
+            "--merge_adapter: expected an unquantised base; found a quantised one. Start from the original."
+        )
+    folder, config, weights = _read_lora(adapter)
+    return attach_adapter(model, "default", config, weights, folder).merge_and_unload()
+
+
+@torch.no_grad()
+def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype) -> PreferenceMixin:
+    """A model with plain weights that answers as `model` does under an adapter: quantised weights expanded, the adapter
+    merged into them in float32, its head in place of the base's. It shares with `model` whatever is the same.
+
+    Args:
+        dtype: Of all weights but the head's.
+    """
+    network = model.get_base_model()
+    weights = {}
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            weights[f"{name}.weight"] = _merge_layer(module, adapter).to(dtype)
+            if module.base_layer.bias is not None:
+                weights[f"{name}.bias"] = module.base_layer.bias
+        elif isinstance(module, Linear8bitLt | Linear4bit) and not name.endswith(".base_layer"):
+            weights[f"{name}.weight"] = dequantize_module_weight(module).to(dtype)
+        elif isinstance(module, ModulesToSaveWrapper):
+            weights |= {f"{name}.{key}": value for key, value in module.modules_to_save[adapter].state_dict().items()}
+    config = deepcopy(network.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        merged = type(network)(config)
+    stored = network.state_dict()
+    for name in merged.state_dict().keys() - weights.keys():
+        # A quantised base keeps embeddings and norms as they were saved, whatever it is read in; the head is float32.
+        weights[name] = stored[name] if name.startswith(f"{HEAD}.") else stored[name].to(dtype)
+    merged.load_state_dict(weights, assign=True)
+    for name, buffer in network.named_buffers():  # rotary frequencies, which are in no state_dict
+        if name not in stored:
+            owner, _, key = name.rpartition(".")
+            merged.get_submodule(owner).register_buffer(key, buffer, persistent=False)
+    merged.config._attn_implementation = network.config._attn_implementation
+    merged.compute_dtype = network.compute_dtype
+    return merged.requires_grad_(False).eval()
+
+
+def measure_merged(model: PeftModel, dtype: torch.dtype) -> int:
+    """Bytes that `build_merged` would take besides: the weights of linear layers."""
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer | Linear8bitLt | Linear4bit) and not name.endswith(".base_layer")
+    ]
+    return sum(layer.in_features * layer.out_features for layer in layers) * dtype.itemsize
+
+
+def _merge_layer(layer: LoraLayer, adapter: str) -> torch.Tensor:
+    """The weight of one layer with its adapter, float32; without one where the adapter leaves the layer alone."""
+    weight = dequantize_module_weight(layer.base_layer).float()
+    return weight + layer.get_delta_weight(adapter).float() if adapter in layer.lora_A else weight
+
+
+def check_adapter(adapter: str, base: BaseFiles) -> None:
+    """Raises a ValueError if `merge_adapter` could not merge the adapter into this base, before it is loaded."""
+    folder, config, weights = _read_lora(adapter)
+    try:
+        empty = get_peft_model(build_empty_base(base), config)
+    except ValueError as error:  # peft, where no module has any of the names in the adapter's config
+        raise ValueError(
+            f"Adapter {adapter}: expected LoRA on layers of {base.folder.name}; found other module names ({error}). "
+            "Use it with the base it was trained on."
+        ) from error
+    _compare_tensors(folder, get_peft_model_state_dict(empty, save_embedding_layers=False), weights)
+
+
+def _read_lora(adapter: str) -> tuple[Path, LoraConfig, dict[str, torch.Tensor]]:
+    """Folder, config and tensors of a LoRA adapter from disk or Hub, without the head it may bring."""
+    folder = Path(adapter) if Path(adapter).is_dir() else download_repository(adapter, "Adapter", ["adapter_*"])[0]
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(f"Adapter {adapter}: expected {name}; found none. Save it with PEFT, as safetensors.")
+    config = PeftConfig.from_pretrained(folder)
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"Adapter {adapter}: expected LoRA; found {config.peft_type.value}, which is not merged here.")
+    # As a SEQ_CLS adapter peft would insist on loading the old head, whatever its number of labels.
+    config.task_type, config.modules_to_save = None, None
+    weights = {name: value for name, value in load_weights(folder).items() if not OLD_HEAD.search(name)}
+    return folder, config, weights
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter folder."""
+    try:
+        return load_file(folder / "adapter_model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(
+            f"Adapter {folder}: expected whole safetensors; found {error}. Download or save it again."
+        ) from error
+
+
+def attach_adapter(
+    model: PreferenceMixin | PeftModel, name: str, config: LoraConfig, weights: dict, folder: Path
+) -> PeftModel:
+    """The model with one more adapter, after checking that the adapter brings exactly the tensors it should."""
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+    else:
+        model = get_peft_model(model, config, adapter_name=name)
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    _compare_tensors(folder, expected, weights)
+    set_peft_model_state_dict(model, weights, adapter_name=name)
+    return model
+
+
+def _compare_tensors(folder: Path, expected: dict, found: dict) -> None:
+    """Raises where an adapter's tensors are not the model's: peft leaves missing ones at their random values."""
+    problems = [
+        f"{len(names)} {what} (such as {min(names)})"
+        for what, names in (
+            ("are missing", expected.keys() - found.keys()),
+            ("belong to no layer", found.keys() - expected.keys()),
+            ("have another shape", {n for n in expected.keys() & found.keys() if expected[n].shape != found[n].shape}),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"Adapter {folder}: expected the {len(expected)} tensors of its base's layers and head; of these "
+            f"{', '.join(problems)}. Save the adapter again, or use it with the base it was trained on."
+        )

@@ -1,0 +1,1 @@
+"""Model cards from facts, and uploads to the Hub."""

@@ -1,0 +1,1 @@
+"""A judge for many people: server and web page."""

@@ -1,0 +1,284 @@
+"""A judge that serves many people: what they send is bounded and checked, and answered one at a time in plain values.
+
+Behind scripts/app.py; it knows no web framework, so that whatever is refused or said can be tested without one.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from modeling.data.battles import LABELS, ORIENTATIONS, TEXTS, load_battles, name_winners
+from modeling.encoding.encoder import CUT_COLUMNS
+from modeling.evaluation.metrics import compute_accuracy
+from modeling.judging.judge import Judge
+from modeling.judging.loading import Member
+from modeling.judging.predictions import write_verdicts
+from modeling.runtime.files import iterate_columns
+
+TITLES = dict(zip(TEXTS, ("Prompt", "Answer A", "Answer B"), strict=True))
+MAX_ID_LENGTH = 200
+UPLOAD_CHUNK_ROWS = 16  # few, because a parquet file of some kilobytes can hold the same megabyte on every row
+MAX_EXPANSION = 8  # times the upload limit, for what a compressed file unpacks to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The most that one request may ask for: characters of a text, battles and bytes of a file."""
+
+    max_characters: int
+    max_battles: int
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class FileVerdicts:
+    """What reading a file gave: the two files that predict.py writes, and what they say in a line."""
+
+    predictions: Path
+    submission: Path
+    summary: str
+
+
+# --- what people send -------------------------------------------------------------------------------------------------
+
+
+def check_battle(texts: Mapping[str, object], limits: Limits, id: object = "") -> dict:
+    """A battle from what was typed: its texts as they are, but for lone surrogates, which become U+FFFD.
+
+    Raises:
+        ValueError: If a text is missing or too long, or the id is none.
+    """
+    if isinstance(id, bool) or not isinstance(id, str | int) or len(str(id)) > MAX_ID_LENGTH:
+        raise ValueError(f"id: expected a text of at most {MAX_ID_LENGTH} characters, or a whole number. Shorten it.")
+    battle = {"id": mend_surrogates(id) if isinstance(id, str) else id}
+    for name, title in TITLES.items():
+        text = texts.get(name)
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"{title}: expected text; found {type(text).__name__}. Send {name} as a string.")
+        if not text or not text.strip():
+            raise ValueError(f"{title}: expected some text; found none. Write or paste it.")
+        check_bound(title, len(text), limits.max_characters, "characters")
+        battle[name] = mend_surrogates(text)
+    return battle
+
+
+def check_bound(where: str, found: int, most: int, unit: str) -> None:
+    """Raises a ValueError if more is found than is read here."""
+    if found > most:
+        raise ValueError(
+            f"{where}: expected at most {most:,} {unit}; found {found:,}. Send less at a time, or run "
+            "scripts/predict.py, which has no limit."
+        )
+
+
+def mend_surrogates(text: str) -> str:
+    """The text as JSON and a tokenizer can hold it: surrogate pairs joined, lone ones U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def load_upload(path: Path, limits: Limits) -> Dataset:
+    """Battles of a file that somebody sent, in any schema of `load_battles`.
+
+    Raises:
+        ValueError: If it is larger than the limits, or `load_battles` refuses it. The message is in one line, and
+            names the file without its folder, which is nobody's business.
+    """
+    try:
+        check_upload(path, limits)
+        battles = load_battles(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(" ".join(str(error).replace(str(path), path.name).split())) from error
+    if not len(battles):
+        raise ValueError(f"{path.name}: expected at least one battle; found none. Send a file with rows.")
+    return battles
+
+
+def check_upload(path: Path, limits: Limits) -> None:
+    """Raises a ValueError if the file is too large, read in small parts so that this is found before memory is full."""
+    check_bound(str(path), path.stat().st_size, limits.max_bytes, "bytes")
+    if path.suffix == ".parquet":
+        check_bound(str(path), _measure_unpacked(path), MAX_EXPANSION * limits.max_bytes, "bytes once unpacked")
+    num_rows = 0
+    for columns in iterate_columns(path, UPLOAD_CHUNK_ROWS):
+        for name, values in columns.items():
+            for number, value in enumerate(values, num_rows + 1):
+                where, length = f"{path}, row {number}, {name}", len(value if isinstance(value, str) else str(value))
+                check_bound(where, length, limits.max_characters, "characters")
+        num_rows += max(map(len, columns.values()), default=0)
+        check_bound(str(path), num_rows, limits.max_battles, "battles")
+
+
+def _measure_unpacked(path: Path) -> int:
+    """Bytes of a parquet file's columns before compression, as it says itself; 0 where load_battles will refuse it."""
+    try:
+        metadata = pq.read_metadata(path)
+    except (pa.ArrowException, OSError):
+        return 0
+    return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+
+
+# --- one judge for all ------------------------------------------------------------------------------------------------
+
+
+class FairLock:
+    """A lock that goes to those who wait for it in the order in which they came."""
+
+    def __init__(self):
+        self._guard = threading.Lock()
+        self._line: deque[threading.Event] = deque()
+
+    def __enter__(self):
+        turn = threading.Event()
+        with self._guard:
+            self._line.append(turn)
+            if len(self._line) == 1:
+                turn.set()
+        turn.wait()
+
+    def __exit__(self, *_):
+        with self._guard:
+            self._line.popleft()
+            if self._line:
+                self._line[0].set()
+
+    def give_way(self) -> None:
+        """Lets all who wait go first; called by who holds the lock, and holds it again afterwards."""
+        self.__exit__()
+        self.__enter__()
+
+
+class _YieldingModel:
+    """Stands for a member's model in a long reading: before each batch, whoever waits for the judge reads first."""
+
+    def __init__(self, member: Member, before_batch: Callable[[int], None]):
+        self.member, self.before_batch = member, before_batch
+        self.config, self.parameters = member.model.config, member.model.parameters
+
+    def set_adapter(self, *_, **__) -> None:
+        """Nothing yet: who reads in between may switch it, so each batch does it anew."""
+
+    def eval(self) -> "_YieldingModel":
+        """Itself, as `Member.activate` expects."""
+        return self
+
+    def __call__(self, **batch):
+        self.before_batch(len(batch["ends"]))
+        return self.member.activate()(**batch)
+
+
+class ServedJudge:
+    """One loaded judge that answers from any number of threads, one reading at a time; every member reads both orders.
+
+    Example: `ServedJudge(judge, limits).judge_battle({"prompt": ..., "response_a": ..., "response_b": ...})`.
+    """
+
+    def __init__(self, judge: Judge, limits: Limits):
+        self.judge, self.limits = judge, limits
+        self.turns = FairLock()
+
+    def judge_battle(self, texts: Mapping[str, object], id: object = "") -> dict:
+        """The verdict on one battle.
+
+        Args:
+            texts: prompt, response_a and response_b.
+            id: Comes back as it was, so that callers can tell their answers apart.
+
+        Returns:
+            See `explain_verdict`.
+
+        Raises:
+            ValueError: See `check_battle`.
+        """
+        battle = check_battle(texts, self.limits, id)
+        with self.turns:
+            start = time.perf_counter()
+            verdicts = self.judge.predict([battle], readings="both")
+            seconds = time.perf_counter() - start
+        return explain_verdict(verdicts, [member.name for member in self.judge.members], seconds)
+
+    def judge_file(
+        self, path: Path, folder: Path, report_progress: Callable[[float], None] = lambda share: None
+    ) -> FileVerdicts:
+        """Verdicts on all battles of a file; single battles are answered between its batches.
+
+        Args:
+            path: A parquet, csv or jsonl file.
+            folder: Where to write, made if it is not there.
+            report_progress: Called with the share done, from 0 to 1.
+
+        Raises:
+            ValueError: See `load_upload`.
+        """
+        battles = load_upload(path, self.limits)
+        num_readings, done = len(battles) * len(self.judge.plan_readings("both")), 0
+
+        def before_batch(num_battles: int) -> None:
+            """Says how far the file is, and lets those read who wait."""
+            nonlocal done
+            report_progress(done / num_readings)
+            done += num_battles
+            self.turns.give_way()
+
+        members = [replace(member, model=_YieldingModel(member, before_batch)) for member in self.judge.members]
+        start = time.perf_counter()
+        with self.turns:
+            judge = Judge(members, self.judge.readings, self.judge.calibration)
+            # One pack at a time: who reads between two may switch the adapter.
+            verdicts = judge.predict(battles, readings="both", num_workers=1)
+        seconds = time.perf_counter() - start
+        paths = write_verdicts(folder, verdicts)
+        return FileVerdicts(*paths, summarise_verdicts(verdicts, battles, [m.name for m in members], seconds))
+
+
+# --- what comes back --------------------------------------------------------------------------------------------------
+
+
+def average_orders(verdicts: pd.DataFrame, members: list[str]) -> dict[str, pd.Series]:
+    """p that a wins by the order read, averaged over the members."""
+    return {order: verdicts[[f"p_a_{name}_{order}" for name in members]].mean(axis=1) for order in ORIENTATIONS}
+
+
+def explain_verdict(verdicts: pd.DataFrame, members: list[str], seconds: float) -> dict:
+    """The one row that `Judge.predict` gave for a battle, as JSON values.
+
+    Returns:
+        id; winner, model_a or model_b; p_a, p_b; readings, p_a by the order read: "ab" is a first; order_mattered,
+        whether the winner depends on it; cut, tokens left out by field; tokens, of the longest reading; seconds.
+    """
+    row = verdicts.to_dict("records")[0]
+    readings = {order: float(p_a.iloc[0]) for order, p_a in average_orders(verdicts, members).items()}
+    return {
+        "id": row["id"],
+        "winner": row["winner"],
+        **{f"p_{label}": float(row[f"p_{label}"]) for label in LABELS},
+        "readings": readings,
+        "order_mattered": len(set(name_winners(readings.values()))) > 1,
+        "cut": {name: int(row[column]) for name, column in zip(TEXTS, CUT_COLUMNS, strict=True)},
+        "tokens": int(row["tokens"]),
+        "seconds": round(seconds, 3),
+    }
+
+
+def summarise_verdicts(verdicts: pd.DataFrame, battles: Dataset, members: list[str], seconds: float) -> str:
+    """A line on the verdicts of a file, with their accuracy where its outcomes are known."""
+    first, second = (np.array(name_winners(p_a)) for p_a in average_orders(verdicts, members).values())
+    num_a, num_cut = (verdicts["winner"] == "model_a").sum(), verdicts[list(CUT_COLUMNS)].any(axis=1).sum()
+    parts = [
+        f"{len(verdicts):,} battles in {seconds:.1f} s",
+        f"A wins {num_a:,}, B {len(verdicts) - num_a:,}",
+        f"the order mattered in {(first != second).sum():,}",
+        f"{num_cut:,} were cut",
+    ]
+    if "label" in battles.column_names:
+        p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
+        parts.append(f"accuracy {compute_accuracy(p, np.array(battles['label'][:]))}")
+    return "; ".join(parts) + "."

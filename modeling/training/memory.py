@@ -1,0 +1,301 @@
+"""The memory plan of a training run: bytes per device, worked out before anything is loaded.
+
+The network is built from its config alone, with fake tensors that have a shape and no contents, and one forward and
+backward pass runs on it: what is counted is what transformers, PEFT and bitsandbytes really keep, for any base, on any
+machine. It must not know scripts or data.
+
+Estimated is what a CPU process was measured to hold within 25% (tests/test_memory.py). For a GPU the same count is
+computed, not measured: with the attention that the family takes by default (Gemma-2: eager, which stores tokens x
+tokens scores), and without what CUDA itself and its allocator's gaps take, often 1 GB and more.
+"""
+
+import math
+import resource
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from peft import PeftModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import DefaultDeviceType
+from transformers import BitsAndBytesConfig, PreTrainedConfig
+from transformers.integrations import replace_with_bnb_linear
+
+from modeling.network.base import HEAD, SLOTS
+from modeling.network.classifier import find_family
+from modeling.network.lora import add_adapters
+from modeling.network.precision import DTYPES
+from modeling.runtime.distributed import BUCKET_SIZE
+
+FLOAT32 = 4  # bytes
+NF4_BLOCK, ABSMAX_BLOCK = 64, 256  # weights per absmax; absmaxes per second absmax with double quantisation
+OPTIMIZER_BLOCK, MIN_8BIT_SIZE = 256, 4096  # of bitsandbytes' 8-bit optimizers; smaller tensors keep float32 state
+# Optimizers that keep something else than two float32 tensors a parameter, as AdamW does.
+STATELESS, ONE_STATE = ("sgd", "lomo", "adalomo"), ("lion", "rmsprop", "adagrad")
+# glibc's malloc keeps freed blocks that later tensors do not fit: over five settings of batch, length, dtype and layers
+# a process held 1.43 to 1.75 times what was alive; with every tensor mapped by itself 1.02 times, but with
+# seconds more of system time a step.
+# Tensors of 32 MiB and more are mapped by themselves anyhow (DEFAULT_MMAP_THRESHOLD_MAX).
+HEAP_OVERHEAD, HEAP_LIMIT = 1.5, 32 << 20
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Estimated peak bytes per device by what takes them, in the order of the table."""
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        rows = {**self.parts, "total": self.total}
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}} {size / 1e9:9.2f} GB" for name, size in rows.items())
+
+
+def plan_memory(
+    config: PreTrainedConfig,
+    *,
+    dtype: str,
+    r: int,
+    freeze_layers: int,
+    batch_size: int,
+    length: int,
+    optim: str,
+    lora_dropout: float = 0.0,
+    gradient_checkpointing: bool = False,
+    use_reentrant: bool = False,
+    num_processes: int = 1,
+    zero_stage: int = 0,
+    device_type: str = "cpu",
+    resident: int = 0,
+) -> MemoryPlan:
+    """What training will hold at its peak on each device.
+
+    Args:
+        config: The base's own; its quantization_config, if any, says 8 bit or 4 bit.
+        dtype: A key of `DTYPES`, of all that is not quantised.
+        batch_size: Battles of one forward pass.
+        length: Tokens of the longest battle.
+        optim: Name of the optimizer, as TrainingArguments has it.
+        lora_dropout: Above 0 each projection keeps an input and a mask of its own.
+        use_reentrant: Of gradient checkpointing. False keeps the input of every 8-bit layer all the same:
+            bitsandbytes holds it as `ctx.A`, which is no saved tensor that the checkpoint could drop.
+        zero_stage: DeepSpeed's, 0 without it.
+        device_type: "cpu" adds what its heap wastes.
+        resident: Bytes that the process holds already.
+    """
+    held = "float32" if zero_stage == 3 else dtype
+    network = build_network(config, dtype=held, r=r, freeze_layers=freeze_layers, lora_dropout=lora_dropout)
+    if gradient_checkpointing:
+        network.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    trained = [p.numel() for p in network.parameters() if p.requires_grad]
+    parts = {"process before": resident}
+    parts["base weights"] = count_weights(network) // (num_processes if zero_stage == 3 else 1)
+    if zero_stage == 3:
+        parts["layers collected at a time"] = FLOAT32 * (count_largest_module(network) + BUCKET_SIZE)
+    parts |= count_states(trained, optim, num_processes, zero_stage)
+    parts["activations"], heap = count_activations(network, batch_size, length, DTYPES[dtype], device_type)
+    if device_type == "cpu":
+        parts["freed, kept by malloc"] = int(heap * (HEAP_OVERHEAD - 1))
+    return MemoryPlan({name: size for name, size in parts.items() if size})
+
+
+def count_states(trained: list[int], optim: str, num_processes: int, zero_stage: int) -> dict[str, int]:
+    """Bytes per device of what is trained, a size for each parameter, of its gradients and the optimizer's state."""
+    total, shared = FLOAT32 * sum(trained), num_processes if zero_stage >= 2 else 1
+    parts = {"adapters and head": total // (shared if zero_stage == 3 else 1)}
+    parts |= {"copy of the share to update": total // shared} if zero_stage else {}
+    parts["gradients"] = total // shared
+    # Gradients are reduced from buckets beside them, which in DDP are as large as all of them.
+    parts["buckets"] = FLOAT32 * BUCKET_SIZE if zero_stage else total * (num_processes > 1)
+    return parts | {"optimizer": sum(count_optimizer(optim, size) for size in trained) // shared}
+
+
+def build_network(
+    config: PreTrainedConfig, *, dtype: str, r: int, freeze_layers: int, lora_dropout: float = 0.0
+) -> PeftModel:
+    """The network that train.py trains, of fake tensors; quantised where the config says so."""
+    settings = config.to_dict()
+    quantization = settings.pop("quantization_config", None)
+    family = find_family(config.model_type)
+    names = {"model_type": family.config_class.model_type, "id2label": SLOTS}
+    quantized = BitsAndBytesConfig.from_dict(quantization or {})
+    with torch.device("meta"):
+        model = family._from_config(family.config_class.from_dict({**settings, **names}), dtype=DTYPES[dtype])
+        if quantization is not None:
+            replace_with_bnb_linear(model, quantized.llm_int8_skip_modules or [HEAD], quantized)
+        # What PEFT asks, to choose its layers.
+        model.is_loaded_in_8bit, model.is_loaded_in_4bit = quantized.load_in_8bit, quantized.load_in_4bit
+        model = add_adapters(model, r=r, alpha=r, dropout=lora_dropout, freeze_layers=freeze_layers)
+    with FakeTensorMode():
+        for module in model.modules():
+            _fill_module(module, quantized, DTYPES[dtype])
+    return model
+
+
+def _fill_module(module: nn.Module, quantized: BitsAndBytesConfig, dtype: torch.dtype) -> None:
+    """Puts fake tensors, which can compute, where there are meta tensors."""
+    packed = isinstance(module, Linear8bitLt | Linear4bit)
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        kind = dtype if packed and name == "bias" else parameter.dtype
+        setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=kind), parameter.requires_grad))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    if isinstance(module, Linear8bitLt):
+        module.weight = nn.Parameter(torch.empty(module.out_features, module.in_features, dtype=torch.int8), False)
+        module.weight.CB = module.weight.SCB = None
+        module.state.CB, module.state.SCB = module.weight.data, torch.empty(module.out_features)
+    elif isinstance(module, Linear4bit):
+        module.weight = _pack_4bit(module, quantized)
+        module.support_avx512bf16_for_cpu = False  # as load_base does
+
+
+def _pack_4bit(module: Linear4bit, quantized: BitsAndBytesConfig) -> nn.Parameter:
+    """A weight as bitsandbytes packs it in 4 bit."""
+    count = module.out_features * module.in_features
+    blocks, nested = math.ceil(count / NF4_BLOCK), quantized.bnb_4bit_use_double_quant
+    second = None
+    if nested:
+        absmax = torch.empty(math.ceil(blocks / ABSMAX_BLOCK))
+        second = QuantState(absmax=absmax, code=torch.empty(256), blocksize=ABSMAX_BLOCK, dtype=torch.float32)
+    weight = nn.Parameter(torch.empty((math.ceil(count / 2), 1), dtype=torch.uint8), False)
+    weight.quant_state = QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8 if nested else torch.float32),
+        shape=torch.Size((module.out_features, module.in_features)),
+        code=torch.empty(16),
+        blocksize=NF4_BLOCK,
+        quant_type=quantized.bnb_4bit_quant_type,
+        dtype=quantized.bnb_4bit_compute_dtype,
+        offset=torch.empty(()) if nested else None,
+        state2=second,
+    )
+    weight.compress_statistics, weight.quant_type = nested, quantized.bnb_4bit_quant_type
+    weight.bnb_quantized = True
+    return weight
+
+
+def count_weights(network: nn.Module) -> int:
+    """Bytes of all that is not trained, scales of quantised weights included."""
+    frozen = [p for p in network.parameters() if not p.requires_grad]
+    scales = sum(FLOAT32 * module.out_features for module in network.modules() if isinstance(module, Linear8bitLt))
+    for module in network.modules():
+        if isinstance(module, Linear4bit):
+            state = module.weight.quant_state
+            scales += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+    return sum(tensor.nbytes for tensor in [*frozen, *network.buffers()]) + scales
+
+
+def count_largest_module(network: nn.Module) -> int:
+    """Weights of the largest module that holds weights itself, usually the embedding."""
+    return max(sum(p.numel() for p in module.parameters(recurse=False)) for module in network.modules())
+
+
+def count_optimizer(optim: str, size: int) -> int:
+    """Bytes that an optimizer keeps for a tensor of `size` elements; those not known here are taken for an AdamW."""
+    if optim.startswith(STATELESS):
+        return 0
+    tensors = 1 if optim.removeprefix("paged_").startswith(ONE_STATE) else 2
+    if optim.endswith("8bit") and size >= MIN_8BIT_SIZE:
+        return tensors * (size + FLOAT32 * math.ceil(size / OPTIMIZER_BLOCK))
+    return tensors * FLOAT32 * size
+
+
+def count_activations(
+    network: PeftModel, batch_size: int, length: int, dtype: torch.dtype, device_type: str
+) -> tuple[int, int]:
+    """Most bytes alive at one time in a forward and backward pass, beside weights and finished gradients; and of
+    these in tensors below HEAP_LIMIT."""
+    network.base_model.model.compute_dtype = dtype
+    network.train()
+    tracker = _PeakTracker([p for p in network.parameters() if not p.requires_grad])
+    for parameter in network.parameters():
+        if parameter.requires_grad:  # its gradient has a row of its own in the table
+            parameter.register_post_accumulate_grad_hook(lambda p: tracker.release(p.grad.untyped_storage()._cdata))
+    with next(network.parameters()).fake_mode, _act_as(device_type, dtype != torch.float32):
+        ids = torch.ones((batch_size, length), dtype=torch.int64)
+        labels = torch.ones((batch_size, len(SLOTS)))
+        with tracker:
+            network(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward()
+    return tracker.peak, tracker.heap_peak
+
+
+@contextmanager
+def _act_as(device_type: str, lower: bool) -> Iterator[None]:
+    """Makes PEFT believe that it runs on a GPU, though the fake tensors are a CPU's, which need no CUDA build.
+
+    PEFT asks whether CUDA's autocast is on, so that on a CPU it turns the input of every adapter to float32 and
+    autocast turns it back: each adapter then keeps a copy of its own.
+    """
+    autocast, recomputed_on = torch.is_autocast_enabled("cuda"), DefaultDeviceType.get_device_type()
+    torch.set_autocast_enabled("cuda", device_type == "cuda" and lower)
+    DefaultDeviceType.set_device_type("cpu")  # checkpoints would otherwise switch CUDA's autocast off to recompute
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", autocast)
+        DefaultDeviceType.set_device_type(recomputed_on)
+
+
+class _PeakTracker(TorchDispatchMode):
+    """Adds up the storages that operations make, for as long as each lives."""
+
+    def __init__(self, frozen: Sequence[Tensor]):
+        super().__init__()
+        self.frozen = {weight.untyped_storage()._cdata for weight in frozen}
+        self.sizes: dict[int, int] = {}
+        self.live = self.peak = self.heap_live = self.heap_peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        # Autocast's bf16 copies of a base held in float32: ZeRO-3, which alone holds it so, has a linear layer of its
+        # own that drops them at once (deepspeed/runtime/zero/linear.py).
+        if func is torch.ops.aten._to_copy.default and given <= self.frozen:
+            return made
+        for storage in (t.untyped_storage() for t in tree_leaves(made) if isinstance(t, Tensor)):
+            if storage._cdata not in given and storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self.release, storage._cdata).atexit = False
+        return made
+
+    def release(self, storage: int) -> None:
+        """Called when nothing holds the storage any more."""
+        self._add(-self.sizes.pop(storage, 0))
+
+    def _add(self, size: int) -> None:
+        self.live += size
+        self.heap_live += size if abs(size) < HEAP_LIMIT else 0
+        self.peak, self.heap_peak = max(self.peak, self.live), max(self.heap_peak, self.heap_live)
+
+
+# --- measured ---------------------------------------------------------------------------------------------------------
+
+
+def measure_resident() -> int:
+    """Bytes that this process holds now; on systems without /proc, the most it has held."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    return measure_peak_memory()
+
+
+def measure_peak_memory() -> int:
+    """Most bytes held so far: of the GPU where there is one, else by this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

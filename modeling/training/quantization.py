@@ -1,0 +1,103 @@
+"""Making a base: the plain model, the quantised one with the same head, and the check of what was saved."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from torch import Tensor, device
+
+from modeling.encoding.encoder import BattleEncoder
+from modeling.judging.canaries import build_probe_encoder, compute_probe_logits, load_probe_battles, measure_change
+from modeling.network.base import BaseFiles, check_unquantized, find_base, load_base, load_tokenizer, measure_weights
+from modeling.network.classifier import PreferenceMixin
+from modeling.network.lora import check_adapter, merge_adapter
+from modeling.network.precision import set_dtype
+from modeling.runtime.files import check_replaceable
+from modeling.settings.arguments import QuantizeArguments
+
+logger = get_logger("bothways.quantize")
+BASE_FILE = "config.json"  # which marks a folder as a base that may be replaced
+# Between the logits of a base before it was saved and after. Not 0: float32 sums over the head's weights differ in
+# their last digit (1e-8 was measured on a CPU) with where in memory the weights come to lie.
+RELOAD_TOLERANCE = 1e-5
+
+
+def find_backbone(arguments: QuantizeArguments) -> BaseFiles:
+    """The files to make a base of, after refusing what can be refused before weights are loaded."""
+    check_replaceable(Path(arguments.output_dir), BASE_FILE)
+    base = find_base(arguments.base)
+    check_unquantized(base)
+    if arguments.merge_adapter:
+        check_adapter(arguments.merge_adapter, base)
+    return base
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is compared between two states of a model: bytes of its weights, logits (battles, slots) of the probes."""
+
+    num_bytes: int
+    logits: Tensor
+
+
+def read_in(model: PreferenceMixin, dtype: str, encoder: BattleEncoder) -> Reading:
+    """What the model holds as it will be saved, and what it says of the probes in the precision of this device.
+
+    The model is of that precision from then on.
+    """
+    num_bytes = measure_weights(model)
+    set_dtype(model, dtype)
+    return Reading(num_bytes, compute_probe_logits(model, encoder, load_probe_battles()))
+
+
+def load_plain(arguments: QuantizeArguments, files: BaseFiles, dtype: str) -> PreferenceMixin:
+    """The unquantised model in a precision, with the adapter merged into it (if asked) and a fresh head."""
+    if not arguments.merge_adapter:
+        return load_base(files, dtype=dtype, head_hidden_size=arguments.head_hidden_size)
+    # In main memory, because in float32 the model takes four times what the GPU will have to hold in 8 bit.
+    whole = load_base(files, dtype="float32", device=device("cpu"), head_hidden_size=arguments.head_hidden_size)
+    model = merge_adapter(whole, arguments.merge_adapter)
+    set_dtype(model, dtype)
+    return model.to(PartialState().device)
+
+
+def load_quantized(
+    arguments: QuantizeArguments, files: BaseFiles, dtype: str, head: dict[str, Tensor]
+) -> PreferenceMixin:
+    """The model quantised while it is loaded, with the very head that the unquantised one had."""
+    model = load_base(
+        files,
+        dtype=dtype,
+        quantization=arguments.quantization,
+        bnb_4bit_quant_type=arguments.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=arguments.bnb_4bit_use_double_quant,
+        head_hidden_size=arguments.head_hidden_size,
+    )
+    model.score.load_state_dict(head)
+    return model
+
+
+def check_saved(folder: Path, dtype: str, saved: Reading) -> None:
+    """Raises a ValueError if a saved base, loaded again with its own tokenizer, gives other logits on the probes."""
+    model = load_base(BaseFiles(folder), dtype=dtype)
+    logits = compute_probe_logits(model, build_probe_encoder(load_tokenizer(folder)), load_probe_battles())
+    change, _ = measure_change(saved.logits, logits)
+    if change > RELOAD_TOLERANCE:
+        raise ValueError(
+            f"Base as saved: expected the logits that it had before it was saved, within {RELOAD_TOLERANCE:g}; found a "
+            f"change of {change:.3g} on the probe battles. Nothing was replaced. Check the disk, and try again."
+        )
+
+
+def report_change(quantization: str, dtype: str, plain: Reading, saved: Reading, size: int) -> None:
+    """Says what quantising won in bytes and what it cost in logits."""
+    logger.info(
+        f"Weights: {plain.num_bytes:,} bytes in {dtype}, {saved.num_bytes:,} as {quantization} "
+        f"({saved.num_bytes / plain.num_bytes:.1%}); files: {size:,} bytes"
+    )
+    logit, probability = measure_change(plain.logits, saved.logits)
+    logger.info(
+        f"{len(plain.logits)} probe battles, unquantised and as saved, with the same head: largest change of a logit "
+        f"{logit:.3g} (largest logit {plain.logits.abs().max().item():.3g}), of a probability {probability:.3g}"
+    )

@@ -1,0 +1,223 @@
+"""What a training run is set up from: battles, encoding, memory plan, checkpoint to go on from, and model."""
+
+import tempfile
+from pathlib import Path
+
+from accelerate.logging import get_logger
+from datasets import Dataset
+from peft import PeftModel
+from transformers import AutoConfig, TrainingArguments, set_seed
+
+from modeling.data.battles import list_orders, load_battles
+from modeling.data.folds import split_folds
+from modeling.data.mixture import describe_battles, drop_leaks, drop_twins, mix_sources
+from modeling.data.near_duplicates import DuplicateIndex
+from modeling.encoding.audit import audit_battles
+from modeling.encoding.collator import PackCollator, encode_dataset, encode_evaluation
+from modeling.encoding.encoder import BattleEncoder
+from modeling.evaluation.metrics import build_trainer_metrics
+from modeling.judging.member import MEMBER_FILE
+from modeling.network.base import BaseFiles, load_base
+from modeling.network.lora import add_adapters
+from modeling.network.losses import Distillation
+from modeling.network.precision import choose_dtype
+from modeling.runtime.distributed import call_on_main, check_shared_folder, prepare_deepspeed, suspend_sharding
+from modeling.runtime.files import check_replaceable
+from modeling.settings.arguments import TrainArguments
+from modeling.training.checkpoints import find_checkpoint, read_recorded_dtype
+from modeling.training.memory import MemoryPlan, measure_resident, plan_memory
+from modeling.training.run_record import describe_source, name_run
+from modeling.training.trainer import EvaluationRecorder, PreferenceTrainer, smooth_dataset
+
+logger = get_logger("bothways.train")
+MIXED_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}  # what a launcher calls them
+
+
+def prepare_run(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles) -> tuple[Path, str, float]:
+    """The member's folder, the precision of the run, in which the member will be read, and the label smoothing.
+
+    Takes over what the Trainer would do otherwise: its own files go beside the member, which so holds no optimizer
+    state; the model computes in its precision by itself; labels are smoothed before they reach it.
+
+    Raises:
+        ValueError: If the settings would train something else than what the member says of itself.
+    """
+    output = Path(training.output_dir.replace("{orientation}", arguments.orientation))
+    check_replaceable(output, MEMBER_FILE)
+    checkpoints = output.with_name(f"{output.name}.checkpoints")
+    dtype = _choose_dtype(arguments.dtype, training, base, checkpoints)
+    if training.mixed_precision not in ("no", MIXED_PRECISIONS.get(dtype)):
+        raise ValueError(
+            f"--dtype {dtype}, launched with mixed precision {training.mixed_precision}: expected the same or none "
+            "from the launcher, as a member is read in the precision it was trained in. Set mixed_precision: 'no' in "
+            "the launcher; --dtype decides."
+        )
+    if training.n_gpu > 1:
+        raise ValueError(
+            f"Found {training.n_gpu} GPUs and one process: expected one GPU per process. Launch with "
+            "configs/accelerate/ddp.yaml, or set CUDA_VISIBLE_DEVICES to one of them."
+        )
+    if not 0 <= training.label_smoothing_factor < 1:
+        raise ValueError(f"--label_smoothing_factor {training.label_smoothing_factor}: expected 0 to below 1.")
+    smoothing = training.label_smoothing_factor
+    training.mixed_precision, training.label_smoothing_factor = "no", 0.0
+    if training.deepspeed_plugin:
+        prepare_deepspeed(training.deepspeed_plugin)
+    training.output_dir = str(checkpoints)
+    training.run_name = training.run_name or name_run(arguments)
+    if training.ddp_find_unused_parameters is None:
+        # Adapters and head all have a part in each loss; looking for others fails with reentrant checkpointing.
+        training.ddp_find_unused_parameters = False
+    training.remove_unused_columns = False  # the collator picks what the model takes
+    training.label_names = ["labels"]
+    training.include_num_input_tokens_seen = "non_padding"  # makes the Trainer log tokens/s
+    if arguments.dry_run:
+        training.report_to, training.save_strategy, training.eval_strategy = [], "no", "no"
+        training.output_dir = tempfile.gettempdir()  # the Trainer makes its folder even if it writes nothing
+    return output, dtype, smoothing
+
+
+def _choose_dtype(asked: str, training: TrainingArguments, base: BaseFiles, checkpoints: Path) -> str:
+    """The precision of the run: that of the interrupted one, on whatever machine it goes on, or the device's."""
+    recorded = call_on_main(read_recorded_dtype, checkpoints, training.resume_from_checkpoint)
+    if asked == "auto" and recorded:
+        logger.info(f"Precision: {recorded}, as the interrupted run had it")
+        return recorded
+    return choose_dtype(asked, training.device, AutoConfig.from_pretrained(base.folder), training=True)
+
+
+def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, Dataset | None, list[dict]]:
+    """Training battles of all sources, those to evaluate on (or None), of which no prompt is trained on, and what the
+    member will say of each source."""
+
+    def load(flag: str, file: str) -> Dataset:
+        battles = load_battles(file, require_labels=True, **arguments.row_policy)
+        if len(battles) == 0:
+            raise ValueError(f"--{flag} {file}: expected battles; found none.")
+        return battles
+
+    sources = [load("train_file", file) for file in arguments.train_file]
+    evaluation = load("eval_file", arguments.eval_file) if arguments.eval_file else None
+    if arguments.num_folds:
+        sources[0], evaluation = split_folds(sources[0], arguments.num_folds, arguments.fold, arguments.fold_method)
+    twins = {"repeat_policy": arguments.repeat_policy, "identical_policy": arguments.identical_policy}
+    guarded = [drop_twins(file, part, **twins) for file, part in zip(arguments.train_file, sources, strict=True)]
+    if evaluation is not None:
+        index = DuplicateIndex()
+        index.add(evaluation["prompt"][:])
+        pairs = zip(arguments.train_file, guarded, strict=True)
+        guarded = [drop_leaks(file, part, index, leak_policy=arguments.leak_policy) for file, part in pairs]
+    if (found := sum(map(len, guarded))) < num_processes:
+        raise ValueError(
+            f"--num_processes {num_processes}: expected a battle for each process; found {found} for training. "
+            "Start fewer processes, give more battles, or see above which were left out."
+        )
+    names = [Path(file).name for file in arguments.train_file]
+    battles = mix_sources(
+        list(zip(names, guarded, strict=True)),
+        arguments.train_weights,
+        arguments.train_confidences,
+        arguments.teacher_column or (),
+    )
+    data = [describe_source("train", file, part) for file, part in zip(arguments.train_file, guarded, strict=True)]
+    logger.info(f"Training on {len(battles)} battles:\n{describe_battles(battles)}")
+    if evaluation is not None:
+        data.append(describe_source("eval", arguments.eval_file or arguments.train_file[0], evaluation))
+        logger.info(f"Evaluating on {len(evaluation)} battles:\n{describe_battles(evaluation)}")
+    return battles, evaluation, data
+
+
+def encode_parts(
+    encoder: BattleEncoder, orientation: str, train_battles: Dataset, eval_battles: Dataset | None, smoothing: float
+) -> tuple[Dataset, Dataset | None]:
+    """Both parts as the Trainer reads them; logs what encoding does, and one battle as it is read."""
+    logger.info(f"Encoding will do this:\n{audit_battles(train_battles, encoder, orientation)}")
+    train_set = smooth_dataset(encode_dataset(train_battles, encoder, orientation), smoothing)
+    logger.info(f"First battle as read:\n{encoder.tokenizer.decode(train_set[0]['input_ids'])}")
+    return train_set, None if eval_battles is None else encode_evaluation(eval_battles, encoder, orientation)
+
+
+def plan_run(
+    arguments: TrainArguments, training: TrainingArguments, base: BaseFiles, dtype: str, longest: int
+) -> MemoryPlan:
+    """The memory that a process of this launch will need; logged, so that a run too large is seen before it fails."""
+    stage = training.deepspeed_plugin.zero_stage if training.deepspeed_plugin else 0
+    config = AutoConfig.from_pretrained(base.folder)
+    if stage == 3 and hasattr(config, "quantization_config"):
+        raise ValueError(
+            f"--base {arguments.base} with ZeRO-3: expected unquantised weights; found quantised ones. bitsandbytes' "
+            "weights cannot be shared out over processes: each would keep all of them. Take "
+            "configs/accelerate/zero2.yaml, which needs no more memory, or a base made with --quantization none."
+        )
+    num_orders = len(list_orders(arguments.orientation))
+    batch_size = training.per_device_train_batch_size * num_orders
+    if arguments.tokens_per_batch:
+        batch_size = min(batch_size, max(num_orders, arguments.tokens_per_batch // longest))
+    with suspend_sharding(training.deepspeed_plugin):
+        plan = plan_memory(
+            config,
+            dtype=dtype,
+            r=arguments.lora_r,
+            lora_dropout=arguments.lora_dropout,
+            freeze_layers=arguments.freeze_layers,
+            batch_size=batch_size,
+            length=longest,
+            optim=str(training.optim.value),
+            gradient_checkpointing=training.gradient_checkpointing,
+            use_reentrant=(training.gradient_checkpointing_kwargs or {}).get("use_reentrant", False),
+            num_processes=training.world_size,
+            zero_stage=stage,
+            device_type=training.device.type,
+            resident=measure_resident() if training.device.type == "cpu" else 0,
+        )
+    logger.info(f"Memory per device, estimated, for {batch_size} x {longest} tokens:\n{plan}")
+    return plan
+
+
+def find_start(training: TrainingArguments, run: dict) -> Path | None:
+    """The checkpoint that an interrupted run left, which every process goes on from; None at a beginning."""
+    folder = Path(training.output_dir)
+    check_shared_folder(folder)
+    return call_on_main(find_checkpoint, folder, run, training.resume_from_checkpoint)
+
+
+def build_model(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles, dtype: str) -> PeftModel:
+    """The base, frozen, with fresh adapters and a trainable head."""
+    set_seed(training.seed)
+    model = load_base(base, dtype=dtype, device=training.device, head_dropout=arguments.head_dropout)
+    if arguments.teacher_column:
+        model.distillation = Distillation(arguments.teacher_weight, arguments.teacher_temperature)
+    model = add_adapters(
+        model,
+        r=arguments.lora_r,
+        alpha=arguments.lora_alpha,
+        dropout=arguments.lora_dropout,
+        freeze_layers=arguments.freeze_layers,
+    )
+    trainable, total = model.get_nb_trainable_parameters()
+    logger.info(f"Parameters: {trainable:,} trainable of {total:,}")
+    return model
+
+
+def build_trainer(
+    arguments: TrainArguments,
+    training: TrainingArguments,
+    model: PeftModel,
+    train_set: Dataset,
+    eval_set: Dataset | None,
+    run: dict,
+) -> tuple[PreferenceTrainer, EvaluationRecorder]:
+    """The Trainer, and what keeps the logits of its evaluation."""
+    num_orders = len(list_orders(arguments.orientation))
+    recorder = EvaluationRecorder(build_trainer_metrics(num_orders, eval_set["cut"][::num_orders] if eval_set else ()))
+    trainer = PreferenceTrainer(
+        run=run,
+        head_learning_rate=arguments.head_learning_rate,
+        model=model,
+        args=training,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        data_collator=PackCollator(arguments.tokens_per_batch),
+        compute_metrics=recorder,
+    )
+    return trainer, recorder

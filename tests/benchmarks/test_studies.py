@@ -1,0 +1,91 @@
+"""What the studies in benchmarks/ stand on: features at their battles, heads that know their order, paired figures."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from modeling.data.battles import ORIENTATIONS
+from modeling.evaluation.bootstrap import Resampler
+from tests.helpers import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+from arms import measure_arms
+from frozen import Reading, extract_part, load_features
+from heads import orient, predict, predict_orders, train_head
+
+RECIPE = {"learning_rate": 1e-2, "epochs": 200, "head_dropout": 0.0}
+
+
+@pytest.fixture
+def read(bases, demo_battles, tmp_path):
+    """Features of battles, read in this process; the number of threads is set back."""
+    threads = torch.get_num_threads()
+
+    def extract(name: str, rows: list[int], reading: Reading, known: Reading | None = None) -> torch.Tensor:
+        battles = demo_battles.select(rows)
+        folder = reading.find_folder(tmp_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        known_path = known.find_folder(tmp_path) / f"{name}-000.npz" if known else None
+        extract_part((folder / f"{name}-000.npz", list(battles), reading, known_path, known))
+        return load_features(battles, name, reading, tmp_path)[0]
+
+    yield extract
+    torch.set_num_threads(threads)
+
+
+def test_features_lie_at_their_battles_whatever_was_kept(bases, read):
+    """Longest first in batches, and yet row by row; what a shorter reading has the same tokens of is taken from it."""
+    base = str(bases["float32"].folder)
+    short, long = Reading(base, 256), Reading(base, 512, orders=("ba",))
+    few, alone = read("b", range(12), short), read("b", range(12), long)
+    assert few.shape == (12, 2, alone.shape[-1]) and not torch.isnan(few).any()
+    assert torch.allclose(read("one", [7], short)[0], few[7], atol=0.02)
+    kept = read("b", range(12), long, short)
+    assert torch.allclose(kept, alone, atol=0.02)
+    same = (kept[:, 0] == few[:, 1]).all(-1)  # the battles of up to 256 tokens
+    assert 0 < same.sum() < 12
+
+
+def test_another_set_s_features_are_refused(bases, read, demo_battles, tmp_path):
+    reading = Reading(str(bases["float32"].folder), 72)
+    read("b", range(3), reading)
+    with pytest.raises(SystemExit, match="found others"):
+        load_features(demo_battles.select([2, 1, 0]), "b", reading, tmp_path)
+
+
+@pytest.mark.parametrize("orders", [("ab",), ("ba",), ORIENTATIONS])
+@pytest.mark.parametrize("hidden", [4, 0])
+def test_a_head_learns_which_slot_wins_and_answers_by_label(orders, hidden):
+    """The first feature is the first slot's merit; in order ba the first slot is b. Whoever has merit wins."""
+    torch.manual_seed(0)
+    merit = torch.randn(64, 1)
+    by_order = {"ab": merit, "ba": -merit}
+    features = torch.stack([torch.cat([by_order[order], torch.randn(64, 3)], 1) for order in orders], 1)
+    targets = torch.cat([merit > 0, merit <= 0], 1).float()
+    head = train_head(features, targets, 0, {**RECIPE, "head_hidden_size": hidden}, orders=orders)
+    p = predict(head, features, orders)
+    assert (p.argmax(1) == targets.argmax(1)).float().mean() > 0.95
+    assert torch.allclose(predict_orders(head, features, orders).mean(1), p) and torch.allclose(
+        p.sum(1), torch.ones(64)
+    )
+
+
+def test_labels_are_turned_for_the_readings_that_read_b_first():
+    labels = torch.tensor([[1.0, 0.0], [0.3, 0.7]])
+    assert orient(labels, ("ba",)).tolist() == labels.flip(-1).tolist()
+    assert torch.equal(orient(labels, ORIENTATIONS), torch.tensor([[1, 0], [0, 1], [0.3, 0.7], [0.7, 0.3]]))
+
+
+def test_differences_are_paired_and_seeds_averaged():
+    """Of four battles the first arm gets 3 right with one seed and 4 with the other: 0.875; the second arm 2: 0.5."""
+    sure, unsure = [0.8, 0.2], [0.2, 0.8]
+    first = np.array([[sure, sure, sure, unsure], [sure] * 4])
+    second = np.array([[sure, sure, unsure, unsure]] * 2)
+    truth, resampler = np.zeros(4, int), Resampler(np.arange(4), 200)
+    found = measure_arms({"x": (9, first), "y": (9, second)}, [("x", "y")], truth, resampler)
+    assert found["x"]["accuracy"][0] == 0.875 and found["x"]["accuracy_by_seed"] == [0.75, 1.0]
+    assert found["x"]["against"]["y"]["accuracy"][0] == 0.375 and "against" not in found["y"]
+    expected = np.mean([0.5 * np.log(0.8 / 0.2) * k for k in (0, 0, 2, 1)])  # by battle, the mean of both seeds
+    assert found["x"]["against"]["y"]["log_loss"][0] == pytest.approx(-expected, abs=1e-4)

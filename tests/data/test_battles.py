@@ -1,0 +1,256 @@
+"""Laws of battles.py: a bad row is named, nothing goes silently, sides mirror exactly."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+import modeling.data.battles
+from modeling.data.battles import load_battles, name_winners, order_responses, orient_label, swap_responses
+
+DATA = Path(modeling.data.battles.__file__).parent / "demo"
+
+
+def build_row(id="x0", **fields) -> dict:
+    """A battle with a winner, or with the label given instead."""
+    outcome = {} if "label" in fields else {"winner": "model_a"}
+    return {"id": id, "prompt": "p", "response_a": "one", "response_b": "two", **outcome, **fields}
+
+
+def write_rows(folder: Path, rows: list[dict]) -> Path:
+    path = folder / "battles.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def catch_error(path: Path, **options) -> str:
+    """The message of the ValueError that loading raises; it must begin with the file."""
+    with pytest.raises(ValueError) as caught:
+        load_battles(path, **options)
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value)
+
+
+# --- one error, naming file, rows, expected, found, way out (law 10) --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected", "found", "way_out"),
+    [
+        ({"winner": "model_c"}, "winner must be one of model_a, model_b, tie", "'model_c'", "Fix these rows"),
+        ({"winner": "Model_A"}, "winner must be one of", "'Model_A'", "leave them out"),
+        ({"winner": None}, "winner must be one of", "None", "Fix these rows"),
+        ({"winner": math.nan}, "winner must be one of", "nan", "Fix these rows"),
+        ({"winner": ["model_a"]}, "winner must be 2 probabilities", "['model_a']", "Fix these rows"),
+        ({"prompt": None}, "must not be null or blank", "{'prompt': None}", "--blank_policy drop"),
+        ({"prompt": math.nan}, "must not be null or blank", "{'prompt': nan}", "keep (reads them as empty texts)"),
+        ({"response_a": ""}, "must not be null or blank", "{'response_a': ''}", "--blank_policy drop"),
+        ({"response_b": " \n\u3000"}, "must not be null or blank", r"{'response_b': ' \n\u3000'}", "--blank_policy"),
+        ({"prompt": "\u200b\ufeff"}, "must not be null or blank", r"{'prompt': '\u200b\ufeff'}", "--blank_policy"),
+        ({"response_a": "\u3164"}, "must not be null or blank", "{'response_a': '\u3164'}", "--blank_policy"),
+        ({"prompt": 3}, "prompt must be text", "3", "Convert these rows to text"),
+        ({"response_a": ["one"]}, "response_a must be text", "['one']", "Convert these rows to text"),
+    ],
+)
+def test_an_unusable_row_is_an_error_that_names_it(tmp_path, fields, expected, found, way_out):
+    message = catch_error(write_rows(tmp_path, [build_row("good"), build_row("bad", **fields)]))
+    assert "battle 'bad': " in message and "'good'" not in message
+    assert expected in message and f"; found {found}. " in message and way_out in message
+
+
+@pytest.mark.parametrize(
+    "label",
+    ([0.5, 0.4], [0.6, 0.6], [1], [0, 0, 1], [1.5, -0.5], [math.nan, 1], ["1", "0"], [True, False], None, 1.0, "ab"),
+)
+def test_a_label_that_is_no_distribution_is_an_error(tmp_path, label):
+    rows = [build_row("good", label=[0.25, 0.75]), build_row("bad", label=label)]
+    expected = f"battle 'bad': label must be 2 probabilities (of a, b) that sum to 1; found {label!r}. Fix these rows"
+    assert expected in catch_error(write_rows(tmp_path, rows))
+
+
+@pytest.mark.parametrize("column", ["id", "prompt", "response_a", "response_b"])
+def test_a_missing_column_is_an_error_that_names_it(tmp_path, column):
+    row = {name: value for name, value in build_row().items() if name != column}
+    message = catch_error(write_rows(tmp_path, [row]))
+    assert re.search(f"missing column {column}; found .*winner columns. Rename", message)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["x", "y", "x", "x"], "battle 'x': an id must stand on 1 row, .*; found 3. Make the ids unique"),
+        ([7, 8, 7], "battle 7: an id must stand on 1 row"),
+        (["x", None], "battle 'row 1': ids must be all text or all whole numbers; found None. Give every row an id"),
+        (["x", 1, "y", 2], "battles 'row 1', 'row 3': ids must be all text or all whole numbers; found 1, 2"),
+        ([1.0, 2.0], "battles 'row 0', 'row 1': ids must be .*; found 1.0, 2.0"),
+        ([1, math.nan], "battle 'row 1': ids must be .*; found nan"),
+        ([True, False], "battles 'row 0', 'row 1': ids must be .*; found True, False"),
+        ([None] * 7, "battles 'row 0', .*, 'row 4' and 2 more: ids must be .*--bad_row_policy drop"),
+        (["x", " "], "battle ' ': ids must be non-blank"),
+        (["x", "\ud800"], "ids must be non-blank, valid Unicode text"),
+        ([1, 2**70], "column id: expected values of one storable type"),
+    ],
+)
+def test_ids_that_cannot_key_predictions_are_an_error(tmp_path, ids, message):
+    assert re.search(message, catch_error(write_rows(tmp_path, [build_row(id) for id in ids])))
+
+
+def test_rows_without_an_id_of_the_first_kind_are_dropped_and_counted(tmp_path, caplog):
+    path = write_rows(tmp_path, [build_row(id) for id in (None, "x", 7, "y", None)])
+    assert load_battles(path, bad_row_policy="drop")["id"][:] == ["x", "y"]
+    said = "dropped 3 of 5 battles with a fault, ids must be all text or all whole numbers (--bad_row_policy drop)"
+    assert f"{path}: {said}: battles 'row 0', 'row 2', 'row 4'" in caplog.text
+
+
+def test_an_error_names_five_rows_and_counts_the_rest(tmp_path):
+    path = write_rows(tmp_path, [build_row(f"x{row}", winner="draw" if row else "tie") for row in range(13)])
+    assert "battles 'x1', 'x2', 'x3', 'x4', 'x5' and 7 more: winner" in catch_error(path)
+
+
+@pytest.mark.parametrize("values", [[1, "one"], [[1], 1], [{"k": 1}, "one"], [2**70, 1], [["\ud800"], ["a"]]])
+def test_an_extra_column_that_has_no_single_type_is_an_error(tmp_path, values):
+    path = write_rows(tmp_path, [build_row(f"x{row}", turn=value) for row, value in enumerate(values)])
+    assert re.search("column turn: expected .*; found otherwise .*. Give it one type or remove", catch_error(path))
+
+
+@pytest.mark.parametrize("values", [[1, "one"], [{"k": 1}, "one"], [2**70, 1]])
+def test_an_extra_column_that_has_no_single_type_is_left_out_where_asked(tmp_path, values, caplog):
+    path = write_rows(tmp_path, [build_row(f"x{row}", turn=value, note="n") for row, value in enumerate(values)])
+    assert load_battles(path, bad_row_policy="drop").column_names[4:] == ["label", "note"]
+    assert f"{path}: left out column turn, whose values have no one type (--bad_row_policy drop)" in caplog.text
+
+
+def test_two_outcome_columns_are_an_error(tmp_path):
+    assert "found both winner and label" in catch_error(write_rows(tmp_path, [build_row(label=[1, 0], winner="tie")]))
+
+
+def test_outcomes_are_optional_unless_required(tmp_path):
+    path = write_rows(tmp_path, [{name: text for name, text in build_row().items() if name != "winner"}])
+    assert load_battles(path).column_names == ["id", "prompt", "response_a", "response_b"]
+    assert "expected a winner (or label) column" in catch_error(path, require_labels=True)
+
+
+@pytest.mark.parametrize("option", ["tie_policy", "blank_policy"])
+def test_an_unknown_policy_is_an_error(tmp_path, option):
+    with pytest.raises(ValueError, match=rf"--{option}: expected one of .*; found 'ignore'"):
+        load_battles(write_rows(tmp_path, [build_row()]), **{option: "ignore"})
+
+
+# --- labels, ties, blanks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("previous", ["model_a", "model_b"])
+def test_no_row_takes_the_label_of_the_row_before(tmp_path, previous):
+    """Seed fault 4: a tie, or any unknown winner, silently reused the previous row's label."""
+    rows = [build_row("x0", winner=previous), build_row("x1", winner="tie")]
+    assert load_battles(write_rows(tmp_path, rows))["label"][1] == [0.5, 0.5]
+    for unknown in ("tie (bothbad)", "", None):
+        rows[1]["winner"] = unknown
+        assert "battle 'x1': winner must be" in catch_error(write_rows(tmp_path, rows))
+
+
+def test_ties_are_kept_as_halves_or_dropped_and_counted(tmp_path, caplog):
+    winners = ["model_a", "tie", "model_b", "tie"]
+    path = write_rows(tmp_path, [build_row(f"x{row}", winner=winner) for row, winner in enumerate(winners)])
+    assert load_battles(path)["label"][:] == [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.5, 0.5]]
+    assert not caplog.records
+    kept = load_battles(path, tie_policy="drop")
+    assert (kept["id"][:], kept["label"][:]) == (["x0", "x2"], [[1.0, 0.0], [0.0, 1.0]])
+    assert f"{path}: dropped 2 of 4 battles with ties (--tie_policy drop)" in caplog.text
+
+
+def test_blank_texts_are_dropped_and_counted_or_kept_as_empty(tmp_path, caplog):
+    rows = [build_row("x0"), build_row("x1", prompt=None), build_row("x2", response_b=" "), build_row("x3")]
+    path = write_rows(tmp_path, rows)
+    assert load_battles(path, blank_policy="drop")["id"][:] == ["x0", "x3"]
+    assert f"{path}: dropped 2 of 4 battles with blank texts (--blank_policy drop)" in caplog.text
+    kept = load_battles(path, blank_policy="keep")
+    assert (kept["prompt"][:], kept["response_b"][2]) == (["p", "", "p", "p"], " ")
+
+
+def test_soft_labels_are_kept_and_rounded_ones_sum_to_one(tmp_path):
+    labels = [[0.25, 0.75], [1, 0], [0.3333, 0.6663]]  # the last sums to 0.9996, as rounding to 4 digits may
+    rows = [build_row(f"x{row}", label=label) for row, label in enumerate(labels)]
+    loaded = load_battles(write_rows(tmp_path, rows))
+    assert loaded["label"][:2] == [[0.25, 0.75], [1.0, 0.0]]
+    assert loaded["label"][2] == pytest.approx([0.3333 / 0.9996, 0.6663 / 0.9996]) and sum(loaded["label"][2]) == 1
+
+
+def test_int_ids_stay_ints_and_extra_columns_follow_in_order(tmp_path):
+    extras = {"model_a": "m1", "language": "한국어", "turns": [{"k": 1}], "score": None}
+    loaded = load_battles(write_rows(tmp_path, [{**extras, **build_row(7)}, {**build_row(3), "score": 0.5}]))
+    assert loaded.column_names == ["id", "prompt", "response_a", "response_b", "label", *extras]
+    assert loaded["id"][:] == [7, 3] and all(type(id) is int for id in loaded["id"])
+    assert loaded[0] == {**{k: v for k, v in build_row(7).items() if k != "winner"}, "label": [1.0, 0.0], **extras}
+    assert loaded[1]["language"] is None and loaded[1]["score"] == 0.5
+
+
+def test_lone_surrogates_are_repaired_with_a_warning_and_other_text_is_untouched(tmp_path, caplog):
+    """A lone surrogate is legal in JSON, but neither a tokenizer nor parquet can hold it."""
+    intact = "👩‍👩‍👧 🏴󠁧󠁢󠁳󠁣󠁴󠁿 مرحبا بك שלום \u202eRTL\u202c e\u0301 \ufeff\ufffd\x00 𝒳"
+    path = write_rows(tmp_path, [build_row("x0", prompt=intact)])
+    assert load_battles(path)["prompt"][0] == intact
+    assert not caplog.records
+    broken = {"prompt": "a\ud83db", "response_a": "\udc00", "response_b": intact, "note": "end\ud83d"}
+    loaded = load_battles(write_rows(tmp_path, [build_row("x0"), build_row("x1", **broken)]))
+    assert [loaded[1][name] for name in broken] == ["a\ufffdb", "\ufffd", intact, "end\ufffd"]
+    assert f"{path}: battle 'x1': repaired broken Unicode" in caplog.text
+
+
+# --- sides ------------------------------------------------------------------------------------------------------------
+
+
+def build_battles(num_battles: int = 40) -> Dataset:
+    rows = [build_row(i, prompt=f"Prompt {i // 2}", label=[i / 40, 1 - i / 40]) for i in range(num_battles)]
+    return Dataset.from_list(rows)
+
+
+def test_swapping_mirrors_and_twice_is_identity():
+    battles = build_battles()
+    for some in (battles, battles.remove_columns("label"), battles.select([5, 3])):
+        swapped = swap_responses(some)
+        assert swapped["response_a"][:] == some["response_b"][:] and swapped["response_b"][:] == some["response_a"][:]
+        assert swapped["id"][:] == some["id"][:] and swapped.column_names == some.column_names
+        twice = swap_responses(swapped)
+        assert twice.to_list() == some.to_list() and twice.features == some.features
+    assert swap_responses(battles)["label"][1] == [1 - 1 / 40, 1 / 40]
+
+
+@pytest.mark.parametrize("orientation", ["ab", "ba"])
+def test_orienting_a_label_is_its_own_inverse_and_agrees_with_the_order_read(orientation):
+    by_label = {"response_a": 0.9, "response_b": 0.1}
+    slots = orient_label(list(by_label.values()), orientation)
+    assert slots == [by_label[name] for name in order_responses(orientation)]
+    assert orient_label(slots, orientation) == [0.9, 0.1]
+
+
+@pytest.mark.parametrize("read", [order_responses, lambda orientation: orient_label([1, 0], orientation)])
+def test_an_unknown_orientation_is_an_error(read):
+    with pytest.raises(ValueError, match="orientation: expected one of ab, ba; found 'aa'"):
+        read("aa")
+
+
+def test_winner_names_are_those_of_a_submission():
+    assert name_winners([0.9, 0.5, 0.49]) == ["model_a", "model_a", "model_b"]
+
+
+# --- the packaged demo data -------------------------------------------------------------------------------------------
+
+
+def test_demo_battles_are_many_and_balanced_and_ours():
+    """Neither 'always a' nor 'the longer wins' may solve the demo, and nothing in it comes from elsewhere."""
+    parts = [load_battles(DATA / f"demo_{part}.jsonl", require_labels=True) for part in ("train", "test")]
+    for part in parts:
+        rows = part.to_list()
+        assert len(set(part["language"])) >= 12 and set(part["source"]) == {"written for bothways"}
+        longer_wins = [(len(row["response_a"]) > len(row["response_b"])) == (row["label"][0] > 0.5) for row in rows]
+        assert 0.45 <= sum(longer_wins) / len(rows) <= 0.55
+        assert 0.45 <= sum(row["label"][0] for row in rows) / len(rows) <= 0.55
+    train, test = parts
+    assert len(train) + len(test) >= 240 and len(test) / (len(train) + len(test)) == pytest.approx(0.25, abs=0.01)
+    assert not set(train["id"]) & set(test["id"])
+    prompts = [{" ".join(prompt.casefold().split()) for prompt in part["prompt"]} for part in parts]
+    assert not prompts[0] & prompts[1]

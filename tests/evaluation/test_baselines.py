@@ -1,0 +1,66 @@
+"""Baselines on battles whose rule is known."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from modeling.data.battles import swap_responses
+from modeling.evaluation.baselines import estimate_baselines, predict_majority, predict_tfidf
+from modeling.evaluation.bootstrap import Resampler
+
+A, B, TIE = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
+
+
+def build(rows: list[tuple]) -> Dataset:
+    """Battles from (response_a, response_b, label, language)."""
+    columns = zip(("response_a", "response_b", "label", "language"), zip(*rows, strict=True), strict=True)
+    return Dataset.from_dict({name: list(values) for name, values in columns} | {"id": list(range(len(rows)))})
+
+
+POLITE = [("please do", "no", A, "en"), ("never", "please wait", B, "en"), ("please", "go away", A, "ko")] * 8
+TEST = build(
+    [("please sit", "leave", A, "ko"), ("shut up", "please", B, "en"), ("xx", "yyy", TIE, "en"), ("q", "r", A, "fr")]
+)
+
+
+def test_rules_of_place_and_length_by_hand():
+    """Decided: rows 1, 2 and 4. Always a: 2 of 3. Longer: right, wrong, and equal lengths count as a. Shorter: wrong,
+    right, as a."""
+    table = estimate_baselines(Resampler(range(4), 100), TEST)
+    assert {name: row["accuracy"]["value"] for name, row in table.items()} == pytest.approx(
+        {"always a": 2 / 3, "longer wins": 2 / 3, "shorter wins": 2 / 3}
+    )
+    assert table["always a"]["accuracy"]["count"] == 3
+
+
+def test_majority_is_that_of_the_language_or_of_all():
+    """Korean b, English a, and French was not seen: b, as 3 of 5 in all. Where English is even it gets that too: with
+    POLITE 16 of 24 for a."""
+    train = build([("x", "y", B, "ko")] * 3 + [("x", "y", A, "en")] * 2)
+    assert predict_majority(train, TEST).argmax(axis=1).tolist() == [1, 0, 0, 1]
+    assert predict_majority(build(POLITE), TEST).argmax(axis=1).tolist() == [0, 0, 0, 0]
+
+
+def test_tfidf_learns_words_and_exchanging_answers_exchanges_its_probabilities():
+    train = build(POLITE)
+    p, swapped = predict_tfidf(train, TEST), predict_tfidf(train, swap_responses(TEST))
+    assert p[0, 0] > 0.6 and p[1, 1] > 0.6
+    assert p[:, ::-1] == pytest.approx(swapped) and p.sum(axis=1) == pytest.approx(1)
+    # Neither does it matter which side stood where in training.
+    assert predict_tfidf(swap_responses(train), TEST) == pytest.approx(p, abs=1e-3)
+
+
+def test_learned_baselines_need_training_battles_and_tfidf_has_a_log_loss():
+    table = estimate_baselines(Resampler(range(4), 100), TEST, build(POLITE))
+    assert set(table) == {"always a", "longer wins", "shorter wins", "majority per language", "tf-idf"}
+    assert table["tf-idf"]["log_loss"]["count"] == 4 and "log_loss" not in table["longer wins"]
+    nothing = estimate_baselines(Resampler(range(4), 100), TEST, build([("a", "b", TIE, "en")]))
+    assert set(nothing) == {"always a", "longer wins", "shorter wins", "majority per language"}
+    assert set(estimate_baselines(Resampler(range(4), 100), TEST, build(POLITE).remove_columns("language"))) == {
+        *("always a", "longer wins", "shorter wins", "tf-idf")
+    }
+
+
+def test_one_class_in_training_is_enough_because_both_orders_are_seen():
+    p = predict_tfidf(build([("please do", "no", A, "en")] * 5), TEST)
+    assert np.isfinite(p).all() and p[0, 0] > 0.5

@@ -1,0 +1,66 @@
+"""Pictures: those the report has facts for, drawn without a screen, whatever the names in it."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from modeling.evaluation.plots import draw_figures
+from modeling.evaluation.report import build_report
+
+NAMES = ["reliability", "position_bias", "languages", "length_bias", "selective"]
+
+
+def build(battles: int, languages: list[str], readings: bool = True) -> dict:
+    rng = np.random.default_rng(0)
+    label = rng.choice([0, 0.5, 1], battles)
+    answers = {f"response_{side}": ["x" * n for n in rng.integers(1, 500, battles)] for side in "ab"}
+    data = {"id": list(range(battles)), "prompt": [f"p {n}" for n in range(battles)], **answers}
+    data |= {"label": np.column_stack([label, 1 - label]).tolist()}
+    data |= {"language": [languages[n % len(languages)] for n in range(battles)]}
+    verdicts = pd.DataFrame({"id": data["id"], "p_a": rng.random(battles)})
+    if readings:
+        verdicts = verdicts.assign(p_a_m_ab=rng.random(battles), p_a_m_ba=rng.random(battles))
+    return build_report(verdicts, Dataset.from_dict(data), draws=100)
+
+
+def test_all_five_are_drawn_and_are_not_blank(tmp_path):
+    paths = draw_figures(build(80, ["English", "Korean", "Thai"]), tmp_path / "figures")
+    assert [path.stem for path in paths] == NAMES and all(path.parent == tmp_path / "figures" for path in paths)
+    for path in paths:
+        pixels = np.array(Image.open(path).convert("L"))
+        assert pixels.shape[1] > 700 and 20 < pixels.std() < 100
+
+
+def test_the_same_report_gives_the_same_bytes(tmp_path):
+    report = build(40, ["en"])
+    first, second = (draw_figures(report, tmp_path / name) for name in "xy")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_only_what_the_report_has_facts_for_is_drawn(tmp_path):
+    assert [path.stem for path in draw_figures(build(40, ["en"], readings=False), tmp_path)] == [
+        name for name in NAMES if name != "position_bias"
+    ]
+    assert draw_figures(build(0, ["en"]), tmp_path / "empty") == []
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize("battles", [1, 2, 5])
+def test_few_battles_without_intervals_are_drawn(battles, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert draw_figures(build(battles, ["en", "ko"]), tmp_path)
+
+
+def test_names_are_data_and_no_markup(tmp_path):
+    """A "$" begins no formula, an underscore none either; a long name is shortened, many languages are cut off."""
+    names = ["$\\frac{1}{0}$", "a_b^c", "x" * 300, *(f"language {n}" for n in range(60))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paths = draw_figures(build(250, names), tmp_path)
+    height = Image.open(next(path for path in paths if path.stem == "languages")).size[1]
+    assert height < 1100

@@ -1,0 +1,141 @@
+"""Calibration against truths that are known, and the laws that it keeps for any probabilities."""
+
+import json
+
+import numpy as np
+import pytest
+
+from modeling.evaluation.bootstrap import Resampler
+from modeling.evaluation.metrics import compute_log_loss, estimate_metrics
+from modeling.judging.calibration import FITS, METHODS, Calibration, fit_isotonic, fit_temperature
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def draw_overconfident(battles: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions whose true chance is their log odds divided by the temperature, and outcomes of that chance."""
+    rng = np.random.default_rng(seed)
+    odds = rng.normal(size=battles) * 2
+    won = (rng.random(battles) < sigmoid(odds / temperature)).astype(float)
+    return sigmoid(odds), np.column_stack([won, 1 - won])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_temperature_is_found_again(temperature):
+    """20,000 outcomes: the slope 1 / T is known to about 1.5%."""
+    p_a, labels = draw_overconfident(20_000, temperature)
+    assert fit_temperature(p_a, labels).temperature == pytest.approx(temperature, rel=0.06)
+
+
+def test_temperature_of_soft_labels_is_exact_and_by_hand():
+    """p 0.9 has odds 9 : 1 = 3^2 : 1. Labels of 0.75 have odds 3 : 1, so T = ln 9 / ln 3 = 2, whatever the side."""
+    calibration = fit_temperature(np.array([0.9, 0.1]), np.array([[0.75, 0.25], [0.25, 0.75]]))
+    assert calibration.temperature == pytest.approx(2, rel=1e-4)
+    assert calibration.apply(np.array([0.9, 0.5, 0.1])) == pytest.approx([0.75, 0.5, 0.25], abs=1e-5)
+
+
+def test_isotonic_pools_what_is_out_of_order_by_hand():
+    """Labels 0.6, 0.9, 0.7 for p 0.6, 0.7, 0.8, and their mirror images: 0.9 and 0.7 are pooled to 0.8. A hundredth of
+    p is mixed in, and no step is surer than 1 in 5, which 0.8 is just not."""
+    calibration = fit_isotonic(np.array([0.6, 0.7, 0.8]), np.array([[0.6, 0.4], [0.9, 0.1], [0.7, 0.3]]))
+    expected = [0.99 * 0.6 + 0.006, 0.99 * 0.8 + 0.007, 0.99 * 0.8 + 0.008]
+    assert calibration.apply(np.array([0.6, 0.7, 0.8])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("truth", [0.5, 2.5, -1.0], ids=["timid", "overconfident", "wrong way round"])
+def test_symmetry_order_and_winners_are_kept(method, truth):
+    """For any probabilities, those at the ends and those that were not fitted included, and even if the judge is worse
+    than chance."""
+    calibration = FITS[method](*draw_overconfident(300, truth))
+    p = np.sort(np.concatenate([[0, 1e-9, 0.5, 1 - 1e-9, 1], np.random.default_rng(1).random(500)]))
+    found = calibration.apply(p)
+    assert np.allclose(found + calibration.apply(1 - p), 1, rtol=0, atol=1e-15)
+    assert (np.diff(found) >= 0).all() and (np.diff(found[(p > 1e-6) & (p < 1 - 1e-6)]) > 0).all()
+    assert ((found >= 0) & (found <= 1)).all()
+    assert ((found >= 0.5) == (p >= 0.5)).all() and calibration.apply(np.array([0.5]))[0] == 0.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_overconfident_judge_becomes_calibrated_on_other_battles(method):
+    """Fitted on one half, measured on the other: the ECE falls to what chance leaves (about 0.8 sqrt(p q / n) per bin:
+    0.01 with 1,000 battles each) and the log loss falls; the accuracy stays."""
+    p_a, labels = draw_overconfident(10_000, 3)
+    calibration = FITS[method](p_a[:5000], labels[:5000])
+    resampler, labels = Resampler(range(5000), draws=1), labels[5000:]
+    before, after = (
+        estimate_metrics(resampler, np.column_stack([p, 1 - p]), labels)
+        for p in (p_a[5000:], calibration.apply(p_a[5000:]))
+    )
+    assert before["ece"].value > 0.12 and after["ece"].value < 0.03
+    assert after["log_loss"].value < before["log_loss"].value - 0.05
+    assert after["accuracy"].value == before["accuracy"].value
+    assert after["auc"].value == pytest.approx(before["auc"].value, abs=1e-12)
+
+
+def test_few_battles_without_an_upset_prove_no_certainty():
+    """Eight of eight right: the surest step is 1 - 1/10, and the temperature stops at its end, not at 0."""
+    p_a, labels = np.linspace(0.6, 0.9, 8), np.tile([1.0, 0.0], (8, 1))
+    assert fit_isotonic(p_a, labels).apply(np.array([0.9]))[0] == pytest.approx(0.99 * 0.9 + 0.009)
+    assert 0.01 <= fit_temperature(p_a, labels).temperature < 0.011
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_survives_json_to_the_last_bit(method):
+    calibration = FITS[method](*draw_overconfident(200, 2))
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict(), allow_nan=False)))
+    p = np.random.default_rng(2).random(100)
+    assert again == calibration and (again.apply(p) == calibration.apply(p)).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ties_and_constant_predictions_are_fitted_and_missing_ones_stay_missing(method):
+    """Ties alone say 1/2 throughout; of always 0.7, won three times of four, the loss is least at 0.75."""
+    ties = FITS[method](np.array([0.6, 0.9]), np.array([[0.5, 0.5]] * 2))
+    assert ties.apply(np.array([0.6, 0.9])) == pytest.approx([0.5, 0.5], abs=0.006)
+    constant = FITS[method](np.full(4, 0.7), np.array([[1, 0]] * 3 + [[0, 1]]))
+    assert constant.apply(np.array([0.7]))[0] == pytest.approx(0.75, abs=1e-3)
+    assert np.isnan(constant.apply(np.array([np.nan]))).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "p_a, labels, expected",
+    [
+        ([], np.zeros((0, 2)), "expected battles to fit it on; found none"),
+        ([np.nan], [[1, 0]], "found NaN"),
+        ([0.5], [[np.nan, 1]], "found NaN"),
+        ([0.5, 0.5], [[1, 0]], "one shape"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(method, p_a, labels, expected):
+    with pytest.raises(ValueError, match=expected):
+        FITS[method](np.array(p_a), np.array(labels))
+
+
+@pytest.mark.parametrize(
+    "facts, expected",
+    [
+        ({"method": "platt", "battles": 1}, "expected the method temperature or isotonic; found 'platt'"),
+        ({"method": "temperature", "battles": 1}, "expected a temperature above 0; found None"),
+        ({"method": "temperature", "battles": 1, "temperature": -1}, "expected a temperature above 0; found -1"),
+        ({"method": "isotonic", "battles": 1}, "expected ascending points"),
+        ({"method": "isotonic", "battles": 1, "points": [[0, 0.5], [1, 0.2]]}, "expected ascending points"),
+        ({"method": "temperature", "temperature": 1}, "expected the keys"),
+        ({"method": "temperature", "battles": 1, "temperature": 1, "slope": 2}, "expected the keys"),
+    ],
+)
+def test_facts_that_are_no_calibration_are_refused(facts, expected):
+    with pytest.raises(ValueError, match=expected):
+        Calibration.from_dict(facts)
+
+
+def test_calibration_never_costs_log_loss_where_it_was_fitted():
+    """Temperature 1, no change, is among what it chooses from."""
+    p_a, labels = draw_overconfident(100, 1.3, seed=5)
+    for fit in (fit_temperature, fit_isotonic):
+        after = fit(p_a, labels).apply(p_a)
+        losses = [compute_log_loss(np.column_stack([p, 1 - p]), labels).value for p in (p_a, after)]
+        assert losses[1] <= losses[0] + 1e-6

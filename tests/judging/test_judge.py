@@ -1,0 +1,268 @@
+"""A judge whose probabilities are calibrated: fitted, kept in judge.json, applied, published."""
+
+import contextlib
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from modeling.data.battles import TEXTS, load_battles, swap_responses
+from modeling.judging.calibration import Calibration
+from modeling.judging.judge import Judge
+from modeling.judging.member import JUDGE_FILE, JudgeFacts, locate_judge, read_judge, write_judge
+from modeling.judging.pseudolabels import describe_judge
+from modeling.publishing.publish import collect_judge
+from modeling.publishing.staging import stage_contents
+from modeling.runtime.files import hash_file
+from modeling.serving.server import Limits, ServedJudge
+from tests.helpers import DEMO_DATA, call, fail
+
+TEST, TRAIN = DEMO_DATA / "test.jsonl", DEMO_DATA / "train.jsonl"
+KEPT = ["--calibrate_predictions", "p.parquet", "--save_calibration", "true"]
+
+
+@pytest.fixture
+def folder(members, bases, tmp_path):
+    """Two members side by side, beside their base."""
+    shutil.copytree(bases["float32"].folder, tmp_path / "base")
+    for name, member in members.items():
+        shutil.copytree(member, tmp_path / "judge" / name)
+        path = tmp_path / "judge" / name / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "../../base"}))
+    return tmp_path / "judge"
+
+
+@pytest.fixture
+def calibrate(folder, monkeypatch):
+    """The real command, on the two members by themselves."""
+
+    def run(*flags):
+        judge = [folder / "ab", folder / "ba"]
+        required = ["--battles", TEST, "--calibrate_battles", TRAIN, "--output_dir", folder.parent / "out"]
+        call("evaluate", "--judge", *judge, *required, "--draws", 100, *flags, monkeypatch=monkeypatch)
+        return folder
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["temperature", "isotonic"])
+def test_a_kept_calibration_is_applied_and_the_mean_stays_beside_it(method, calibrate, folder, monkeypatch):
+    """predict.py's raw_p_a is p_a of the same members by themselves, and every winner stays."""
+    calibrate("--calibrate", method, "--save_calibration", "true")
+    facts = read_judge(folder)
+    assert facts.members == ["ab", "ba"] and facts.readings == "own" and facts.calibration["battles"] == 216
+    assert facts.calibration["fitted_on"]["name"] == TRAIN.name and str(folder) not in (folder / JUDGE_FILE).read_text()
+    found = {}
+    for name, judge in {"members": [folder / "ab", folder / "ba"], "judge": [folder]}.items():
+        output = folder.parent / name
+        call("predict", "--battles", TEST, "--judge", *judge, "--output_dir", output, monkeypatch=monkeypatch)
+        found[name] = pd.read_parquet(output / "predictions.parquet")
+    assert "raw_p_a" not in found["members"]
+    assert (found["judge"]["raw_p_a"] == found["members"]["p_a"]).all()
+    calibration = Calibration.from_dict(json.loads((folder.parent / "out" / "calibration.json").read_text()))
+    assert (found["judge"]["p_a"] == calibration.apply(found["members"]["p_a"].to_numpy())).all()
+    assert (found["judge"]["p_a"] - found["members"]["p_a"]).abs().max() > 0.001
+    assert (found["judge"]["p_a"] + found["judge"]["p_b"] == 1).all()
+    winners = [(folder.parent / name / "submission.csv").read_text() for name in found]
+    assert winners[0] == winners[1]
+
+
+def test_a_report_on_a_calibrated_judge_shows_before_and_after(calibrate, folder, monkeypatch, capsys):
+    """From the judge, and from the file that predict.py wrote; --calibrated false leaves it out."""
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    common = ["--battles", TEST, "--output_dir", folder.parent / "again", "--draws", 100]
+    fitted = json.loads((folder.parent / "out" / "report.json").read_text())
+    call("evaluate", "--judge", folder, *common, monkeypatch=monkeypatch)
+    report = json.loads((folder.parent / "again" / "report.json").read_text())
+    assert report["calibration"] == fitted["calibration"] and report["log_loss"] == fitted["log_loss"]
+    predictions = folder.parent / "p.parquet"
+    shutil.copyfile(folder.parent / "again" / "predictions.parquet", predictions)
+    call("evaluate", "--predictions", predictions, *common, monkeypatch=monkeypatch)
+    report = json.loads((folder.parent / "again" / "report.json").read_text())
+    assert report["calibration"]["before"] == fitted["calibration"]["before"] and report["ece"] == fitted["ece"]
+    assert "the judge's own" in capsys.readouterr().out
+    call("evaluate", "--predictions", predictions, *common, "--calibrated", "false", monkeypatch=monkeypatch)
+    report = json.loads((folder.parent / "again" / "report.json").read_text())
+    assert "calibration" not in report and report["ece"] == fitted["calibration"]["before"]["ece"]
+    call("evaluate", "--judge", folder, *common, "--calibrated", "false", monkeypatch=monkeypatch)
+    report = json.loads((folder.parent / "again" / "report.json").read_text())
+    assert "calibration" not in report and report["log_loss"] == fitted["calibration"]["before"]["log_loss"]
+
+
+def test_it_is_about_the_judge_s_own_readings_alone(calibrate, folder, caplog):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select(range(4))
+    assert "raw_p_a" in judge.predict(battles) and "raw_p_a" in judge.predict(battles, readings="own")
+    assert "raw_p_a" not in judge.predict(battles, readings="both")
+    assert "this judge's calibration is about --readings own" in caplog.messages[-1]
+    assert describe_judge(judge, None)["judge_calibration"].startswith("temperature@")
+    assert describe_judge(judge, "both")["judge_calibration"] == "none"
+    assert describe_judge(judge, None, calibrated=False)["judge_calibration"] == "none"
+
+
+def test_a_calibrated_judge_of_both_orders_still_mirrors(calibrate, folder):
+    """Law 2: p(A, B) = 1 - p(B, A)."""
+    calibrate("--calibrate", "isotonic", "--save_calibration", "true", "--readings", "both")
+    judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select(range(6))
+    first, second = judge.predict(battles), judge.predict(swap_responses(battles))
+    assert "raw_p_a" in first and np.abs(first["p_a"] + second["p_a"] - 1).max() < 1e-5
+
+
+def test_the_app_gives_the_calibrated_answer(calibrate, folder):
+    """One battle, and the same in a file; both as `Judge.predict` says, and not the mean itself."""
+    calibrate("--calibrate", "temperature", "--save_calibration", "true", "--readings", "both")
+    judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select([0])
+    served = ServedJudge(judge, Limits(max_characters=10_000, max_battles=10, max_bytes=1_000_000))
+    expected = judge.predict(battles).iloc[0]
+    assert abs(expected["p_a"] - expected["raw_p_a"]) > 1e-4
+    assert served.judge_battle({name: battles[0][name] for name in TEXTS})["p_a"] == pytest.approx(expected["p_a"])
+    battles.to_json(upload := folder.parent / "one.jsonl")
+    written = pd.read_parquet(served.judge_file(upload, folder.parent / "served").predictions)
+    assert written["p_a"][0] == pytest.approx(expected["p_a"]) and written["raw_p_a"][0] == expected["raw_p_a"]
+
+
+def test_a_judge_named_with_others_leaves_its_calibration_aside(calibrate, folder, members, caplog):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    judge = Judge.from_pretrained([folder, members["ab"]], dtype="float32")
+    assert len(judge.members) == 3 and judge.calibration is None
+    assert any("its calibration is left aside" in message for message in caplog.messages)
+
+
+def test_members_that_were_trained_again_are_refused(calibrate, folder, make_member, bases):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    shutil.rmtree(folder / "ba")
+    make_member(folder / "ba", bases["float32"], "ba", seed=9)
+    with pytest.raises(ValueError, match=r"expected the members that it was calibrated with .* Calibrate it again"):
+        Judge.from_pretrained(folder)
+
+
+def test_the_training_file_and_scored_prompts_are_no_ground_for_calibration(folder, calibrate, monkeypatch, caplog):
+    """Scored prompts are left out and counted; a file that a member was trained on is refused."""
+    rows = TRAIN.read_text(encoding="utf-8").splitlines()
+    near = [json.loads(row) | {"id": f"new-{n}"} for n, row in enumerate(TEST.read_text("utf-8").splitlines()[:3])]
+    mixed = folder.parent / "mixed.jsonl"
+    mixed.write_text("\n".join([*rows, *map(json.dumps, near)]) + "\n", encoding="utf-8")
+    calibrate("--calibrate", "temperature", "--calibrate_battles", mixed)
+    said = [message for message in caplog.messages if "have a scored battle's prompt" in message]
+    assert "left out 3 of 219" in said[0] and "'new-0', 'new-1', 'new-2'" in said[0]
+    path = folder / "ab" / "member.json"
+    facts = json.loads(path.read_text())
+    facts["training"]["data"] = [{"role": "train", "source": TRAIN.name, "sha256": hash_file(TRAIN)}]
+    path.write_text(json.dumps(facts))
+    flags = ["--judge", folder / "ab", "--battles", TEST, "--output_dir", folder.parent / "no", "--calibrate"]
+    flags += ["temperature", "--calibrate_battles", TRAIN]
+    said = fail("evaluate", *flags, monkeypatch=monkeypatch, caplog=caplog)
+    assert "found the training file of ab" in said and not (folder.parent / "no").exists()
+
+
+def test_publishing_keeps_it_with_the_readings_it_is_about(calibrate, folder):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    stored = read_judge(folder).calibration
+    for readings, expected in ((None, stored), ("own", stored), ("both", None)):
+        with stage_contents(collect_judge([folder], readings), "user/judge", ("user/base", "0" * 40)) as stage:
+            assert read_judge(stage).calibration == expected
+            assert list(stage.glob(".judge*")) == []
+            assert ("`raw_p_a` is the mean itself" in (stage / "README.md").read_text()) == bool(expected)
+
+
+def test_a_report_and_the_judge_it_is_published_with_are_both_calibrated_or_neither(calibrate, folder):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    report = folder.parent / "out"
+    apart = [folder / "ab", folder / "ba"]
+    for contents, ends in ((collect_judge([folder]), "fine"), (collect_judge(apart), "refused")):
+        with contextlib.ExitStack() as stack:
+            if ends == "refused":
+                stack.enter_context(
+                    pytest.raises(ValueError, match=r"expected figures .* not calibrated; found others")
+                )
+            stage = stage_contents(replace(contents, report=report), "user/judge", ("user/base", "0" * 40))
+            stack.enter_context(stage)
+
+
+def test_a_calibration_of_other_members_is_not_published(calibrate, folder, make_member, bases):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    shutil.rmtree(folder / "ba")
+    make_member(folder / "ba", bases["float32"], "ba", seed=9)
+    with pytest.raises(ValueError, match="expected the members that it was calibrated with"):
+        collect_judge([folder])
+
+
+def test_predictions_to_keep_a_calibration_of_must_be_the_judge_s(calibrate, folder, monkeypatch, caplog):
+    """Of the same readings; of one member alone they are another judge's."""
+    output = folder.parent / "train"
+    judge = ["--judge", folder / "ab", folder / "ba"]
+    call("predict", "--battles", TRAIN, *judge, "--output_dir", output, monkeypatch=monkeypatch)
+    flags = ["--calibrate", "temperature", "--calibrate_predictions", output / "predictions.parquet"]
+    calibrate(*flags, "--save_calibration", "true")
+    kept = read_judge(folder).calibration
+    (folder / JUDGE_FILE).unlink()
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    assert read_judge(folder).calibration["temperature"] == pytest.approx(kept["temperature"], rel=1e-6)
+    required = ["--battles", TEST, "--calibrate_battles", TRAIN, "--output_dir", folder.parent / "out", *flags]
+    (folder / JUDGE_FILE).unlink()
+    alone = ["--judge", folder / "ab", "--save_calibration", "true"]
+    said = fail("evaluate", *alone, *required, monkeypatch=monkeypatch, caplog=caplog)
+    assert "expected the readings of --judge (p_a_ab_ab); found p_a_ab_ab, p_a_ba_ba" in said
+
+
+def test_a_judge_is_not_scored_on_what_it_was_calibrated_on(calibrate, folder, monkeypatch, caplog):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    flags = ["--judge", folder, "--battles", TRAIN, "--output_dir", folder.parent / "again", "--draws", 100]
+    said = fail("evaluate", *flags, monkeypatch=monkeypatch, caplog=caplog)
+    assert "expected others than those the judge was calibrated on" in said
+    call("evaluate", *flags, "--calibrated", "false", monkeypatch=monkeypatch)
+
+
+def test_other_readings_in_judge_json_are_not_replaced_unasked(calibrate, folder, monkeypatch, caplog):
+    write_judge(folder, JudgeFacts(["ab", "ba"], "both"))
+    flags = ["--judge", folder / "ab", folder / "ba", "--battles", TEST, "--calibrate_battles", TRAIN]
+    flags += ["--calibrate", "temperature", "--save_calibration", "true", "--output_dir", folder.parent / "out"]
+    said = fail("evaluate", *flags, monkeypatch=monkeypatch, caplog=caplog)
+    assert "expected --readings both" in said and read_judge(folder) == JudgeFacts(["ab", "ba"], "both")
+
+
+@pytest.mark.parametrize("change", [{"temperature": "x"}, {"points": 5}, {"battles": None}, {"slope": 1}])
+def test_a_damaged_calibration_is_named(change, calibrate, folder):
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
+    path = folder / JUDGE_FILE
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"calibration": facts["calibration"] | change}))
+    with pytest.raises(ValueError, match=r"Judge ab, ba, judge\.json: Calibration: expected"):
+        Judge.from_pretrained(folder)
+
+
+def test_where_a_judge_can_be_kept(folder, members):
+    assert locate_judge([str(folder / "ab"), str(folder / "ba")]) == (folder, ["ab", "ba"])
+    with pytest.raises(ValueError, match="expected a folder here"):
+        locate_judge(["user/judge"])
+    with pytest.raises(ValueError, match="expected members side by side"):
+        locate_judge([str(folder / "ab"), str(folder.parent / "base")])
+    with pytest.raises(ValueError, match="each once"):
+        locate_judge([str(folder / "ab"), str(folder / "ab")])
+    write_judge(folder, JudgeFacts(["ba", "ab"]))
+    assert locate_judge([str(folder)]) == (folder, ["ba", "ab"])
+    with pytest.raises(ValueError, match=r"expected the members ab in judge.json; found ba, ab"):
+        locate_judge([str(folder / "ab")])
+    (folder / JUDGE_FILE).write_text(json.dumps({"format": 1, "members": ["ab"], "calibration": 2}))
+    with pytest.raises(ValueError, match="expected format 1"):
+        read_judge(folder)
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--calibrate_predictions", "p.parquet"], "expected --calibrate too"),
+        (["--save_calibration", "true"], "expected --calibrate too"),
+        (["--calibrate", "isotonic", "--calibrate_battles", TRAIN], "expected --calibrate_predictions or a --judge"),
+        (
+            ["--calibrate", "isotonic", "--calibrate_battles", TRAIN, *KEPT],
+            "expected the --judge to keep it in",
+        ),
+    ],
+)
+def test_flags_that_need_another_say_so(flags, expected, tmp_path, monkeypatch, caplog):
+    common = ["--battles", TEST, "--predictions", "p.parquet", "--output_dir", tmp_path / "out"]
+    assert expected in fail("evaluate", *common, *flags, monkeypatch=monkeypatch, caplog=caplog)

@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForSequenceClassification,
+    Gemma3TextConfig,
+    LlamaConfig,
+    Qwen2Config,
+    set_seed,
+)
+
+from modeling.network.base import BaseFiles, load_base
+from modeling.network.classifier import (
+    Gemma2ForPreference,
+    Gemma2PreferenceConfig,
+    PreferenceHead,
+    find_family,
+    last_token,
+)
+from modeling.network.losses import soft_cross_entropy
+from tests.helpers import SMALL, make_batch
+
+
+@pytest.mark.parametrize("config", [Gemma2Config, Gemma3TextConfig, LlamaConfig, Qwen2Config])
+def test_each_family_saves_and_loads_to_the_same_logits(config, tmp_path):
+    """From a plain checkpoint's config to a folder that rebuilds itself by transformers' Auto class."""
+    family = find_family(config.model_type)
+    set_seed(0)
+    model = family(family.config_class(**SMALL, head_hidden_size=24, head_dropout=0.3)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert type(loaded) is family
+    assert (loaded.config.head_hidden_size, loaded.config.head_dropout) == (24, 0.3)
+    assert torch.equal(loaded(**make_batch()).logits, model(**make_batch()).logits)
+
+
+@pytest.mark.parametrize("base", ["float32", "bfloat16", "8bit", "4bit"])
+def test_a_fresh_head_on_a_plain_checkpoint_is_well_initialised(base, bases):
+    """Unit-variance first layer, a last layer that starts near p = 1/2, zero biases, float32 in every dtype."""
+    model = load_base(bases[base], dtype="float32" if base == "float32" else "bfloat16")
+    head = model.score
+    assert head.dense.weight.dtype == head.out.weight.dtype == torch.float32
+    assert type(head.dense) is nn.Linear  # bitsandbytes left it alone
+    assert head.dense.weight.std().item() == pytest.approx(1 / math.sqrt(64), rel=0.1)
+    assert head.out.weight.std().item() == pytest.approx(0.1 / math.sqrt(32), rel=0.4)
+    assert not head.dense.bias.any() and not head.out.bias.any()
+    probabilities = model.eval()(**make_batch()).logits.softmax(-1)
+    assert (probabilities - 0.5).abs().max() < 0.1
+
+
+def test_the_head_is_the_seeds():
+    """Dropout, Linear(hidden, hidden // 2), Dropout, GELU, Linear(hidden // 2, 2), biases: 6,427,906 at Gemma-2-9B."""
+    config = Gemma2PreferenceConfig(hidden_size=3584)
+    head = PreferenceHead(config).eval()
+    assert sum(parameter.numel() for parameter in head.parameters()) == 6_427_906
+    features = torch.randn(3, 3584)
+    expected = nn.Sequential(nn.Dropout(0.1), head.dense, nn.Dropout(0.1), nn.GELU(), head.out).eval()
+    assert torch.allclose(head(features), expected(features))
+
+
+def test_the_stock_linear_head_is_a_number_in_the_config():
+    head = PreferenceHead(Gemma2PreferenceConfig(**SMALL, head_hidden_size=0))
+    assert {name: tuple(value.shape) for name, value in head.state_dict().items()} == {
+        "out.weight": (2, 64),
+        "out.bias": (2,),
+    }
+
+
+def test_a_reward_models_head_is_not_taken_for_ours(tmp_path):
+    """A base may bring `score.weight` with one label; our head comes out fresh with two."""
+    Gemma2ForSequenceClassification(Gemma2Config(**SMALL, num_labels=1)).save_pretrained(tmp_path)
+    model = load_base(BaseFiles(tmp_path), dtype="float32")
+    assert model.config.num_labels == 2 and model(**make_batch()).logits.shape == (3, 2)
+
+
+@pytest.mark.parametrize("pad", [0, 399])
+def test_padding_changes_no_logit(pad):
+    """Law 3, seed fault 8: pooling goes by the mask, so pad may be eos, on either side, in any amount."""
+    set_seed(0)
+    model = Gemma2ForPreference(Gemma2PreferenceConfig(**SMALL, initializer_range=0.3)).eval()
+    rows = [make_batch((length,), seed=length)["input_ids"][0] for length in (5, 9, 2)]
+    for row in rows:
+        row[-1] = pad  # a battle ends with eos: it is real, and must be the token that is pooled
+    alone = [model(input_ids=row[None]).logits[0] for row in rows]
+    for side in ("right", "left"):
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side=side, padding_value=pad)
+        ones = [torch.ones_like(row) for row in rows]
+        mask = nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_side=side)
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        assert (logits - torch.stack(alone)).abs().max() <= 1e-5
+
+
+def test_the_last_real_token_is_found_on_either_side():
+    hidden = torch.zeros(2, 4, 8)
+    assert last_token(hidden, torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]])).tolist() == [1, 3]
+    assert last_token(hidden, None).tolist() == [3, 3]
+
+
+def test_the_loss_is_soft_cross_entropy_and_the_head_runs_in_float32_under_autocast():
+    set_seed(0)
+    model = Gemma2ForPreference(Gemma2PreferenceConfig(**SMALL)).eval()
+    labels = torch.tensor([[1.0, 0.0], [0.3, 0.7], [0.5, 0.5]])
+    output = model(**make_batch(), labels=labels)
+    assert torch.equal(output.loss, soft_cross_entropy(output.logits, labels))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(**make_batch()).logits.dtype == torch.float32
+
+
+def test_unknown_families_are_refused():
+    with pytest.raises(ValueError, match=r"expected model_type to be one of gemma2, .*; found 'bert'"):
+        find_family("bert")

@@ -29,7 +29,7 @@ def main() -> None:
     from accelerate import PartialState
     from transformers import AutoConfig, set_seed
 
-    from modeling.judging.canaries import build_probe_encoder
+    from modeling.judging.canaries import build_canary_encoder
     from modeling.network.base import BaseFiles, describe_origin, load_tokenizer, save_base, unpack_gguf
     from modeling.network.precision import choose_dtype
     from modeling.publishing.publish import check_base_repository, name_upload, publish_base
@@ -41,8 +41,8 @@ def main() -> None:
         find_backbone,
         load_plain,
         load_quantized,
-        read_in,
         report_change,
+        take_snapshot,
     )
 
     # The same file on every machine, whatever that computes in.
@@ -53,7 +53,7 @@ def main() -> None:
         check_base_repository(arguments.hub_model_id, arguments.hub_private)
     base = find_backbone(arguments)
     tokenizer = load_tokenizer(base.folder, **base.source)
-    encoder, origin = build_probe_encoder(tokenizer), describe_origin(arguments.base, base)
+    encoder, origin = build_canary_encoder(tokenizer), describe_origin(arguments.base, base)
     set_seed(arguments.seed)
 
     # One full model in memory at a time: each is deleted, and collected, before the next is loaded.
@@ -63,18 +63,18 @@ def main() -> None:
         model = load_plain(arguments, files, held)
         if arguments.quantization == "none":
             save_base(beside, model, tokenizer, origin)
-            plain = saved = read_in(model, dtype, encoder)
+            plain = saved = take_snapshot(model, dtype, encoder)
         else:
             if arguments.merge_adapter:
                 model.save_pretrained(beside / "merged")
                 files = BaseFiles(beside / "merged")
-            plain, head = read_in(model, dtype, encoder), model.score.state_dict()
+            plain, head = take_snapshot(model, dtype, encoder), model.score.state_dict()
             del model
             gc.collect()
             model = load_quantized(arguments, files, held, head)
             shutil.rmtree(beside / "merged", ignore_errors=True)
             save_base(beside, model, tokenizer, origin)
-            saved = read_in(model, dtype, encoder)
+            saved = take_snapshot(model, dtype, encoder)
         num_parameters = model.num_parameters()
         del model
         gc.collect()

@@ -29,15 +29,15 @@ def main() -> None:
     start = time.perf_counter()
     arguments, training = parse_arguments(TrainArguments, verb="train", trainer=True)
     # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
-        from modeling.data.battles import list_orders
+    from modeling.data.battles import list_orders
     from modeling.judging.loading import load_encoder
     from modeling.network.base import find_base, fingerprint_base
     from modeling.publishing.cards import write_card
     from modeling.publishing.publish import plan_push, publish_member
-    from modeling.training import setup
     from modeling.runtime.distributed import check_launch
+    from modeling.training import setup
     from modeling.training.finish import FinishedRun
-    from modeling.training.trainer import describe_settings, rehearse
+    from modeling.training.trainer import describe_settings, run_dry_run
 
     base = find_base(arguments.base)
     output, dtype, smoothing = setup.prepare_run(arguments, training, base)
@@ -55,14 +55,14 @@ def main() -> None:
     trainer, recorder = setup.build_trainer(arguments, training, model, train_set, eval_set, run)
     check_launch(trainer.accelerator)
     if arguments.dry_run:
-        report = rehearse(trainer)
+        report = run_dry_run(trainer)
         return print(f"{plan}\n{report}") if trainer.is_world_process_zero() else None
     metrics = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
     finished = FinishedRun(
         arguments, trainer, base, fingerprint, encoder, dtype, data, eval_battles, output, start, metrics, write_card
     )
     finished.save()  # before anything else, which could fail after hours of training
-    finished.read_probes()
+    finished.record_canaries()
     if eval_set is not None:
         finished.evaluate(eval_set, recorder)
     trainer.log_metrics("all", finished.metrics)

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrai
 from modeling.data.battles import LABELS, list_orders, load_battles
 from modeling.encoding.encoder import BattleEncoder, build_encoding
 from modeling.judging import canaries
-from modeling.judging.canaries import record_probes
+from modeling.judging.canaries import record_canaries
 from modeling.judging.member import MemberFacts, save_member
 from modeling.network.base import (
     BaseFiles,
@@ -134,7 +134,7 @@ def make_member(tokenizer):
         facts = MemberFacts(
             orientation, list(LABELS), dtype, encoding.to_dict(), head, fingerprint_base(base), training={}
         )
-        probes = record_probes(model, BattleEncoder(tokenizer, encoding), list_orders(orientation), dtype)
+        probes = record_canaries(model, BattleEncoder(tokenizer, encoding), list_orders(orientation), dtype)
         save_member(folder, model, collect_trained_weights(model), tokenizer, base, facts, probes)
         return model.eval()
 
@@ -213,7 +213,7 @@ def quick():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(canaries, "PROBE_TOKENS", 96)
+        monkeypatch.setattr(canaries, "CANARY_TOKENS", 96)
         monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
         yield
     torch.set_num_threads(threads)

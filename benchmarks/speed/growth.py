@@ -11,7 +11,7 @@ from benchmarks.speed.turns import Turn, run_in_turns
 from modeling.data.battles import ORIENTATIONS, TEXTS, load_battles
 from modeling.encoding.encoder import BattleEncoder
 from modeling.judging.judge import Judge
-from modeling.judging.schedule import Readings
+from modeling.judging.schedule import PassSchedule
 
 SHORT = 48  # tokens of a battle where their number grows
 LENGTHS = (256, 512, 1024, 2048, 4096)
@@ -34,7 +34,7 @@ def build_growth(judge: Sequence[str], battles: Sequence[dict], max_length: int,
         start = time.perf_counter()
         encoder.encode_orders(encoder.clean_battles(battles), ORIENTATIONS)
         encoded = time.perf_counter() - start
-        made = Readings(plan, battles, tokens_per_batch=max_length if whole else None)
+        made = PassSchedule(plan, battles, tokens_per_batch=max_length if whole else None)
         start = time.perf_counter()
         made.read(np.full(made.p.shape[:2], True))
         seconds = time.perf_counter() - start

@@ -38,7 +38,7 @@ def build_predictor(
         batch: Battles of a batch.
     """
     loaded = Judge.from_pretrained(judge, merge="never", skip_probes=True, dtype=dtype)
-    plan = loaded.plan_readings(readings)
+    plan = loaded.plan_passes(readings)
     for member in loaded.members:
         use_padded_attention(member.model)
     encoded = [

@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from modeling.data.battles import load_battles
-from modeling.encoding.packing import pack_readings
+from modeling.encoding.packing import pack_sequences
 from modeling.judging.judge import Judge
 
 TOKENS, TURNS = 1000, 3
@@ -33,7 +33,7 @@ def main() -> None:
         if size < TOKENS:
             readings.append(battle["input_ids"])
             size += battle["length"]
-    batch, model = pack_readings(readings, share=False).to_batch(), member.activate()
+    batch, model = pack_sequences(readings, share=False).to_batch(), member.activate()
     with torch.inference_mode():
         model(**batch)
         with profile(activities=[ProfilerActivity.CPU]) as profiled:

@@ -14,8 +14,8 @@ from modeling.data.near_duplicates import group_texts
 from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.metrics import find_losses
 from modeling.judging.judge import Judge
-from modeling.judging.predictions import average_readings
-from modeling.judging.schedule import Readings
+from modeling.judging.predictions import average_passes
+from modeling.judging.schedule import PassSchedule
 
 SHARES = tuple(round(0.1 * n, 1) for n in range(11))
 DRAWS = 2000
@@ -25,28 +25,28 @@ def build_selective(judge: Sequence[str], rows: Sequence[dict], readings: str | 
     """A turn makes first readings, then the others of a tenth of the battles after another, those in most doubt first;
     and then all readings together, as predict.py does without --second_reading."""
     loaded = Judge.from_pretrained(judge)
-    plan = loaded.plan_readings(readings)
+    plan = loaded.plan_passes(readings)
 
     def run(turn: int) -> dict:
         """Seconds and p by share, and of all readings together."""
-        made, seconds, p = Readings(plan, rows), [], []
+        made, seconds, p = PassSchedule(plan, rows), [], []
         every, order = np.full(made.p.shape[:2], True), []
         for share in SHARES:
             start = time.perf_counter()
             if not order:
-                made.read(made.choose_first())
-                order = made.rank_doubt().tolist()
+                made.read(made.choose_first_passes())
+                order = made.rank_by_uncertainty().tolist()
             else:
                 again = np.full(made.p.shape[:2], False)
                 again[:, order[: round(share * len(rows))]] = True
                 made.read(again)
             seconds.append(time.perf_counter() - start)
-            p.append(average_readings(made.p)[:, 0])
-        together = Readings(plan, rows)
+            p.append(average_passes(made.p)[:, 0])
+        together = PassSchedule(plan, rows)
         start = time.perf_counter()
         together.read(every)
         whole = time.perf_counter() - start
-        p_together = average_readings(together.p)[:, 0]
+        p_together = average_passes(together.p)[:, 0]
         return {"seconds": np.cumsum(seconds).tolist(), "p_a": p, "together": whole, "p_together": p_together}
 
     return run
@@ -64,7 +64,7 @@ def benchmark_second_readings(battles: str, judge: Sequence[str], readings: str 
     sampled = data.shuffle(seed=0).select(range(min(sample, len(rows)))).to_list()
     loaded = Judge.from_pretrained(judge, merge="never", skip_probes=True)
     tokens = {
-        name: int(Readings(loaded.plan_readings(readings), each).lengths[..., 0].sum())
+        name: int(PassSchedule(loaded.plan_passes(readings), each).lengths[..., 0].sum())
         for name, each in (("all", rows), ("sampled", sampled))
     }
     del loaded

@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer
 from benchmarks.speed import notebook, peers
 from benchmarks.speed.turns import Turn, run_in_turns, summarise_turns
 from modeling.data.battles import load_battles
-from modeling.encoding.collator import PackCollator, encode_dataset, encode_evaluation
-from modeling.judging.canaries import PROBE_FILE
+from modeling.encoding.collator import PackedCollator, encode_dataset, encode_evaluation
+from modeling.judging.canaries import CANARY_FILE
 from modeling.judging.judge import Judge
 from modeling.judging.loading import load_encoder
-from modeling.judging.schedule import Readings
+from modeling.judging.schedule import PassSchedule
 from modeling.network.base import BaseFiles, find_base, load_base, load_tokenizer, save_base, unpack_gguf
 from modeling.network.precision import DTYPES, choose_dtype
 from modeling.training.trainer import PreferenceTrainer
@@ -53,8 +53,8 @@ def build_our_predictor(
 ) -> Turn:
     """A turn reads a slice of the battles as predict.py does."""
     loaded = Judge.from_pretrained(judge, merge=merge, dtype=dtype)
-    plan = loaded.plan_readings(readings)
-    made = [Readings(plan, rows) for rows in slices]
+    plan = loaded.plan_passes(readings)
+    made = [PassSchedule(plan, rows) for rows in slices]
 
     def run(turn: int) -> dict:
         """Seconds of reading, tokens of all readings, battles, and p that a wins."""
@@ -86,7 +86,7 @@ def benchmark_prediction(
     """
     slices = draw_slices(battles, count, turns)
     loaded = Judge.from_pretrained(judge, merge="never", skip_probes=True, dtype=dtype)
-    orders, max_length = len(loaded.plan_readings(readings)), loaded.members[0].encoder.encoding.max_length
+    orders, max_length = len(loaded.plan_passes(readings)), loaded.members[0].encoder.encoding.max_length
     dtype = loaded.members[0].dtype
     del loaded
     with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +162,7 @@ def build_our_trainer(model: nn.Module, train_set: Dataset, folder: str, seed: i
         model=model,
         args=notebook.build_arguments(folder, per_device_train_batch_size=batch_size, seed=seed, **options),
         train_dataset=train_set,
-        data_collator=PackCollator(),
+        data_collator=PackedCollator(),
     )
 
 
@@ -200,9 +200,9 @@ def build_learners(base: str, dtype: str) -> Turn:
     """A turn trains both ways, with two seeds, on the demo's training battles, and says their mean log loss on its test
     battles."""
     encoder = load_encoder(find_base(base), LEARNED, "balanced")
-    battles = load_battles(PROBE_FILE.with_name("train.jsonl")).select(range(FEW))
+    battles = load_battles(CANARY_FILE.with_name("train.jsonl")).select(range(FEW))
     train_set = encode_dataset(battles, encoder, "ab")
-    eval_set = encode_evaluation(load_battles(PROBE_FILE), encoder, "ab")
+    eval_set = encode_evaluation(load_battles(CANARY_FILE), encoder, "ab")
     options = {**TRAINING, "per_device_eval_batch_size": 8}
 
     def run(turn: int) -> dict:

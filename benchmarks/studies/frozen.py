@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from modeling.data.battles import LABELS, ORIENTATIONS, TEXTS, list_orders, swap_responses
 from modeling.encoding.encoder import BattleEncoder, build_encoding
-from modeling.encoding.packing import pack_readings
-from modeling.judging.canaries import record_probes
+from modeling.encoding.packing import pack_sequences
+from modeling.judging.canaries import record_canaries
 from modeling.judging.member import MemberFacts, save_member
 from modeling.judging.predictor import build_batches
 from modeling.network.base import find_base, fingerprint_base, load_base, load_tokenizer
@@ -132,7 +132,7 @@ def extract_part(task: tuple[Path, list[dict], Reading, Path | None, Reading | N
         readings = [encoded[order][row]["input_ids"] for row in todo]
         tokens += sum(map(len, readings))
         for batch in build_batches(readings, TOKENS_PER_BATCH):
-            inputs = pack_readings([readings[row] for row in batch]).to_batch()
+            inputs = pack_sequences([readings[row] for row in batch]).to_batch()
             features[todo[batch], place] = model(**inputs).logits.float()
     facts = {"tokens": tokens, "seconds": time.perf_counter() - start}
     np.savez(beside := path.with_suffix(".new.npz"), ids=ids, features=features, **facts)
@@ -166,7 +166,7 @@ def save_frozen_member(
     encoding = build_encoding(tokenizer, max_length, "balanced")
     read = {"encoding": encoding.to_dict(), "head": shape, "base_fingerprint": fingerprint_base(files)}
     facts = MemberFacts(orientation, list(LABELS), "bfloat16", **read, training={})
-    probes = record_probes(model, BattleEncoder(tokenizer, encoding), list_orders(orientation), facts.dtype)
+    probes = record_canaries(model, BattleEncoder(tokenizer, encoding), list_orders(orientation), facts.dtype)
     save_member(folder, model, collect_trained_weights(model), tokenizer, files, facts, probes)
 
 

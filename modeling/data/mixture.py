@@ -23,7 +23,7 @@ MIXED = Features(
 )
 
 
-def drop_twins(source: str, battles: Dataset, *, repeat_policy: str, identical_policy: str) -> Dataset:
+def drop_duplicates(source: str, battles: Dataset, *, repeat_policy: str, identical_policy: str) -> Dataset:
     """The battles of a source; those that compare nothing, or what an earlier one compared, are counted and may go.
 
     Args:
@@ -35,7 +35,7 @@ def drop_twins(source: str, battles: Dataset, *, repeat_policy: str, identical_p
         identical_policy: "keep" or "drop" for battles whose answers are the same.
     """
     ids, dropped = battles["id"][:], set()
-    for (what, flag), rows in _find_twins(battles).items():
+    for (what, flag), rows in _find_duplicates(battles).items():
         policy = {"repeat_policy": repeat_policy, "identical_policy": identical_policy}[flag]
         fault = Fault()
         for row in rows:
@@ -47,7 +47,7 @@ def drop_twins(source: str, battles: Dataset, *, repeat_policy: str, identical_p
     return battles.select([row for row in range(len(ids)) if row not in dropped]) if dropped else battles
 
 
-def _find_twins(battles: Dataset) -> dict[tuple[str, str], list[int]]:
+def _find_duplicates(battles: Dataset) -> dict[tuple[str, str], list[int]]:
     """Rows of each kind of twin, by what they are and the flag that is about them."""
     repeats, opposed, identical = [], [], []
     leads: dict[int, float] = {}
@@ -69,7 +69,7 @@ def _find_twins(battles: Dataset) -> dict[tuple[str, str], list[int]]:
     }
 
 
-def drop_leaks(source: str, battles: Dataset, evaluation: DuplicateIndex, *, leak_policy: str) -> Dataset:
+def drop_contaminated(source: str, battles: Dataset, evaluation: DuplicateIndex, *, leak_policy: str) -> Dataset:
     """The battles of a source without those whose prompt stands, exactly or nearly, in the evaluation part.
 
     Args:
@@ -138,7 +138,7 @@ def mix_sources(
         count = len(battles)
         columns = {name: battles[name][:] for name in ("label", *TEXTS)}
         columns["id"] = [str(id) for id in battles["id"]]
-        columns["label"] = [doubt_label(label, confidence) for label in columns["label"]]
+        columns["label"] = [soften_label(label, confidence) for label in columns["label"]]
         languages = battles["language"][:] if "language" in battles.column_names else [None] * count
         columns["language"] = [None if language is None else str(language) for language in languages]
         columns["train_source"], columns["weight"] = [source] * count, [weight / mean] * count
@@ -147,10 +147,10 @@ def mix_sources(
     return concatenate_datasets(mixed)
 
 
-def doubt_label(label: Sequence[float], confidence: float) -> list[float]:
+def soften_label(label: Sequence[float], confidence: float) -> list[float]:
     """A label that is right with probability `confidence`, else one of the other labels, each as likely.
 
-    Example: `doubt_label([1.0, 0.0], 0.9)` is `[0.9, 0.1]`; a tie stays a tie.
+    Example: `soften_label([1.0, 0.0], 0.9)` is `[0.9, 0.1]`; a tie stays a tie.
     """
     return [confidence * p + (1 - confidence) * (1 - p) / (len(label) - 1) for p in label]
 

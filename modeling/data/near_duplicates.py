@@ -12,7 +12,7 @@ from heapq import nlargest
 
 from rensa import RMinHash, RMinHashLSH
 
-from modeling.data.text import INVISIBLE, mend_text
+from modeling.data.text import INVISIBLE, repair_text
 
 # Of real prompts in four languages with every tenth word or the last tenth replaced, 98% stay above this; what lies
 # below it are prompts that share an instruction around different tasks.
@@ -49,7 +49,7 @@ def normalize_text(text: str) -> str:
         A text that is equal for equal tasks; never empty unless the text is blank.
     """
     # Twice: the casefold of a normal form need not be one.
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", mend_text(text)).casefold())
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", repair_text(text)).casefold())
     text = text if text.isascii() else UNSEEN.sub("", text)
     text = DECORATIVE_SPACE.sub("", " ".join(text.split()))
     return text.rstrip(SENTENCE_ENDS) or text

@@ -31,7 +31,7 @@ def is_blank(text: str) -> bool:
     return bool(_BLANK.fullmatch(text))
 
 
-def mend_text(text: str) -> str:
+def repair_text(text: str) -> str:
     """The same as `ftfy.fix_text(text)`, which mends each line by itself, in a fraction of its time."""
     if _is_sound(text):
         return text

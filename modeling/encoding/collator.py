@@ -10,7 +10,7 @@ from datasets import Dataset, concatenate_datasets
 
 from modeling.data.battles import LABELS, TEXTS, list_orders, orient_label
 from modeling.encoding.encoder import CUT_COLUMNS, TOKENIZER_BATCH, BattleEncoder
-from modeling.encoding.packing import pack_readings
+from modeling.encoding.packing import pack_sequences
 
 logger = get_logger(__name__)
 
@@ -90,7 +90,7 @@ class BattleCollator:
         self.padding_side = padding_side
 
     def __call__(self, battles: Sequence[Mapping]) -> dict[str, torch.Tensor]:
-        readings = [reading for battle in battles for reading in _list_readings(battle)]
+        readings = [reading for battle in battles for reading in _list_sequences(battle)]
         longest = max(len(reading["input_ids"]) for reading in readings)
         batch = {
             "input_ids": torch.full((len(readings), longest), self.pad_token_id),
@@ -104,10 +104,10 @@ class BattleCollator:
         return batch | _stack_targets(readings)
 
 
-class PackCollator:
+class PackedCollator:
     """Packs encoded battles without padding, for training: `parts` of a budget of tokens each, read one after another.
 
-    Each part is `Pack.to_batch()` with labels, teacher and weights as `BattleCollator` makes them, and `share`, its
+    Each part is `PackedSequence.to_batch()` with labels, teacher and weights as `BattleCollator` makes them, and `share`, its
     part of the batch's readings: the loss is the mean over all of them, however they are parted. `input_ids` and
     `attention_mask` are those of all parts in a row, which the Trainer counts.
     """
@@ -123,7 +123,7 @@ class PackCollator:
         groups: list[list[dict]] = []
         room = 0
         for battle in battles:
-            readings = list(_list_readings(battle))
+            readings = list(_list_sequences(battle))
             size = sum(len(reading["input_ids"]) for reading in readings)
             if groups and (self.tokens_per_batch is None or size <= room):
                 groups[-1] += readings
@@ -133,7 +133,7 @@ class PackCollator:
                 room = (self.tokens_per_batch or size) - size
         total = sum(map(len, groups))
         parts = [
-            pack_readings([reading["input_ids"] for reading in group]).to_batch()
+            pack_sequences([reading["input_ids"] for reading in group]).to_batch()
             | _stack_targets(group)
             | {"share": len(group) / total}
             for group in groups
@@ -151,7 +151,7 @@ def _stack_targets(readings: Sequence[Mapping]) -> dict[str, torch.Tensor]:
     }
 
 
-def _list_readings(battle: Mapping) -> Iterator[dict]:
+def _list_sequences(battle: Mapping) -> Iterator[dict]:
     """A battle's rows in a batch: itself and, where it is read both ways, the same with its answers exchanged."""
     reading = {name: battle[name] for name in ("input_ids", *BY_SLOT, "weight") if name in battle}
     if "teacher" in reading and reading["teacher"] is None:

@@ -15,7 +15,7 @@ from accelerate.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
 from modeling.data.battles import TEXTS, order_responses
-from modeling.data.text import mend_text
+from modeling.data.text import repair_text
 from modeling.encoding.tokenizer import TemplateTokenizer
 from modeling.runtime.choices import TRUNCATIONS
 
@@ -117,7 +117,7 @@ class BattleEncoder:
         """Mends broken Unicode as the seed did (ftfy) and disarms field markers: `<prompt>:` becomes `(prompt):`."""
         # Disarmed after ftfy, which may itself turn `&lt;prompt&gt;:` into a marker.
         return self.encoding.marker_pattern.sub(
-            lambda marker: marker[0].replace("<", "(").replace(">", ")"), mend_text(text)
+            lambda marker: marker[0].replace("<", "(").replace(">", ")"), repair_text(text)
         )
 
     def clean_battles(self, battles: Sequence[Mapping]) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Readings as one row of tokens without padding, in which a beginning that several of them share stands once.
+"""PassSchedule as one row of tokens without padding, in which a beginning that several of them share stands once.
 
 Attention is causal, so what a model makes of a token depends on the tokens before it alone: two orders of a battle
 share their prompt, battles on one prompt share that, and often the first answer with it. It must not know models.
@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import torch
 
-LEAST_SHARED = 16  # tokens: for fewer it is not worth reading a segment after another
+MIN_SHARED_PREFIX = 16  # tokens: for fewer it is not worth reading a segment after another
 
 Span = tuple[int, int]
 
@@ -25,7 +25,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Pack:
+class PackedSequence:
     """What a model reads at once.
 
     input_ids, positions: Of each token, shape (tokens,).
@@ -50,29 +50,29 @@ class Pack:
         }
 
 
-def pack_readings(readings: Sequence[Sequence[int]], share: bool = True) -> Pack:
+def pack_sequences(readings: Sequence[Sequence[int]], share: bool = True) -> PackedSequence:
     """The readings as one pack.
 
     Args:
         readings: Token ids of each, at least one.
-        share: Let beginnings of `LEAST_SHARED` tokens and more, where readings have them in common, stand once.
+        share: Let beginnings of `MIN_SHARED_PREFIX` tokens and more, where readings have them in common, stand once.
 
-    Example: `pack_readings([[*range(20)], [*range(18), 7]])` has 21 tokens: the first 18 in a segment of their own,
+    Example: `pack_sequences([[*range(20)], [*range(18), 7]])` has 21 tokens: the first 18 in a segment of their own,
     then one of the second reading and two of the first.
     """
     builder = _Builder(readings)
     order = list(range(len(readings)))
     if share:
         order.sort(key=lambda reading: tuple(readings[reading]))
-    common = [count_common(readings[a], readings[b]) if share else 0 for a, b in pairwise(order)]
+    common = [count_shared_prefix(readings[a], readings[b]) if share else 0 for a, b in pairwise(order)]
     builder.add(order, common, 0, ())
-    return Pack(builder.ids, builder.positions, tuple(builder.segments), builder.ends)
+    return PackedSequence(builder.ids, builder.positions, tuple(builder.segments), builder.ends)
 
 
-def count_common(first: Sequence[int], second: Sequence[int]) -> int:
+def count_shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two readings begin with alike.
 
-    Example: `count_common([1, 2, 3], [1, 2, 4, 5])` is 2.
+    Example: `count_shared_prefix([1, 2, 3], [1, 2, 4, 5])` is 2.
     """
     shorter = min(len(first), len(second))
     if first[:shorter] == second[:shorter]:
@@ -84,11 +84,13 @@ def count_common(first: Sequence[int], second: Sequence[int]) -> int:
     return low
 
 
-def count_packed(readings: Sequence[Sequence[int]]) -> list[int]:
+def count_added_tokens(readings: Sequence[Sequence[int]]) -> list[int]:
     """Most tokens that each reading adds to a pack in which the one before it stands too, if they come sorted."""
-    common = [0, *(count_common(a, b) for a, b in pairwise(readings))][: len(readings)]
-    # Of what two neighbours have in common, up to LEAST_SHARED - 1 tokens may be left unshared.
-    return [len(reading) - max(0, shared - LEAST_SHARED + 1) for reading, shared in zip(readings, common, strict=True)]
+    common = [0, *(count_shared_prefix(a, b) for a, b in pairwise(readings))][: len(readings)]
+    # Of what two neighbours have in common, up to MIN_SHARED_PREFIX - 1 tokens may be left unshared.
+    return [
+        len(reading) - max(0, shared - MIN_SHARED_PREFIX + 1) for reading, shared in zip(readings, common, strict=True)
+    ]
 
 
 class _Builder:
@@ -111,7 +113,7 @@ class _Builder:
         """
         start = 0
         for end in range(1, len(order) + 1):
-            if end < len(order) and common[end - 1] - depth >= LEAST_SHARED:
+            if end < len(order) and common[end - 1] - depth >= MIN_SHARED_PREFIX:
                 continue
             group, inside = order[start:end], common[start : end - 1]
             shared = min(inside, default=len(self.readings[group[0]]))

@@ -222,7 +222,7 @@ def build_trainer_metrics(num_orders: int, cut: Sequence[bool]) -> Callable[[Eva
     """`Trainer(compute_metrics=...)`: the metric on the softmax of the logits, and on the battles that were cut alone.
 
     Args:
-        num_orders: Readings of each battle, one after the other in the evaluation set: 1, or 2 (ab and ba), of which
+        num_orders: PassSchedule of each battle, one after the other in the evaluation set: 1, or 2 (ab and ba), of which
             the second is turned back and both are averaged. With 1, by slot or by label is the same.
         cut: Whether tokens of a battle were left out.
     """

@@ -60,7 +60,7 @@ def build_report(
     p = stack_probabilities(verdicts)
     groups, grouping = group_prompts(battles["prompt"][:])
     resampler = Resampler(groups, draws, seed)
-    readings = read_readings(verdicts)
+    readings = read_passes(verdicts)
     report: dict = {"battles": len(battles), "decided": int(find_decided(labels).sum())}
     report |= {"prompts": resampler.num_groups, "grouping": grouping, "draws": draws, "seed": seed}
     report["confidence"] = CONFIDENCE
@@ -72,7 +72,7 @@ def build_report(
     report["tables"] = {name: _build_table(resampler, p, labels, *rows) for name, *rows in tables}
     report["reliability"] = estimate_reliability(resampler, p, labels)
     report["selective"] = estimate_selective(resampler, p, labels)
-    report["readings"] = _build_readings(resampler, readings, labels)
+    report["readings"] = _build_passes(resampler, readings, labels)
     if {"model_a", "model_b"} <= set(battles.column_names):
         models = battles["model_a"][:], battles["model_b"][:]
         report["leaderboard"] = build_leaderboard(resampler, p[:, 0], labels[:, 0], *models)
@@ -156,7 +156,7 @@ def read_labels(battles: Dataset) -> np.ndarray:
     return np.array(battles["label"][:] if len(battles) else [], float).reshape(-1, len(LABELS))
 
 
-def read_readings(verdicts: pd.DataFrame) -> dict[str, np.ndarray]:
+def read_passes(verdicts: pd.DataFrame) -> dict[str, np.ndarray]:
     """p_a of each single reading, by the reading's name; NaN where it was not made."""
     names = [name for name in verdicts if name.startswith(READING) and name.endswith(("_ab", "_ba"))]
     return {name.removeprefix(READING): verdicts[name].to_numpy(float) for name in names}
@@ -217,7 +217,7 @@ def _build_table(
     return table
 
 
-def _build_readings(resampler: Resampler, readings: dict[str, np.ndarray], labels: np.ndarray) -> list[dict]:
+def _build_passes(resampler: Resampler, readings: dict[str, np.ndarray], labels: np.ndarray) -> list[dict]:
     """Each reading alone, on the battles that it read."""
     decided, rows = find_decided(labels), []
     for name, p_a in readings.items():

@@ -122,7 +122,7 @@ def _list_position(report: Mapping) -> Iterator[Section]:
         for row in report["readings"]
     ]
     note = "Each member in each order alone: <member>_<order>."
-    yield Section("Readings", ("", "accuracy", "log loss", "mean p of the first"), readings, note)
+    yield Section("PassSchedule", ("", "accuracy", "log loss", "mean p of the first"), readings, note)
 
 
 def _list_length(report: Mapping) -> Iterator[Section]:

@@ -15,7 +15,7 @@ from modeling.judging.calibration import Calibration
 from modeling.judging.loading import Member, find_judge, load_members
 from modeling.judging.member import JUDGE_FILE, READINGS, JudgeFacts
 from modeling.judging.predictions import build_verdicts, calibrate_verdicts
-from modeling.judging.schedule import Readings
+from modeling.judging.schedule import PassSchedule
 
 logger = get_logger(__name__)
 
@@ -49,7 +49,7 @@ class Judge:
         calibration = read_calibration(facts, describe_members(members)) if facts.calibration else None
         return cls(members, facts.readings, calibration)
 
-    def plan_readings(self, readings: str | None = None) -> list[tuple[Member, str]]:
+    def plan_passes(self, readings: str | None = None) -> list[tuple[Member, str]]:
         """The (member, orientation) pairs to read.
 
         Args:
@@ -77,7 +77,7 @@ class Judge:
 
         Args:
             battles: Rows with id, prompt, response_a, response_b.
-            readings: See `plan_readings`.
+            readings: See `plan_passes`.
             calibrated: Apply the judge's calibration, if it has one. It is about all of the judge's own readings.
             second_reading: Share of the battles that get all readings, those whose first one is nearest 1/2; the others
                 have their first reading alone.
@@ -94,7 +94,7 @@ class Judge:
         """
         check_share("--second_reading", second_reading)
         rows = [dict(battle) for battle in battles]
-        made = Readings(self.plan_readings(readings), rows, **options)
+        made = PassSchedule(self.plan_passes(readings), rows, **options)
         if second_reading == 1 and deadline is None:
             made.read(np.full(made.p.shape[:2], True))
         else:
@@ -109,7 +109,7 @@ class Judge:
 
     def find_calibration(self, readings: str | None = None) -> Calibration | None:
         """The judge's calibration, if it has one and it is about these readings."""
-        if self.calibration and self.plan_readings(readings) != self.plan_readings():
+        if self.calibration and self.plan_passes(readings) != self.plan_passes():
             logger.warning_once(f"Not calibrated: this judge's calibration is about --readings {self.readings}")
             return None
         return self.calibration

@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from modeling.encoding.encoder import BattleEncoder, Encoding, build_encoding
-from modeling.judging.canaries import ProbesMoved, replay_probes
+from modeling.judging.canaries import CanariesMoved, replay_canaries
 from modeling.judging.member import (
     ADAPTER_FILES,
+    CANARIES_FILE,
     MEMBER_FILE,
-    PROBES_FILE,
     JudgeFacts,
     MemberFacts,
     fingerprint_member,
@@ -128,7 +128,7 @@ def load_members(
     chosen = dtype and _choose_dtype(checked, dtype, device)
     try:
         return _load_members(checked, device, chosen, **options)
-    except ProbesMoved as error:
+    except CanariesMoved as error:
         if dtype != "auto" or chosen == "float32":
             raise
         logger.warning(f"Precision: float32 in place of {chosen}, in which the probe battles do not hold. {error}")
@@ -164,7 +164,7 @@ def _load_members(
         if members and merge != "never" and (merged := merge_members(members, merge, skip_probes, bar)):
             return merged
         for member in members:
-            check_probes(member, skip_probes, bar)
+            check_canaries(member, skip_probes, bar)
     return members
 
 
@@ -216,8 +216,8 @@ def merge_members(members: Sequence[Member], merge: str, skip_probes: bool, bar:
         merged.append(member)
     try:
         for member in merged:
-            check_probes(member, skip_probes, bar)
-    except ProbesMoved as error:
+            check_canaries(member, skip_probes, bar)
+    except CanariesMoved as error:
         if merge == "always":
             raise
         logger.warning(f"Adapters stay unmerged: merged into {members[0].dtype} they answer otherwise. {error}")
@@ -233,16 +233,16 @@ def attach_member(model: PreferenceMixin | PeftModel, slot: str, folder: Path) -
     return attach_adapter(model, slot, config, load_weights(folder), folder)
 
 
-def check_probes(member: Member, skip: bool, bar: tqdm) -> None:
+def check_canaries(member: Member, skip: bool, bar: tqdm) -> None:
     """Replays a member's probes and says how far they moved; an error beyond the tolerance (law 11)."""
     bar.set_description(f"Checking {member.name}", refresh=True)
-    probes = read_json(member.folder / PROBES_FILE, "Judge")
+    probes = read_json(member.folder / CANARIES_FILE, "Judge")
     if skip or not probes.get("battles", True):
         reason = "--skip_probes" if skip else "its training ended before it had any"
         logger.warning(f"{member.name}: no probe battles are read ({reason}): nothing says if it has changed")
         return
     where, precisions = f"Judge {member.folder}", (member.dtype, member.facts.dtype)
-    change = replay_probes(where, member.activate(), member.encoder, probes, *precisions)
+    change = replay_canaries(where, member.activate(), member.encoder, probes, *precisions)
     logger.info(f"{member.name}: probabilities of its probe battles moved by at most {change:.2g} since it was saved")
     bar.update()
 
@@ -305,7 +305,7 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
     folder = folders[0]
     facts, tokenizer = read_member(folder), load_tokenizer(folder)
     model = _merge(folder, facts, dtype)
-    probes = read_json(folder / PROBES_FILE, "Judge")
+    probes = read_json(folder / CANARIES_FILE, "Judge")
     encoder = BattleEncoder(tokenizer, Encoding.from_dict(facts.encoding))
     with replace_folder(output_dir, MEMBER_FILE) as beside:
         # The names are the original ones already; transformers fails when it turns back how 8 bit was loaded.
@@ -315,7 +315,7 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
         asked = "float32" if dtype == "float32" else "auto"
         read_in = choose_dtype(asked, model.device, model.config, training=False)
         set_dtype(model, read_in)
-        change = replay_probes(f"Judge {name}, merged", model, encoder, probes, read_in, dtype)
+        change = replay_canaries(f"Judge {name}, merged", model, encoder, probes, read_in, dtype)
     logger.info(f"Merged {name}: probabilities of its probe battles moved by at most {change:.2g}: {output_dir}")
 
 

@@ -22,7 +22,7 @@ from modeling.network.lora import write_adapter
 from modeling.runtime.choices import READINGS
 from modeling.runtime.files import hash_file, replace_folder, write_json
 
-MEMBER_FILE, PROBES_FILE, JUDGE_FILE = "member.json", "probes.json", "judge.json"
+MEMBER_FILE, CANARIES_FILE, JUDGE_FILE = "member.json", "probes.json", "judge.json"
 MEMBER_FORMAT, JUDGE_FORMAT = 2, 1
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MERGED_FILE = "config.json"  # of a member that merge_member wrote: it is its own base
@@ -78,7 +78,7 @@ def save_member(
 
     Args:
         weights: What `collect_trained_weights` returned for the model.
-        probes: What `record_probes` returned for it, or `build_unread_probes`, so that nothing is lost meanwhile.
+        probes: What `record_canaries` returned for it, or `build_empty_canaries`, so that nothing is lost meanwhile.
         finish: Given the folder beside, adds what is for people: evaluation, figures and card.
     """
     with replace_folder(folder, MEMBER_FILE) as beside:
@@ -92,7 +92,7 @@ def save_member(
 def write_facts(folder: Path, tokenizer: PreTrainedTokenizerBase, facts: MemberFacts, probes: Mapping) -> None:
     """Writes tokenizer, probes and, last, the facts with the hashes of all that is there."""
     tokenizer.save_pretrained(folder)
-    write_json(folder / PROBES_FILE, probes)
+    write_json(folder / CANARIES_FILE, probes)
     files = {path.name: hash_file(path) for path in sorted(folder.iterdir()) if path.name not in UNHASHED}
     write_json(folder / MEMBER_FILE, asdict(replace(facts, files=files)))
 
@@ -113,7 +113,7 @@ def read_member(folder: Path) -> MemberFacts:
     Raises:
         ValueError: If a file is missing or changed, or the facts are not of this version.
     """
-    for name in (MEMBER_FILE, PROBES_FILE, *((MERGED_FILE,) if is_merged(folder) else ADAPTER_FILES)):
+    for name in (MEMBER_FILE, CANARIES_FILE, *((MERGED_FILE,) if is_merged(folder) else ADAPTER_FILES)):
         if not (folder / name).is_file():
             raise ValueError(
                 f"Judge {folder}: expected a member folder with {name}; found none. Give what train.py wrote."

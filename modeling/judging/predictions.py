@@ -24,7 +24,7 @@ def build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarra
     Returns:
         The columns of `Judge.predict`.
     """
-    mean = average_readings(np.array(list(columns.values())))
+    mean = average_passes(np.array(list(columns.values())))
     verdicts = pd.DataFrame({"id": ids})
     for label, name in enumerate(LABELS):
         verdicts[f"p_{name}"] = mean[:, label]
@@ -37,7 +37,7 @@ def build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarra
     return verdicts
 
 
-def average_readings(probabilities: np.ndarray) -> np.ndarray:
+def average_passes(probabilities: np.ndarray) -> np.ndarray:
     """Mean over the readings that were made, shape (battles, labels), of shape (readings, battles, labels) with NaN for
     the others; even odds where there was none."""
     read = ~np.isnan(probabilities)

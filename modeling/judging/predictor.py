@@ -22,12 +22,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from modeling.data.battles import orient_label
-from modeling.encoding.packing import Pack, count_packed, pack_readings
+from modeling.encoding.packing import PackedSequence, count_added_tokens, pack_sequences
 
 # Least and most of a pack, by kind of device: on a CPU few battles make smaller packs, so that no core waits for long
 # at the end; a GPU wants many at once, but how many was not measured yet.
 TOKENS_PER_BATCH = {"cpu": (1024, 4096), "cuda": (16384, 16384)}
-PACKS = 12  # that there should be at least, within these bounds
+MIN_PACKS = 12  # that there should be at least, within these bounds
 
 
 def build_batches(readings: Sequence[Sequence[int]], tokens_per_batch: int) -> list[list[int]]:
@@ -42,7 +42,7 @@ def build_batches(readings: Sequence[Sequence[int]], tokens_per_batch: int) -> l
     order = sorted(range(len(readings)), key=lambda row: readings[row])
     batches: list[list[int]] = []
     room = 0
-    for row, added in zip(order, count_packed([readings[row] for row in order]), strict=True):
+    for row, added in zip(order, count_added_tokens([readings[row] for row in order]), strict=True):
         if batches and added <= room:
             batches[-1].append(row)
             room -= added
@@ -55,7 +55,7 @@ def build_batches(readings: Sequence[Sequence[int]], tokens_per_batch: int) -> l
 def choose_budget(readings: Sequence[Sequence[int]], device_type: str) -> int:
     """Most tokens of a pack where nobody says: by device and readings alone, whatever the number of processes."""
     least, most = TOKENS_PER_BATCH.get(device_type, TOKENS_PER_BATCH["cuda"])
-    return min(most, max(least, sum(map(len, readings)) // PACKS))
+    return min(most, max(least, sum(map(len, readings)) // MIN_PACKS))
 
 
 def predict_battles(
@@ -123,7 +123,7 @@ def _read_packs(
     def read(readings: list) -> list[list[float]] | None:
         """One pack; None once it is too late."""
         late = deadline is not None and time.monotonic() >= deadline
-        return None if late else _predict_pack(model, pack_readings(readings))
+        return None if late else _predict_pack(model, pack_sequences(readings))
 
     sizes = [sum(map(len, readings)) for readings in packs.values()]
     with tqdm(total=sum(sizes), unit="tok", unit_scale=True, desc=name, disable=name is None) as bar:
@@ -161,7 +161,7 @@ def map_on_cores(function: Callable, tasks: Sequence, num_workers: int) -> Itera
 
 
 @torch.inference_mode()
-def _predict_pack(model: nn.Module, pack: Pack) -> list[list[float]]:
+def _predict_pack(model: nn.Module, pack: PackedSequence) -> list[list[float]]:
     """Softmax over the slots, one list per reading of the pack."""
     device = next(model.parameters()).device
     batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in pack.to_batch().items()}

@@ -48,7 +48,7 @@ def label_battles(battles: Dataset, verdicts: pd.DataFrame, min_confidence: floa
 def describe_judge(judge: Judge, readings: str | None, calibrated: bool = True) -> dict[str, str]:
     """Where a pseudo-label comes from, a column each: names, weights, orders read, calibration, and the day (UTC)."""
     calibration = judge.find_calibration(readings) if calibrated else None
-    plan = judge.plan_readings(readings)
+    plan = judge.plan_passes(readings)
     return {
         "judge": "+".join(member.name for member in judge.members),
         "judge_revision": "+".join(f"{m.fingerprint}@{m.facts.base_fingerprint}" for m in judge.members),

@@ -69,9 +69,9 @@ def check_not_fitted_on(judge: Judge, path: str) -> None:
         )
 
 
-def check_readings(verdicts: pd.DataFrame, judge: Judge, readings: str | None, where: str) -> None:
+def check_passes(verdicts: pd.DataFrame, judge: Judge, readings: str | None, where: str) -> None:
     """Raises a ValueError if predictions are not of these readings of a judge; warns if they are out-of-fold ones."""
-    expected = {f"p_a_{member.name}_{orientation}" for member, orientation in judge.plan_readings(readings)}
+    expected = {f"p_a_{member.name}_{orientation}" for member, orientation in judge.plan_passes(readings)}
     found = {name for name in verdicts if name.startswith("p_a_")}
     if found != expected:
         raise ValueError(
@@ -89,7 +89,7 @@ def take_raw(verdicts: pd.DataFrame) -> pd.DataFrame:
     return verdicts.assign(p_a=verdicts[RAW], p_b=1 - verdicts[RAW]).drop(columns=RAW)
 
 
-def check_own_readings(names: Sequence[str], judge: Judge) -> None:
+def check_own_passes(names: Sequence[str], judge: Judge) -> None:
     """Raises a ValueError if judge.json, where a calibration is to be kept, says that the judge reads otherwise."""
     folder, _ = locate_judge(names)
     stored = read_judge(folder)

@@ -12,7 +12,7 @@ from accelerate.logging import get_logger
 from modeling.data.battles import LABELS, ORIENTATIONS
 from modeling.encoding.encoder import CUT_COLUMNS, BattleEncoder
 from modeling.judging.loading import Member
-from modeling.judging.predictions import average_readings
+from modeling.judging.predictions import average_passes
 from modeling.judging.predictor import predict_battles
 from modeling.runtime.distributed import call_on_main
 
@@ -23,7 +23,7 @@ SLICES = 8  # of what is left: as often the speed is measured anew
 SPENT = 0.9  # of the time left that is planned for; the rest is for a machine that slows down
 
 
-class Readings:
+class PassSchedule:
     """The readings of battles by a plan of members and orders: NaN in `p` where one was not made.
 
     p: Probabilities by label, shape (readings, battles, labels).
@@ -33,12 +33,12 @@ class Readings:
     def __init__(self, plan: Sequence[tuple[Member, str]], rows: Sequence[Mapping], **options):
         """
         Args:
-            plan: What `Judge.plan_readings` returned.
+            plan: What `Judge.plan_passes` returned.
             options: Of `predict_battles`: tokens_per_batch, num_workers, progress_dir.
         """
         self.plan, self.rows, self.options = plan, rows, options
         self.names = [f"{member.name}_{orientation}" for member, orientation in plan]
-        self.encoded = _encode_readings(plan, rows)
+        self.encoded = _encode_passes(plan, rows)
         self.p = np.full((len(plan), len(rows), len(LABELS)), np.nan)
         columns = ("length", *CUT_COLUMNS)
         self.lengths = np.array([[[battle[name] for name in columns] for battle in each] for each in self.encoded])
@@ -78,10 +78,10 @@ class Readings:
             deadline: Of `time.monotonic()`; None: there is time for all.
             later_judges: Each of them is left as much time as the others than the first reading get here.
         """
-        first, rest = self.choose_first(), np.full(self.p.shape[:2], True)
+        first, rest = self.choose_first_passes(), np.full(self.p.shape[:2], True)
         if deadline is None:
             self.read(first)
-            self.read(self._select(rest, self.rank_doubt()[: round(second_reading * len(self.rows))]))
+            self.read(self._select(rest, self.rank_by_uncertainty()[: round(second_reading * len(self.rows))]))
             return
         pace = Pace()
         sizes = np.where(first, self.lengths[..., 0], 0).sum(axis=0)
@@ -93,14 +93,14 @@ class Readings:
             logger.warning(f"Time budget: {missing} of {len(order)} battles could not be read in time: even odds")
         if len(self.plan) == 1:
             return  # there is no other reading to make
-        doubtful = self.rank_doubt()[: round(second_reading * len(order))] if done == len(order) else []
+        doubtful = self.rank_by_uncertainty()[: round(second_reading * len(order))] if done == len(order) else []
         sizes, now = self.lengths[..., 0].sum(axis=0) - sizes, time.monotonic()
         deadline = now + (deadline - now) / (1 + later_judges)
         pace.read_in_time(lambda rows: self.read(self._select(rest, rows), deadline), doubtful, sizes, deadline)
         again = int((~np.isnan(self.p[..., 0])).all(axis=0).sum())
         logger.info(f"Time budget: {again} of {len(order)} battles have all {len(self.plan)} readings")
 
-    def choose_first(self) -> np.ndarray:
+    def choose_first_passes(self) -> np.ndarray:
         """The reading that each battle gets before any other, shape (readings, battles); exactly one of a battle.
 
         A member that reads both orders begins with the one in which the answers stand in alphabetical order: which of
@@ -115,9 +115,9 @@ class Readings:
             first[places["ab" if battle["response_a"] <= battle["response_b"] else "ba"], row] = True
         return first
 
-    def rank_doubt(self) -> np.ndarray:
+    def rank_by_uncertainty(self) -> np.ndarray:
         """Rows of the battles that were read, those whose p is nearest 1/2 first."""
-        p_a = average_readings(self.p)[:, 0]
+        p_a = average_passes(self.p)[:, 0]
         # Rounded: of readings in other packs the last bits differ, which must not decide.
         order = np.argsort(np.abs(p_a - 0.5).round(6), kind="stable")
         return order[~np.isnan(self.p[:, order, 0]).all(axis=0)]
@@ -198,7 +198,7 @@ class Pace:
         return min(fits, math.ceil(len(ahead) / SLICES))
 
 
-def _encode_readings(plan: Sequence[tuple[Member, str]], rows: Sequence[Mapping]) -> list[list[dict]]:
+def _encode_passes(plan: Sequence[tuple[Member, str]], rows: Sequence[Mapping]) -> list[list[dict]]:
     """Encoded battles of each reading; both orders of an encoder share its work."""
     encoded: dict[tuple[BattleEncoder, str], list[dict]] = {}
     start = time.perf_counter()

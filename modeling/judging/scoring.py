@@ -18,8 +18,8 @@ from modeling.judging.predictions import RAW
 from modeling.judging.recalibration import (
     check_not_fitted_on,
     check_not_trained_on,
-    check_own_readings,
-    check_readings,
+    check_own_passes,
+    check_passes,
     find_unscored,
     take_raw,
 )
@@ -62,7 +62,7 @@ def load_judge(arguments: EvaluateArguments) -> Judge | None:
         logger.info(f"--judge reads the battles; --predictions {arguments.predictions} is left aside")
     judge = Judge.from_pretrained(arguments.judge, **arguments.loading)
     if arguments.save_calibration and not arguments.readings:
-        check_own_readings(arguments.judge, judge)
+        check_own_passes(arguments.judge, judge)
     if arguments.calibrated and not arguments.calibrate:
         check_not_fitted_on(judge, arguments.battles)
     return judge
@@ -104,7 +104,7 @@ def fit_calibration(arguments: EvaluateArguments, judge: Judge | None, others: D
     if path:
         verdicts = read_verdicts(path, others).iloc[rows]
         if arguments.save_calibration:
-            check_readings(verdicts, judge, arguments.readings, f"--calibrate_predictions {path}")
+            check_passes(verdicts, judge, arguments.readings, f"--calibrate_predictions {path}")
     else:
         verdicts = read_battles(arguments, judge, others.select(rows), calibrated=False)
     calibration = FITS[arguments.calibrate](take_raw(verdicts)["p_a"].to_numpy(), read_labels(others)[rows])

@@ -17,7 +17,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from modeling.encoding.packing import Segment, pack_readings
+from modeling.encoding.packing import Segment, pack_sequences
 
 logger = get_logger(__name__)
 
@@ -207,7 +207,7 @@ def _compare_kernels(
     readings.append([*readings[0][:20], *readings[2]])  # begins as the first one does
     small.config._attn_implementation = "eager"
     expected = torch.cat([small(torch.tensor([reading], device=device)).logits for reading in readings])
-    batch = pack_readings(readings).to_batch()
+    batch = pack_sequences(readings).to_batch()
     batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     found = []
     for kernel in list_kernels(small_config):

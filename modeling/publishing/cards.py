@@ -19,7 +19,7 @@ from modeling.data.battles import TRAINED_ORIENTATIONS
 from modeling.judging.loading import find_judge
 from modeling.judging.member import ADAPTER_FILES, JUDGE_FILE, MEMBER_FILE, MERGED_FILE, read_json
 from modeling.publishing.card_metadata import CODES, find_licence
-from modeling.publishing.limitations import count_languages, describe_cuts, describe_languages, describe_limits
+from modeling.publishing.limitations import count_languages, describe_cuts, describe_languages, describe_limitations
 from modeling.publishing.markdown import conceal, escape_text, fence, flatten_settings, format_estimate, render
 from modeling.runtime.files import write_json
 
@@ -195,7 +195,7 @@ def _render_card(
             figures={name: FIGURES[name] for name in FIGURES if (folder / "figures" / f"{name}.png").is_file()},
             limits=[
                 *describe_languages(count_languages(list_data(members, "train"))),
-                *describe_limits(report),
+                *describe_limitations(report),
                 *describe_cuts([member.facts.get("encoding", {}) for member in members], report),
             ],
             bases=list_bases(members),

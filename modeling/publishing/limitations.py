@@ -30,7 +30,7 @@ def describe_languages(trained: Mapping[str, int]) -> Iterator[str]:
         yield f"It was trained on {names}; the others it knows from its base alone."
 
 
-def describe_limits(report: Mapping | None) -> Iterator[str]:
+def describe_limitations(report: Mapping | None) -> Iterator[str]:
     """What the figures do not show, and the leanings that they do show."""
     if report is None:
         yield "No report on held-out battles comes with it: how often it is right is not known from here."

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 
 from modeling.judging.member import (
     ADAPTER_FILES,
+    CANARIES_FILE,
     JUDGE_FILE,
     MEMBER_FILE,
     MERGED_FILE,
-    PROBES_FILE,
     JudgeFacts,
     is_merged,
     read_json,
@@ -33,7 +33,7 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
 )
-FACTS_FILES = (MEMBER_FILE, PROBES_FILE, EVALUATION_FILE, CARD_FILE)
+FACTS_FILES = (MEMBER_FILE, CANARIES_FILE, EVALUATION_FILE, CARD_FILE)
 MODEL_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 FIGURE = re.compile(r"figures/[\w-]+\.png")
 

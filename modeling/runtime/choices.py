@@ -8,7 +8,7 @@ TIE_POLICIES = ("keep", "drop")
 BLANK_POLICIES = ("error", "drop", "keep")
 BAD_ROW_POLICIES = ("error", "drop")
 LEAK_POLICIES = ("drop", "keep", "error")
-TWIN_POLICIES = ("keep", "drop")
+DUPLICATE_POLICIES = ("keep", "drop")
 FOLD_METHODS = ("prompt", "modulo")
 
 TRUNCATIONS = ("balanced", "left")

@@ -59,7 +59,7 @@ def check_battle(texts: Mapping[str, object], limits: Limits, id: object = "") -
     """
     if isinstance(id, bool) or not isinstance(id, str | int) or len(str(id)) > MAX_ID_LENGTH:
         raise ValueError(f"id: expected a text of at most {MAX_ID_LENGTH} characters, or a whole number. Shorten it.")
-    battle = {"id": mend_surrogates(id) if isinstance(id, str) else id}
+    battle = {"id": repair_surrogates(id) if isinstance(id, str) else id}
     for name, title in TITLES.items():
         text = texts.get(name)
         if text is not None and not isinstance(text, str):
@@ -67,7 +67,7 @@ def check_battle(texts: Mapping[str, object], limits: Limits, id: object = "") -
         if not text or not text.strip():
             raise ValueError(f"{title}: expected some text; found none. Write or paste it.")
         check_bound(title, len(text), limits.max_characters, "characters")
-        battle[name] = mend_surrogates(text)
+        battle[name] = repair_surrogates(text)
     return battle
 
 
@@ -80,7 +80,7 @@ def check_bound(where: str, found: int, most: int, unit: str) -> None:
         )
 
 
-def mend_surrogates(text: str) -> str:
+def repair_surrogates(text: str) -> str:
     """The text as JSON and a tokenizer can hold it: surrogate pairs joined, lone ones U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -219,7 +219,7 @@ class ServedJudge:
             ValueError: See `load_upload`.
         """
         battles = load_upload(path, self.limits)
-        num_readings, done = len(battles) * len(self.judge.plan_readings("both")), 0
+        num_readings, done = len(battles) * len(self.judge.plan_passes("both")), 0
 
         def before_batch(num_battles: int) -> None:
             """Says how far the file is, and lets those read who wait."""

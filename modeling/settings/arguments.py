@@ -13,6 +13,7 @@ from modeling.runtime.choices import (
     BAD_ROW_POLICIES,
     BLANK_POLICIES,
     CALIBRATIONS,
+    DUPLICATE_POLICIES,
     FOLD_METHODS,
     LEAK_POLICIES,
     MERGES,
@@ -23,7 +24,6 @@ from modeling.runtime.choices import (
     TIE_POLICIES,
     TRAINED_ORIENTATIONS,
     TRUNCATIONS,
-    TWIN_POLICIES,
 )
 
 BASE_HELP = (
@@ -73,7 +73,7 @@ class BattleArguments:
 
 
 @dataclass
-class ReadingArguments(BattleArguments):
+class JudgeArguments(BattleArguments):
     """How a judge reads battles, in predict.py, pseudolabel.py and evaluate.py alike."""
 
     own_data: ClassVar[tuple[str, ...]] = ("battles", "judge")
@@ -208,9 +208,9 @@ class TrainArguments(BattleArguments):
         choices=LEAK_POLICIES,
     )
     repeat_policy: str = option(
-        "keep", "Battles of one source that say the same as an earlier one.", choices=TWIN_POLICIES
+        "keep", "Battles of one source that say the same as an earlier one.", choices=DUPLICATE_POLICIES
     )
-    identical_policy: str = option("keep", "Battles whose two answers are the same.", choices=TWIN_POLICIES)
+    identical_policy: str = option("keep", "Battles whose two answers are the same.", choices=DUPLICATE_POLICIES)
     teacher_column: list[str] | None = option(
         None,
         "Columns with a teacher's probabilities, [p_a, p_b] or p_a; several are averaged, null is none.",
@@ -403,10 +403,10 @@ def parse_duration(flag: str, text: str) -> float:
 
 
 @dataclass
-class PredictArguments(ReadingArguments):
+class PredictArguments(JudgeArguments):
     """Reads battles with a judge and writes its verdicts."""
 
-    own_data: ClassVar[tuple[str, ...]] = (*ReadingArguments.own_data, "cascade")
+    own_data: ClassVar[tuple[str, ...]] = (*JudgeArguments.own_data, "cascade")
 
     output_dir: str = option(None, "Folder for predictions.parquet and submission.csv.", group="output")
     folds: bool = option(
@@ -438,7 +438,7 @@ class PredictArguments(ReadingArguments):
 
 
 @dataclass
-class PseudolabelArguments(ReadingArguments):
+class PseudolabelArguments(JudgeArguments):
     """Labels battles with a judge's probabilities, to train on."""
 
     output: str = option(None, "Parquet file to write: the battles, with a label.", group="output")
@@ -467,10 +467,10 @@ class PseudolabelArguments(ReadingArguments):
 
 
 @dataclass
-class EvaluateArguments(ReadingArguments):
+class EvaluateArguments(JudgeArguments):
     """Scores predictions against outcomes: a report with intervals, a page, and pictures."""
 
-    own_data: ClassVar[tuple[str, ...]] = (*ReadingArguments.own_data, "predictions")
+    own_data: ClassVar[tuple[str, ...]] = (*JudgeArguments.own_data, "predictions")
 
     output_dir: str = option(None, "Folder for report.json, report.html and figures/.", group="output")
     predictions: str | None = option(

@@ -12,7 +12,7 @@ from datasets import Dataset
 from modeling.data.battles import LABELS, list_orders
 from modeling.encoding.encoder import BattleEncoder
 from modeling.evaluation.report import build_report
-from modeling.judging.canaries import build_unread_probes, record_probes
+from modeling.judging.canaries import build_empty_canaries, record_canaries
 from modeling.judging.member import MemberFacts, save_member
 from modeling.network.base import BaseFiles
 from modeling.network.lora import collect_trained_weights
@@ -45,7 +45,7 @@ class FinishedRun:
     def __post_init__(self):
         self.metrics |= measure_training(self.trainer)
         self.weights = collect_trained_weights(self.trainer.model)
-        self.probes = build_unread_probes(self.trainer.model, self.dtype)
+        self.probes = build_empty_canaries(self.trainer.model, self.dtype)
 
     def save(self, report: dict | None = None) -> None:
         """Writes the member's folder, its card with the figures of a report where there is one."""
@@ -64,11 +64,11 @@ class FinishedRun:
             tokenizer, card = self.encoder.tokenizer, partial(self.write_card, report=report)
             save_member(self.output, model, self.weights, tokenizer, self.base, facts, self.probes, card)
 
-    def read_probes(self) -> None:
+    def record_canaries(self) -> None:
         """Reads the probe battles, and writes the folder again with their probabilities."""
         logger.info("Training is over, and its member saved; its probe battles are read next")
         orders = list_orders(self.arguments.orientation)
-        self.probes = record_probes(self.trainer.model, self.encoder, orders, self.dtype)
+        self.probes = record_canaries(self.trainer.model, self.encoder, orders, self.dtype)
         self.save()
 
     def evaluate(self, eval_set: Dataset, recorder: EvaluationRecorder) -> None:

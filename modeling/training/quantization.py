@@ -8,7 +8,7 @@ from accelerate.logging import get_logger
 from torch import Tensor, device
 
 from modeling.encoding.encoder import BattleEncoder
-from modeling.judging.canaries import build_probe_encoder, compute_probe_logits, load_probe_battles, measure_change
+from modeling.judging.canaries import build_canary_encoder, compute_canary_logits, load_canaries, measure_change
 from modeling.network.base import BaseFiles, check_unquantized, find_base, load_base, load_tokenizer, measure_weights
 from modeling.network.classifier import PreferenceMixin
 from modeling.network.lora import check_adapter, merge_adapter
@@ -34,21 +34,21 @@ def find_backbone(arguments: QuantizeArguments) -> BaseFiles:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Snapshot:
     """What is compared between two states of a model: bytes of its weights, logits (battles, slots) of the probes."""
 
     num_bytes: int
     logits: Tensor
 
 
-def read_in(model: PreferenceMixin, dtype: str, encoder: BattleEncoder) -> Reading:
+def take_snapshot(model: PreferenceMixin, dtype: str, encoder: BattleEncoder) -> Snapshot:
     """What the model holds as it will be saved, and what it says of the probes in the precision of this device.
 
     The model is of that precision from then on.
     """
     num_bytes = measure_weights(model)
     set_dtype(model, dtype)
-    return Reading(num_bytes, compute_probe_logits(model, encoder, load_probe_battles()))
+    return Snapshot(num_bytes, compute_canary_logits(model, encoder, load_canaries()))
 
 
 def load_plain(arguments: QuantizeArguments, files: BaseFiles, dtype: str) -> PreferenceMixin:
@@ -78,10 +78,10 @@ def load_quantized(
     return model
 
 
-def check_saved(folder: Path, dtype: str, saved: Reading) -> None:
+def check_saved(folder: Path, dtype: str, saved: Snapshot) -> None:
     """Raises a ValueError if a saved base, loaded again with its own tokenizer, gives other logits on the probes."""
     model = load_base(BaseFiles(folder), dtype=dtype)
-    logits = compute_probe_logits(model, build_probe_encoder(load_tokenizer(folder)), load_probe_battles())
+    logits = compute_canary_logits(model, build_canary_encoder(load_tokenizer(folder)), load_canaries())
     change, _ = measure_change(saved.logits, logits)
     if change > RELOAD_TOLERANCE:
         raise ValueError(
@@ -90,7 +90,7 @@ def check_saved(folder: Path, dtype: str, saved: Reading) -> None:
         )
 
 
-def report_change(quantization: str, dtype: str, plain: Reading, saved: Reading, size: int) -> None:
+def report_change(quantization: str, dtype: str, plain: Snapshot, saved: Snapshot, size: int) -> None:
     """Says what quantising won in bytes and what it cost in logits."""
     logger.info(
         f"Weights: {plain.num_bytes:,} bytes in {dtype}, {saved.num_bytes:,} as {quantization} "

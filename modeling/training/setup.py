@@ -10,10 +10,10 @@ from transformers import AutoConfig, TrainingArguments, set_seed
 
 from modeling.data.battles import list_orders, load_battles
 from modeling.data.folds import split_folds
-from modeling.data.mixture import describe_battles, drop_leaks, drop_twins, mix_sources
+from modeling.data.mixture import describe_battles, drop_contaminated, drop_duplicates, mix_sources
 from modeling.data.near_duplicates import DuplicateIndex
 from modeling.encoding.audit import audit_battles
-from modeling.encoding.collator import PackCollator, encode_dataset, encode_evaluation
+from modeling.encoding.collator import PackedCollator, encode_dataset, encode_evaluation
 from modeling.encoding.encoder import BattleEncoder
 from modeling.evaluation.metrics import build_trainer_metrics
 from modeling.judging.member import MEMBER_FILE
@@ -101,12 +101,12 @@ def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, 
     if arguments.num_folds:
         sources[0], evaluation = split_folds(sources[0], arguments.num_folds, arguments.fold, arguments.fold_method)
     twins = {"repeat_policy": arguments.repeat_policy, "identical_policy": arguments.identical_policy}
-    guarded = [drop_twins(file, part, **twins) for file, part in zip(arguments.train_file, sources, strict=True)]
+    guarded = [drop_duplicates(file, part, **twins) for file, part in zip(arguments.train_file, sources, strict=True)]
     if evaluation is not None:
         index = DuplicateIndex()
         index.add(evaluation["prompt"][:])
         pairs = zip(arguments.train_file, guarded, strict=True)
-        guarded = [drop_leaks(file, part, index, leak_policy=arguments.leak_policy) for file, part in pairs]
+        guarded = [drop_contaminated(file, part, index, leak_policy=arguments.leak_policy) for file, part in pairs]
     if (found := sum(map(len, guarded))) < num_processes:
         raise ValueError(
             f"--num_processes {num_processes}: expected a battle for each process; found {found} for training. "
@@ -217,7 +217,7 @@ def build_trainer(
         args=training,
         train_dataset=train_set,
         eval_dataset=eval_set,
-        data_collator=PackCollator(arguments.tokens_per_batch),
+        data_collator=PackedCollator(arguments.tokens_per_batch),
         compute_metrics=recorder,
     )
     return trainer, recorder

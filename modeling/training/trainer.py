@@ -75,7 +75,7 @@ class PreferenceTrainer(Trainer):
         Args:
             run: What decides the run's numbers, as JSON values; kept with each checkpoint.
             head_learning_rate: The head's; the adapters' own if None.
-            options: Of transformers' Trainer; `data_collator` is a `PackCollator`.
+            options: Of transformers' Trainer; `data_collator` is a `PackedCollator`.
         """
         super().__init__(**options)
         self.run, self.head_learning_rate = run, head_learning_rate
@@ -259,7 +259,7 @@ def describe_settings(
     return {**settings, **launch, **more, "train_battles": f"{len(train_set)}, {digest.hexdigest()[:16]}"}
 
 
-def rehearse(trainer: PreferenceTrainer) -> str:
+def run_dry_run(trainer: PreferenceTrainer) -> str:
     """Trains three steps, the first of them not timed, and says what the whole run would take. The model is spoilt.
 
     Returns:

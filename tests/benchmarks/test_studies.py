@@ -10,7 +10,7 @@ from modeling.data.battles import ORIENTATIONS
 from modeling.evaluation.bootstrap import Resampler
 from tests.helpers import REPOSITORY
 
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+sys.path.insert(0, str(REPOSITORY / "benchmarks" / "studies"))
 from arms import measure_arms
 from frozen import Reading, extract_part, load_features
 from heads import orient, predict, predict_orders, train_head

@@ -5,7 +5,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from modeling.data.battles import load_battles
-from modeling.data.mixture import describe_battles, doubt_label, drop_leaks, drop_twins, mix_sources
+from modeling.data.mixture import describe_battles, drop_contaminated, drop_duplicates, mix_sources, soften_label
 from modeling.data.near_duplicates import DuplicateIndex
 
 PartialState()  # accelerate's logger needs it
@@ -51,7 +51,7 @@ def test_a_planted_leak_is_found_counted_and_removed(language, kind, caplog):
     leak, *others = change(PROMPTS[language], kind), *OTHERS
     battles = build_battles({"prompt": others[0]}, {"prompt": leak}, *({"prompt": other} for other in others[1:]))
     evaluation = index("An evaluation prompt.", PROMPTS[language])
-    kept = drop_leaks("pool.parquet", battles, evaluation, leak_policy="drop")
+    kept = drop_contaminated("pool.parquet", battles, evaluation, leak_policy="drop")
     assert kept["id"][:] == ["x0", "x2", "x3"]
     numbers = "0 the same and 1 nearly" if kind == "overlapping" else "1 the same and 0 nearly"
     said = f"pool.parquet: 1 of 4 battles have a prompt of the evaluation part, {numbers} the same; dropped"
@@ -60,13 +60,13 @@ def test_a_planted_leak_is_found_counted_and_removed(language, kind, caplog):
 
 def test_leaks_may_be_kept_or_stop_the_run(caplog):
     battles, evaluation = build_battles({"prompt": OTHERS[0]}), index(OTHERS[0])
-    assert len(drop_leaks("f", battles, evaluation, leak_policy="keep")) == 1
+    assert len(drop_contaminated("f", battles, evaluation, leak_policy="keep")) == 1
     assert "f: 1 of 1 battles have a prompt of the evaluation part" in caplog.text and "kept" in caplog.text
     with pytest.raises(
         ValueError, match=r"f: 1 of 1 battles .* expected none\. same: battle 'x0'\. Pass --leak_policy drop"
     ):
-        drop_leaks("f", battles, evaluation, leak_policy="error")
-    assert len(drop_leaks("f", battles, index("something else"), leak_policy="error")) == 1
+        drop_contaminated("f", battles, evaluation, leak_policy="error")
+    assert len(drop_contaminated("f", battles, index("something else"), leak_policy="error")) == 1
 
 
 # --- repeats and identical answers ------------------------------------------------------------------------------------
@@ -79,12 +79,12 @@ def test_repeats_and_identical_answers_are_counted_and_dropped_where_asked(caplo
         {"response_a": "left", "response_b": "other"},
         {"response_a": "same", "response_b": " same"},
     )
-    kept = drop_twins("f", battles, repeat_policy="keep", identical_policy="keep")
+    kept = drop_duplicates("f", battles, repeat_policy="keep", identical_policy="keep")
     assert kept["id"][:] == battles["id"][:]
     assert "f: kept 1 of 4 battles that repeat another (--repeat_policy keep): battle 'x1'" in caplog.text
     assert "f: kept 1 of 4 battles whose two answers are the same (--identical_policy keep): battle 'x3'" in caplog.text
-    assert drop_twins("f", battles, repeat_policy="drop", identical_policy="keep")["id"][:] == ["x0", "x2", "x3"]
-    assert drop_twins("f", battles, repeat_policy="drop", identical_policy="drop")["id"][:] == ["x0", "x2"]
+    assert drop_duplicates("f", battles, repeat_policy="drop", identical_policy="keep")["id"][:] == ["x0", "x2", "x3"]
+    assert drop_duplicates("f", battles, repeat_policy="drop", identical_policy="drop")["id"][:] == ["x0", "x2"]
     assert "dropped 1 of 4 battles whose two answers are the same" in caplog.text
 
 
@@ -101,7 +101,7 @@ def test_repeats_with_the_other_winner_are_counted_by_themselves(caplog):
         {**sides, "label": b},
         {**turned, "label": [0.9, 0.1]},
     )
-    kept = drop_twins("f", battles, repeat_policy="drop", identical_policy="keep")
+    kept = drop_duplicates("f", battles, repeat_policy="drop", identical_policy="keep")
     assert kept["id"][:] == ["x0"]
     assert "f: dropped 3 of 6 battles that repeat another (--repeat_policy drop): battles 'x1', 'x2', 'x" in caplog.text
     assert "f: dropped 2 of 6 battles that repeat another with the other winner (--repeat_policy drop)" in caplog.text
@@ -128,8 +128,8 @@ def test_one_source_is_unchanged_and_brings_no_weights():
 
 
 def test_a_doubted_label_is_a_distribution_over_all_labels():
-    assert doubt_label([1.0, 0.0], 0.9) == pytest.approx([0.9, 0.1])
-    assert doubt_label([1.0, 0.0, 0.0], 0.8) == pytest.approx([0.8, 0.1, 0.1])
+    assert soften_label([1.0, 0.0], 0.9) == pytest.approx([0.9, 0.1])
+    assert soften_label([1.0, 0.0, 0.0], 0.8) == pytest.approx([0.8, 0.1, 0.1])
 
 
 def test_several_teachers_are_averaged_and_null_is_none():

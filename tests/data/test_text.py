@@ -1,4 +1,4 @@
-"""mend_text is ftfy.fix_text: what skips ftfy is what ftfy leaves alone."""
+"""repair_text is ftfy.fix_text: what skips ftfy is what ftfy leaves alone."""
 
 import random
 import unicodedata
@@ -7,7 +7,7 @@ from itertools import product
 import ftfy
 import pytest
 
-from modeling.data.text import _UNTOUCHED, mend_text
+from modeling.data.text import _UNTOUCHED, repair_text
 
 # One of each kind that ftfy tells apart when it searches for wrongly decoded text, of those that skip it; and others.
 KINDS = list("aZ 5.<'\"\n\tàìîöúüßÿВГРСАявㄱ가あァー漢、「اשกअế😀")
@@ -20,7 +20,7 @@ BROKEN += ["\x85", "\x1b[31m", "\x00", "\ufeff"]
 @pytest.fixture(scope="module")
 def skipped():
     """Every character of which a text may consist that never reaches ftfy."""
-    return [char for char in map(chr, range(0x110000)) if _UNTOUCHED.fullmatch(char) and mend_text(char) == char]
+    return [char for char in map(chr, range(0x110000)) if _UNTOUCHED.fullmatch(char) and repair_text(char) == char]
 
 
 def test_every_character_that_skips_ftfy_is_one_it_leaves_alone(skipped):
@@ -40,7 +40,7 @@ def test_mixtures_of_what_skips_ftfy_come_out_as_ftfy_leaves_them(skipped):
     for number in range(4000):
         text = "".join(rng.choices(rng.choice([skipped, KINDS, KINDS[:30]]), k=rng.randint(1, 60)))
         assert _UNTOUCHED.fullmatch(text), number
-        assert mend_text(text) == ftfy.fix_text(text)
+        assert repair_text(text) == ftfy.fix_text(text)
 
 
 def test_lines_are_mended_as_ftfy_mends_the_text():
@@ -48,10 +48,10 @@ def test_lines_are_mended_as_ftfy_mends_the_text():
     rng = random.Random(1)
     for _ in range(4000):
         text = "".join(rng.choices([*BROKEN, *KINDS, "\n", "\n", "plain "], k=rng.randint(1, 25)))
-        assert mend_text(text) == ftfy.fix_text(text)
+        assert repair_text(text) == ftfy.fix_text(text)
 
 
 def test_a_line_longer_than_ftfy_takes_at_once():
     long = "&amp;é " * 200_000  # 1.4 million characters: ftfy goes on after the first million
     for text in (long + "<&amp;", "<" + long, long + "\n<\n&amp;"):
-        assert mend_text(text) == ftfy.fix_text(text)
+        assert repair_text(text) == ftfy.fix_text(text)

@@ -5,11 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from modeling.encoding.packing import LEAST_SHARED, count_common, count_packed, pack_readings
+from modeling.encoding.packing import MIN_SHARED_PREFIX, count_added_tokens, count_shared_prefix, pack_sequences
 
 
 def draw_readings(seed: int) -> list[list[int]]:
-    """Readings that begin alike for some tokens, some of them equal, as battles on one prompt do."""
+    """PassSchedule that begin alike for some tokens, some of them equal, as battles on one prompt do."""
     rng = np.random.default_rng(seed)
     beginning = rng.integers(3, size=60).tolist()
     readings = [
@@ -23,7 +23,7 @@ def draw_readings(seed: int) -> list[list[int]]:
 @pytest.mark.parametrize("seed", range(20))
 def test_each_reading_can_be_followed_from_its_end(seed, share):
     readings = draw_readings(seed)
-    pack = pack_readings(readings, share)
+    pack = pack_sequences(readings, share)
     spans = [(segment.start, segment.stop) for segment in pack.segments]
     assert spans[0][0] == 0 and spans[-1][1] == len(pack.input_ids) == len(pack.positions)
     assert all(first[1] == second[0] for first, second in pairwise(spans))
@@ -35,15 +35,17 @@ def test_each_reading_can_be_followed_from_its_end(seed, share):
         assert [pack.positions[place] for place in path] == list(range(len(reading)))
     total = sum(map(len, readings))
     assert (
-        len(pack.input_ids) <= sum(count_packed(sorted(readings))) <= total if share else len(pack.input_ids) == total
+        len(pack.input_ids) <= sum(count_added_tokens(sorted(readings))) <= total
+        if share
+        else len(pack.input_ids) == total
     )
 
 
 def test_equal_readings_are_read_once_and_short_beginnings_by_themselves():
-    long, other = list(range(40)), [*range(LEAST_SHARED - 1), 99]
-    pack = pack_readings([long, other, long])
+    long, other = list(range(40)), [*range(MIN_SHARED_PREFIX - 1), 99]
+    pack = pack_sequences([long, other, long])
     assert len(pack.input_ids) == len(long) + len(other) and pack.ends[0] == pack.ends[2]
-    assert len(pack_readings([long, [*long[:LEAST_SHARED], 99]]).input_ids) == len(long) + 1
+    assert len(pack_sequences([long, [*long[:MIN_SHARED_PREFIX], 99]]).input_ids) == len(long) + 1
 
 
 def test_count_common_is_where_two_readings_part():
@@ -51,4 +53,4 @@ def test_count_common_is_where_two_readings_part():
     for _ in range(200):
         first, second = (rng.integers(2, size=rng.integers(1, 9)).tolist() for _ in range(2))
         parts = (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-        assert count_common(first, second) == next(parts, min(len(first), len(second)))
+        assert count_shared_prefix(first, second) == next(parts, min(len(first), len(second)))

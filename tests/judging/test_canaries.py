@@ -2,32 +2,32 @@ import pytest
 import torch
 
 from modeling.judging.canaries import (
-    PROBE_LANGUAGES,
-    PROBE_TOKENS,
-    build_probe_encoder,
-    compute_probe_logits,
-    load_probe_battles,
+    CANARY_LANGUAGES,
+    CANARY_TOKENS,
+    build_canary_encoder,
+    compute_canary_logits,
+    load_canaries,
     measure_change,
 )
 from modeling.network.base import load_base
 
 
 def test_the_probes_are_eight_battles_in_eight_languages_and_always_the_same(demo_battles):
-    battles = load_probe_battles()
-    assert [battle["language"] for battle in battles] == list(PROBE_LANGUAGES) and len(set(PROBE_LANGUAGES)) == 8
-    assert [battle["id"] for battle in battles] == [battle["id"] for battle in load_probe_battles()]
+    battles = load_canaries()
+    assert [battle["language"] for battle in battles] == list(CANARY_LANGUAGES) and len(set(CANARY_LANGUAGES)) == 8
+    assert [battle["id"] for battle in battles] == [battle["id"] for battle in load_canaries()]
     assert {battle["id"] for battle in battles} <= set(demo_battles["id"])
 
 
 def test_probe_logits_are_the_models_own_in_either_order(bases, tokenizer):
     """One packed sequence gives each battle what the model says of its encoded ids alone."""
-    model, encoder = load_base(bases["float32"], dtype="float32"), build_probe_encoder(tokenizer)
-    battles = load_probe_battles()
-    read = {orientation: compute_probe_logits(model, encoder, battles, orientation) for orientation in ("ab", "ba")}
+    model, encoder = load_base(bases["float32"], dtype="float32"), build_canary_encoder(tokenizer)
+    battles = load_canaries()
+    read = {orientation: compute_canary_logits(model, encoder, battles, orientation) for orientation in ("ab", "ba")}
     for orientation, logits in read.items():
         assert logits.shape == (8, 2) and logits.dtype == torch.float32
         for row, battle in zip(logits, encoder.encode(encoder.clean_battles(battles), orientation), strict=True):
-            assert len(battle["input_ids"]) <= PROBE_TOKENS
+            assert len(battle["input_ids"]) <= CANARY_TOKENS
             alone = model(input_ids=torch.tensor([battle["input_ids"]])).logits[0]
             torch.testing.assert_close(row, alone, rtol=0, atol=1e-5)
     assert not torch.equal(read["ab"], read["ba"])
@@ -38,7 +38,7 @@ def test_a_ruined_model_is_named_and_passes_no_tolerance(bases, tokenizer):
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"Probe battles: expected finite logits; found 16 of 16 that are not"):
-        compute_probe_logits(model, build_probe_encoder(tokenizer), load_probe_battles())
+        compute_canary_logits(model, build_canary_encoder(tokenizer), load_canaries())
 
 
 def test_the_largest_change_is_found_in_logits_and_in_probabilities():

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from modeling.encoding.encoder import BattleEncoder, Encoding
-from modeling.judging.canaries import compute_probe_logits, load_probe_battles
+from modeling.judging.canaries import compute_canary_logits, load_canaries
 from modeling.judging.loading import load_judge, merge_member
 from modeling.judging.member import read_member
 
@@ -33,8 +33,8 @@ def test_a_merged_member_answers_as_its_adapter_did(name, bases, make_member, tm
     assert str(tmp_path) not in (tmp_path / "merged" / "config.json").read_text()
 
     (merged,) = load_judge([str(tmp_path / "merged")])
-    battles, encoder = load_probe_battles(), merged.encoder
-    before, after = (compute_probe_logits(m, encoder, battles) for m in (model, merged.activate()))
+    battles, encoder = load_canaries(), merged.encoder
+    before, after = (compute_canary_logits(m, encoder, battles) for m in (model, merged.activate()))
     tolerance = 1e-4 if name == "float32" else 0.02
     assert (before.softmax(-1) - after.softmax(-1)).abs().max() <= tolerance
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")

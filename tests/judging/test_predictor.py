@@ -8,7 +8,7 @@ import torch
 
 from modeling.data.battles import swap_responses
 from modeling.encoding.collator import BattleCollator
-from modeling.encoding.packing import pack_readings
+from modeling.encoding.packing import pack_sequences
 from modeling.judging import predictor
 from modeling.judging.judge import Judge
 from modeling.judging.loading import load_judge, name_member
@@ -31,7 +31,7 @@ def member(members):
 
 
 def test_batches_hold_every_reading_once_within_the_budget():
-    """Readings that begin alike stand together; what is over the budget reads alone."""
+    """PassSchedule that begin alike stand together; what is over the budget reads alone."""
     rng = np.random.default_rng(0)
     beginnings = rng.integers(9, size=(4, 40)).tolist()
     readings = [[*beginnings[n % 4][: 20 + n % 21], *rng.integers(9, size=n).tolist()] for n in range(60)]
@@ -40,9 +40,9 @@ def test_batches_hold_every_reading_once_within_the_budget():
         batches = build_batches(readings, budget)
         assert sorted(row for batch in batches for row in batch) == list(range(61))
         for batch in batches:
-            size = len(pack_readings([readings[row] for row in batch]).input_ids)
+            size = len(pack_sequences([readings[row] for row in batch]).input_ids)
             assert size <= budget or batch == [60]
-    assert len(pack_readings(readings[:60]).input_ids) < 0.7 * sum(map(len, readings[:60]))
+    assert len(pack_sequences(readings[:60]).input_ids) < 0.7 * sum(map(len, readings[:60]))
     assert build_batches([], 18) == []
 
 

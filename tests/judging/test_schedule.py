@@ -12,7 +12,7 @@ from modeling.data.battles import swap_responses
 from modeling.judging import schedule
 from modeling.judging.cascade import Cascade
 from modeling.judging.judge import Judge
-from modeling.judging.schedule import Pace, Readings
+from modeling.judging.schedule import Pace, PassSchedule
 from modeling.settings.arguments import parse_duration
 from tests.helpers import DEMO_DATA, call, fail
 
@@ -197,8 +197,8 @@ def test_the_pace_is_the_slower_of_the_mean_and_the_latest():
 
 def test_first_readings_begin_with_the_answer_that_sorts_first(judge, demo_battles):
     rows = demo_battles.select(range(12)).to_list()
-    made = Readings(judge.plan_readings("both"), rows)
-    first = made.choose_first()
+    made = PassSchedule(judge.plan_passes("both"), rows)
+    first = made.choose_first_passes()
     assert (first.sum(axis=0) == 1).all() and not first[2:].any()
     assert first[0].tolist() == [row["response_a"] <= row["response_b"] for row in rows]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling.encoding.packing import pack_readings
+from modeling.encoding.packing import pack_sequences
 from modeling.network import attention
 from modeling.network.attention import KERNELS, choose_attention, list_kernels
 from modeling.network.base import load_base
@@ -66,7 +66,7 @@ def test_a_reading_in_a_pack_answers_and_learns_as_it_does_alone(family):
         for share in (True, False):
             model.zero_grad()
             model.config._attn_implementation = kernel
-            output = model(**pack_readings(readings, share).to_batch(), labels=labels)
+            output = model(**pack_sequences(readings, share).to_batch(), labels=labels)
             torch.testing.assert_close(output.logits, expected, rtol=0, atol=1e-5)
             output.loss.backward()
             for name, parameter in model.named_parameters():
@@ -94,7 +94,7 @@ def test_a_pack_under_other_attention_is_never_read(bases):
     model = load_base(bases["float32"], dtype="float32")
     model.config._attn_implementation = "eager"
     with pytest.raises(AssertionError, match="mixes the readings of a pack"):
-        model(**pack_readings(build_readings()).to_batch())
+        model(**pack_sequences(build_readings()).to_batch())
 
 
 def test_the_check_is_made_once_for_each_shape_and_precision(bases):

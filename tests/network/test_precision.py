@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modeling.encoding.packing import pack_readings
+from modeling.encoding.packing import pack_sequences
 from modeling.judging import loading
 from modeling.judging.judge import Judge
 from modeling.judging.loading import load_judge
@@ -80,7 +80,7 @@ def any_base(bases, plain_backbone, tokenizer, tmp_path_factory):
 
 
 def build_batch() -> dict:
-    return pack_readings([[5, 9, 3, 44, 7, 1], [8, 2, 2, 90, 1], [5, 9, 3, 12, 1]]).to_batch()
+    return pack_sequences([[5, 9, 3, 44, 7, 1], [8, 2, 2, 90, 1], [5, 9, 3, 12, 1]]).to_batch()
 
 
 # --- float32 means float32 --------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def test_eight_and_four_bit_in_float32_know_no_neighbours(name, bases):
     model = load_base(bases[name], dtype="float32").eval()
     readings = [[5, 9, 3, 44, 7, 1], [8, 2, 2, 90, 1] * 9, [5, 9, 3, 12, 1]]
     with torch.inference_mode():
-        together = model(**pack_readings(readings).to_batch()).logits
+        together = model(**pack_sequences(readings).to_batch()).logits
         alone = torch.cat([model(input_ids=torch.tensor([ids])).logits for ids in readings])
     assert alone.std() > 1e-3
     torch.testing.assert_close(together.softmax(-1), alone.softmax(-1), rtol=0, atol=1e-5)
@@ -304,7 +304,7 @@ def test_a_member_is_saved_before_its_probes_are_read(bases, tmp_path, monkeypat
     def fail_to_read(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("modeling.training.finish.record_probes", fail_to_read)
+    monkeypatch.setattr("modeling.training.finish.record_canaries", fail_to_read)
     with pytest.raises(RuntimeError, match="out of memory"):
         call("train", *build_run(bases, tmp_path / "ab"), monkeypatch=monkeypatch)
     judge = Judge.from_pretrained(tmp_path / "ab")

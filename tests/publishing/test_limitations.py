@@ -7,7 +7,7 @@ import pytest
 
 from modeling.evaluation.report import build_report as build_real_report
 from modeling.publishing.cards import write_card
-from modeling.publishing.limitations import count_languages, describe_cuts, describe_languages, describe_limits
+from modeling.publishing.limitations import count_languages, describe_cuts, describe_languages, describe_limitations
 
 
 def estimate(value: float | None, half: float = 0.05, count: int = 65) -> dict:
@@ -28,7 +28,7 @@ def build_report(accuracy=None, first=None, length=None, languages=(), **baselin
 
 def list_limits(**changes) -> list[str]:
     """The sentences on a report, but for the one on its size."""
-    return [sentence for sentence in describe_limits(build_report(**changes)) if "evaluated on" not in sentence]
+    return [sentence for sentence in describe_limitations(build_report(**changes)) if "evaluated on" not in sentence]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_judge_that_beats_every_baseline_and_leans_to_no_side_has_no_such_limi
 
 def test_the_size_of_the_evaluation_is_said_in_points():
     """An interval from 0.68 to 0.72 is 2 points either way."""
-    (sentence,) = describe_limits(build_report())
+    (sentence,) = describe_limitations(build_report())
     assert "on 65 battles without ties" in sentence and "2.0 points either way" in sentence
 
 
@@ -96,7 +96,7 @@ def test_an_evaluation_of_ties_alone_has_no_accuracy():
 
 
 def test_without_a_report_nothing_is_claimed():
-    (sentence,) = describe_limits(None)
+    (sentence,) = describe_limitations(None)
     assert "not known" in sentence
 
 

@@ -17,7 +17,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2ForSequenceClassification, PreTrainedModel, Qwen2Config, Qwen2ForSequenceClassification
 
-from modeling.judging.canaries import build_probe_encoder, load_probe_battles
+from modeling.judging.canaries import build_canary_encoder, load_canaries
 from modeling.network import base as base_module
 from modeling.network import precision
 from modeling.network.base import BaseFiles, load_base, load_tokenizer
@@ -109,8 +109,8 @@ def test_the_reported_change_is_what_one_computes_by_hand(name, made, plain_back
     unquantised.score.load_state_dict(load_head(folder))
     set_dtype(unquantised, "float32")
     saved = load_base(BaseFiles(folder), dtype="float32")
-    encoder = build_probe_encoder(load_tokenizer(folder))
-    encoded = encoder.encode(encoder.clean_battles(load_probe_battles()), "ab")
+    encoder = build_canary_encoder(load_tokenizer(folder))
+    encoded = encoder.encode(encoder.clean_battles(load_canaries()), "ab")
     logit = probability = largest = 0.0
     with torch.no_grad():
         for battle in encoded:

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from modeling.encoding.collator import PackCollator
+from modeling.encoding.collator import PackedCollator
 from modeling.network.base import load_base
 from modeling.network.lora import add_adapters
 from modeling.training.trainer import EpochSampler, PreferenceTrainer, compute_train_loss, describe_settings
@@ -22,7 +22,7 @@ def build_trainer(bases, folder, battles=16, base="float32", tokens=None, **opti
     ]
     training = TrainingArguments(folder, use_cpu=True, remove_unused_columns=False, label_names=["labels"], **options)
     data = Dataset.from_list(rows)
-    own |= {"data_collator": PackCollator(tokens)}
+    own |= {"data_collator": PackedCollator(tokens)}
     return PreferenceTrainer(run={}, model=model, args=training, train_dataset=data, **own)
 
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer
 from benchmarks.speed import notebook, peers
 from benchmarks.speed.turns import Turn, run_in_turns, summarise_turns
 from modeling.data.battles import load_battles
-from modeling.encoding.collator import PackedCollator, encode_dataset, encode_evaluation
+from modeling.encoding.collator import PackedCollator, encode_dataset
 from modeling.judging.canaries import CANARY_FILE
 from modeling.judging.judge import Judge
 from modeling.judging.loading import load_encoder
@@ -202,7 +202,7 @@ def build_learners(base: str, dtype: str) -> Turn:
     encoder = load_encoder(find_base(base), LEARNED, "balanced")
     battles = load_battles(CANARY_FILE.with_name("train.jsonl")).select(range(FEW))
     train_set = encode_dataset(battles, encoder, "ab")
-    eval_set = encode_evaluation(load_battles(CANARY_FILE), encoder, "ab")
+    eval_set = encode_dataset(load_battles(CANARY_FILE), encoder, "ab")
     options = {**TRAINING, "per_device_eval_batch_size": 8}
 
     def run(turn: int) -> dict:

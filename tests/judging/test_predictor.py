@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from modeling.data.battles import swap_responses
-from modeling.encoding.collator import BattleCollator
 from modeling.encoding.packing import pack_sequences
 from modeling.judging import predictor
 from modeling.judging.judge import Judge
@@ -31,7 +31,7 @@ def member(members):
 
 
 def test_batches_hold_every_reading_once_within_the_budget():
-    """PassSchedule that begin alike stand together; what is over the budget reads alone."""
+    """Sequences with a shared prefix share a pack; one that exceeds the budget has a pack of its own."""
     rng = np.random.default_rng(0)
     beginnings = rng.integers(9, size=(4, 40)).tolist()
     readings = [[*beginnings[n % 4][: 20 + n % 21], *rng.integers(9, size=n).tolist()] for n in range(60)]
@@ -73,11 +73,14 @@ def test_neither_its_pack_nor_padding_changes_a_probability(name, bases, make_me
             found = read(member, rows, "ab", **options)
             found = found if rows is battles else found[::-1]
             assert np.abs(found - reference).max() <= TOLERANCE[name]
-    # Padded, as an evaluation in training reads, and whoever serves the model elsewhere.
+    # Padded batches, which other software that serves the model will pass to it.
     encoded = member.encoder.encode(member.encoder.clean_battles(battles), "ab")
+    rows = [torch.tensor(battle["input_ids"]) for battle in encoded]
     for side in ("left", "right"):
         with torch.inference_mode():
-            logits = member.activate()(**BattleCollator(0, side)(encoded)).logits
+            ids = pad_sequence(rows, batch_first=True, padding_side=side)
+            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
+            logits = member.activate()(input_ids=ids, attention_mask=mask).logits
         assert np.abs(logits.double().softmax(-1).numpy() - reference).max() <= TOLERANCE[name]
 
 
@@ -166,6 +169,36 @@ def test_folder_names_do_not_matter(members, demo_battles, tmp_path):
     found = Judge.from_pretrained([tmp_path / "0", tmp_path / "model.v1"], dtype="float32").predict(battles)
     expected = Judge.from_pretrained(list(members.values()), dtype="float32").predict(battles)
     assert list(found["p_a"]) == list(expected["p_a"]) and "p_a_model.v1_ba" in found
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 50])
+def test_every_process_runs_the_same_number_of_forwards(num_processes, member, demo_battles, monkeypatch):
+    """ZeRO-3 collects weights in every forward, from all processes. Whichever process ran a pack, the result is the
+    one of a single process; with 50 processes some have no pack of their own."""
+    battles, options = demo_battles.to_list(), {"tokens_per_batch": 1000, "num_workers": 1}
+    alone = read(member, battles, "ab", **options)
+    compute, calls, parts = predictor._predict_pack, [], []
+    monkeypatch.setattr(predictor, "_predict_pack", lambda *given: calls.append(1) or compute(*given))
+
+    class Process:
+        """One of the launch; the results that it would send are kept in `parts`."""
+
+        is_main_process = False
+
+        def __init__(self, index):
+            self.process_index, self.num_processes = index, num_processes
+
+    counts = []
+    for index in range(num_processes):
+        monkeypatch.setattr(predictor, "PartialState", lambda index=index: Process(index))
+        monkeypatch.setattr(predictor, "gather_object", lambda own: parts.extend(own) or list(parts))
+        last = index == num_processes - 1
+        deadline = {} if last else {"deadline": float("inf")}  # the first processes see only a part of the results
+        found = read(member, battles, "ab", **options, **deadline)
+        counts.append(len(calls))
+        calls.clear()
+    assert len(set(counts)) == 1 and counts[0] > 0
+    assert np.array_equal(found, alone)
 
 
 def test_an_interrupted_reading_is_taken_up_where_it_stopped(member, demo_battles, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Turns a backbone into a base: merges an adapter (if asked), puts a fresh head on, quantises, saves safetensors.
+"""Makes a base of a backbone: merges an adapter if there is one, adds a fresh head, quantises, saves safetensors.
 
 python scripts/quantize.py                                          # configs/demo/quantize.yaml
 python scripts/quantize.py configs/gemma2-9b/quantize.yaml
@@ -25,7 +25,7 @@ logger = logging.getLogger("bothways.quantize")
 
 def main() -> None:
     (arguments,) = parse_arguments(QuantizeArguments, verb="quantize")
-    # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
+    # Imported here because torch and transformers take seconds to load: a mistyped flag is answered before that.
     from accelerate import PartialState
     from transformers import AutoConfig, set_seed
 
@@ -45,7 +45,7 @@ def main() -> None:
         take_snapshot,
     )
 
-    # The same file on every machine, whatever that computes in.
+    # Not what this device computes fastest: the base must be the same file on every machine.
     held = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
     output = Path(arguments.output_dir)
     if arguments.push_to_hub:
@@ -56,7 +56,7 @@ def main() -> None:
     encoder, origin = build_canary_encoder(tokenizer), describe_origin(arguments.base, base)
     set_seed(arguments.seed)
 
-    # One full model in memory at a time: each is deleted, and collected, before the next is loaded.
+    # One model in memory at a time: each is deleted, and its memory freed, before the next is loaded.
     with replace_folder(output, BASE_FILE) as beside, unpack_gguf(base) as files:
         config = AutoConfig.from_pretrained(files.folder)
         dtype = choose_dtype(arguments.dtype, PartialState().device, config, training=False)

@@ -1,4 +1,7 @@
-"""Making a base: the plain model, the quantised one with the same head, and the check of what was saved."""
+"""The steps of scripts/quantize.py: the plain model, the quantised one with the same head, the check of what was saved.
+
+It must not know members or training.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +20,14 @@ from modeling.runtime.files import check_replaceable
 from modeling.settings.arguments import QuantizeArguments
 
 logger = get_logger("bothways.quantize")
-BASE_FILE = "config.json"  # which marks a folder as a base that may be replaced
-# Between the logits of a base before it was saved and after. Not 0: float32 sums over the head's weights differ in
-# their last digit (1e-8 was measured on a CPU) with where in memory the weights come to lie.
+BASE_FILE = "config.json"  # a folder with this file is a base, which may be replaced
+# Largest difference between the logits of a base before and after it was saved. Not 0: the last digit of float32 sums
+# over the head's weights depends on the weights' alignment in memory (1e-8 was measured on a CPU).
 RELOAD_TOLERANCE = 1e-5
 
 
 def find_backbone(arguments: QuantizeArguments) -> BaseFiles:
-    """The files to make a base of, after refusing what can be refused before weights are loaded."""
+    """Finds the backbone's files, after every check that needs no weights."""
     check_replaceable(Path(arguments.output_dir), BASE_FILE)
     base = find_base(arguments.base)
     check_unquantized(base)
@@ -35,16 +38,16 @@ def find_backbone(arguments: QuantizeArguments) -> BaseFiles:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is compared between two states of a model: bytes of its weights, logits (battles, slots) of the probes."""
+    """What is compared between two states of a model: bytes of weights, canary logits of shape (battles, slots)."""
 
     num_bytes: int
     logits: Tensor
 
 
 def take_snapshot(model: PreferenceMixin, dtype: str, encoder: BattleEncoder) -> Snapshot:
-    """What the model holds as it will be saved, and what it says of the probes in the precision of this device.
+    """Measures the model's weights as they will be saved, and its canary logits in the precision `dtype`.
 
-    The model is of that precision from then on.
+    The model stays in that precision.
     """
     num_bytes = measure_weights(model)
     set_dtype(model, dtype)
@@ -52,10 +55,11 @@ def take_snapshot(model: PreferenceMixin, dtype: str, encoder: BattleEncoder) ->
 
 
 def load_plain(arguments: QuantizeArguments, files: BaseFiles, dtype: str) -> PreferenceMixin:
-    """The unquantised model in a precision, with the adapter merged into it (if asked) and a fresh head."""
+    """Loads the unquantised model in a precision, with a fresh head, and merges the adapter if there is one."""
     if not arguments.merge_adapter:
         return load_base(files, dtype=dtype, head_hidden_size=arguments.head_hidden_size)
-    # In main memory, because in float32 the model takes four times what the GPU will have to hold in 8 bit.
+    # Merged in float32, because bf16 would round the sums; in main memory, because that takes four times what the GPU
+    # will hold in 8 bit.
     whole = load_base(files, dtype="float32", device=device("cpu"), head_hidden_size=arguments.head_hidden_size)
     model = merge_adapter(whole, arguments.merge_adapter)
     set_dtype(model, dtype)
@@ -65,7 +69,7 @@ def load_plain(arguments: QuantizeArguments, files: BaseFiles, dtype: str) -> Pr
 def load_quantized(
     arguments: QuantizeArguments, files: BaseFiles, dtype: str, head: dict[str, Tensor]
 ) -> PreferenceMixin:
-    """The model quantised while it is loaded, with the very head that the unquantised one had."""
+    """Loads the model quantised, with the head that the unquantised model had."""
     model = load_base(
         files,
         dtype=dtype,
@@ -79,25 +83,25 @@ def load_quantized(
 
 
 def check_saved(folder: Path, dtype: str, saved: Snapshot) -> None:
-    """Raises a ValueError if a saved base, loaded again with its own tokenizer, gives other logits on the probes."""
+    """Raises a ValueError if a saved base, loaded again with its own tokenizer, gives other canary logits."""
     model = load_base(BaseFiles(folder), dtype=dtype)
     logits = compute_canary_logits(model, build_canary_encoder(load_tokenizer(folder)), load_canaries())
     change, _ = measure_change(saved.logits, logits)
     if change > RELOAD_TOLERANCE:
         raise ValueError(
             f"Base as saved: expected the logits that it had before it was saved, within {RELOAD_TOLERANCE:g}; found a "
-            f"change of {change:.3g} on the probe battles. Nothing was replaced. Check the disk, and try again."
+            f"change of {change:.3g} on the canary battles. Nothing was replaced. Check the disk, and try again."
         )
 
 
 def report_change(quantization: str, dtype: str, plain: Snapshot, saved: Snapshot, size: int) -> None:
-    """Says what quantising won in bytes and what it cost in logits."""
+    """Logs how many bytes quantisation saves and how far it moves the canary logits."""
     logger.info(
         f"Weights: {plain.num_bytes:,} bytes in {dtype}, {saved.num_bytes:,} as {quantization} "
         f"({saved.num_bytes / plain.num_bytes:.1%}); files: {size:,} bytes"
     )
     logit, probability = measure_change(plain.logits, saved.logits)
     logger.info(
-        f"{len(plain.logits)} probe battles, unquantised and as saved, with the same head: largest change of a logit "
+        f"{len(plain.logits)} canary battles, unquantised and as saved, with the same head: largest change of a logit "
         f"{logit:.3g} (largest logit {plain.logits.abs().max().item():.3g}), of a probability {probability:.3g}"
     )

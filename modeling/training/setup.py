@@ -117,9 +117,8 @@ def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, 
     if arguments.num_folds:
         sources[0], evaluation = split_folds(sources[0], arguments.num_folds, arguments.fold, arguments.fold_method)
     policies = {"repeat_policy": arguments.repeat_policy, "identical_policy": arguments.identical_policy}
-    guarded = [
-        drop_duplicates(file, part, **policies) for file, part in zip(arguments.train_file, sources, strict=True)
-    ]
+    pairs = zip(arguments.train_file, sources, strict=True)
+    guarded = [drop_duplicates(file, part, **policies) for file, part in pairs]
     if evaluation is not None:
         index = DuplicateIndex()
         index.add(evaluation["prompt"][:])

@@ -119,7 +119,7 @@ def test_the_reported_change_is_what_one_computes_by_hand(name, made, plain_back
             logit = max(logit, (after - before).abs().max().item())
             probability = max(probability, (after.softmax(-1) - before.softmax(-1)).abs().max().item())
             largest = max(largest, before.abs().max().item())
-    pattern = r"8 probe battles.*change of a logit (\S+) \(largest logit (\S+)\), of a probability (\S+)"
+    pattern = r"8 canary battles.*change of a logit (\S+) \(largest logit (\S+)\), of a probability (\S+)"
     reported = [float(number) for number in re.search(pattern, log).groups()]
     assert reported == pytest.approx([logit, largest, probability], rel=0.005)
     assert (logit == 0) is (name == "none")

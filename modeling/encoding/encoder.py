@@ -138,7 +138,7 @@ class BattleEncoder:
         return self.encode_orders(cleaned, [orientation])[orientation]
 
     def encode_orders(self, cleaned: Sequence[Mapping[str, str]], orientations: Sequence[str]) -> dict[str, list[dict]]:
-        """Encodes cleaned battles in several orientations, as `encode` does; texts are tokenised once where that is exact."""
+        """Encodes cleaned battles as `encode` does, in several orientations that share the work where that is exact."""
         orders = {orientation: ("prompt", *order_responses(orientation)) for orientation in orientations}
         encoded = {orientation: [None] * len(cleaned) for orientation in orders}
         # Sorted, so that battles with the same prompt, and often the same answers, come into one part and share the

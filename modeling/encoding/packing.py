@@ -1,8 +1,8 @@
 """Packs sequences into one unpadded row and stores each shared prefix once.
 
-Attention is causal, so a token's hidden state depends only on the tokens before it: the two orders of a battle can share
-their prompt, and battles with the same prompt can share it too, often together with the first answer. This module lays
-sequences out; it must not know models.
+Attention is causal, so a token's hidden state depends only on the tokens before it: the two orders of a battle can
+share their prompt, and battles with the same prompt can share it too, often together with the first answer. This module
+lays sequences out; it must not know models.
 """
 
 from collections.abc import Sequence

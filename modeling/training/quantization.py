@@ -3,19 +3,30 @@
 It must not know members or training.
 """
 
+import gc
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from torch import Tensor, device
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from modeling.encoding.encoder import BattleEncoder
 from modeling.judging.canaries import build_canary_encoder, compute_canary_logits, load_canaries, measure_change
-from modeling.network.base import BaseFiles, check_unquantized, find_base, load_base, load_tokenizer, measure_weights
+from modeling.network.base import (
+    BaseFiles,
+    check_unquantized,
+    find_base,
+    load_base,
+    load_tokenizer,
+    measure_weights,
+    save_base,
+)
 from modeling.network.classifier import PreferenceMixin
 from modeling.network.lora import check_adapter, merge_adapter
-from modeling.network.precision import set_dtype
+from modeling.network.precision import choose_dtype, set_dtype
 from modeling.runtime.files import check_replaceable
 from modeling.settings.arguments import QuantizeArguments
 
@@ -38,10 +49,56 @@ def find_backbone(arguments: QuantizeArguments) -> BaseFiles:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is compared between two states of a model: bytes of weights, canary logits of shape (battles, slots)."""
+    """What is compared between two states of a model: its size, and canary logits of shape (battles, slots)."""
 
+    num_parameters: int
     num_bytes: int
     logits: Tensor
+
+
+def write_base(
+    arguments: QuantizeArguments,
+    files: BaseFiles,
+    folder: Path,
+    held: str,
+    tokenizer: PreTrainedTokenizerBase,
+    origin: str,
+) -> tuple["Snapshot", "Snapshot"]:
+    """Writes a base into a folder, and checks what was written.
+
+    Args:
+        files: The backbone's, as transformers can load them.
+        held: Precision of all weights that are not quantised.
+        origin: What `describe_origin` returned.
+
+    Returns:
+        Snapshots of the unquantised model and of the saved one.
+    """
+    encoder = build_canary_encoder(tokenizer)
+    dtype = choose_dtype(
+        arguments.dtype, PartialState().device, AutoConfig.from_pretrained(files.folder), training=False
+    )
+    # One model in memory at a time: each is deleted, and its memory freed, before the next is loaded.
+    model = load_plain(arguments, files, held)
+    if arguments.quantization == "none":
+        save_base(folder, model, tokenizer, origin)
+        plain = saved = take_snapshot(model, dtype, encoder)
+    else:
+        if arguments.merge_adapter:
+            # bitsandbytes quantises while it loads, so the merged model goes through the disk.
+            model.save_pretrained(folder / "merged")
+            files = BaseFiles(folder / "merged")
+        plain, head = take_snapshot(model, dtype, encoder), model.score.state_dict()
+        del model
+        gc.collect()
+        model = load_quantized(arguments, files, held, head)
+        shutil.rmtree(folder / "merged", ignore_errors=True)
+        save_base(folder, model, tokenizer, origin)
+        saved = take_snapshot(model, dtype, encoder)
+    del model
+    gc.collect()
+    _check_saved(folder, dtype, saved)
+    return plain, saved
 
 
 def take_snapshot(model: PreferenceMixin, dtype: str, encoder: BattleEncoder) -> Snapshot:
@@ -51,7 +108,7 @@ def take_snapshot(model: PreferenceMixin, dtype: str, encoder: BattleEncoder) ->
     """
     num_bytes = measure_weights(model)
     set_dtype(model, dtype)
-    return Snapshot(num_bytes, compute_canary_logits(model, encoder, load_canaries()))
+    return Snapshot(model.num_parameters(), num_bytes, compute_canary_logits(model, encoder, load_canaries()))
 
 
 def load_plain(arguments: QuantizeArguments, files: BaseFiles, dtype: str) -> PreferenceMixin:
@@ -82,7 +139,7 @@ def load_quantized(
     return model
 
 
-def check_saved(folder: Path, dtype: str, saved: Snapshot) -> None:
+def _check_saved(folder: Path, dtype: str, saved: Snapshot) -> None:
     """Raises a ValueError if a saved base, loaded again with its own tokenizer, gives other canary logits."""
     model = load_base(BaseFiles(folder), dtype=dtype)
     logits = compute_canary_logits(model, build_canary_encoder(load_tokenizer(folder)), load_canaries())

@@ -30,19 +30,19 @@ def member(members):
     return load_judge([str(members["ab"])])[0]
 
 
-def test_batches_hold_every_reading_once_within_the_budget():
+def test_batches_hold_every_sequence_once_within_the_budget():
     """Sequences with a shared prefix share a pack; one that exceeds the budget has a pack of its own."""
     rng = np.random.default_rng(0)
-    beginnings = rng.integers(9, size=(4, 40)).tolist()
-    readings = [[*beginnings[n % 4][: 20 + n % 21], *rng.integers(9, size=n).tolist()] for n in range(60)]
-    readings.append([1] * 500)
+    prefixes = rng.integers(9, size=(4, 40)).tolist()
+    sequences = [[*prefixes[n % 4][: 20 + n % 21], *rng.integers(9, size=n).tolist()] for n in range(60)]
+    sequences.append([1] * 500)
     for budget in (100, 300, 10_000):
-        batches = build_batches(readings, budget)
+        batches = build_batches(sequences, budget)
         assert sorted(row for batch in batches for row in batch) == list(range(61))
         for batch in batches:
-            size = len(pack_sequences([readings[row] for row in batch]).input_ids)
+            size = len(pack_sequences([sequences[row] for row in batch]).input_ids)
             assert size <= budget or batch == [60]
-    assert len(pack_sequences(readings[:60]).input_ids) < 0.7 * sum(map(len, readings[:60]))
+    assert len(pack_sequences(sequences[:60]).input_ids) < 0.7 * sum(map(len, sequences[:60]))
     assert build_batches([], 18) == []
 
 
@@ -102,12 +102,12 @@ def test_a_judge_reading_both_orders_does_not_care_which_answer_is_called_a(memb
     backward = judge.predict(swap_responses(battles), readings="both")
     assert np.abs(forward["p_a"] - (1 - backward["p_a"])).max() <= TOLERANCE["float32"]
     one_sided = judge.predict(battles)["p_a"] - (1 - judge.predict(swap_responses(battles))["p_a"])
-    assert np.abs(one_sided).max() > 0.01  # so reading both is what does it
+    assert np.abs(one_sided).max() > 0.01  # so it is reading both orders that does it
 
 
-def test_readings_are_averaged_battle_by_battle(members, bases, make_member, tmp_path, demo_battles):
+def test_passes_are_averaged_battle_by_battle(members, bases, make_member, tmp_path, demo_battles):
     """Seed fault 2: the passes were sorted apart and averaged by position. Here one member cuts and one does not, so
-    that the two readings are computed in different orders."""
+    that the two passes run in different orders."""
     battles = demo_battles.to_list()
     make_member(tmp_path / "ba", bases["float32"], "ba", seed=5, max_length=1024)
     ab, ba = load_judge([str(members["ab"]), str(tmp_path / "ba")])
@@ -201,7 +201,7 @@ def test_every_process_runs_the_same_number_of_forwards(num_processes, member, d
     assert np.array_equal(found, alone)
 
 
-def test_an_interrupted_reading_is_taken_up_where_it_stopped(member, demo_battles, tmp_path, monkeypatch):
+def test_an_interrupted_prediction_resumes_where_it_stopped(member, demo_battles, tmp_path, monkeypatch):
     """Law 1 and 7: only the missing batches are computed, and the numbers are those of an uninterrupted run."""
     battles = demo_battles.to_list()
     options = {"tokens_per_batch": 1000, "num_workers": 1, "name": "ab@x"}
@@ -219,7 +219,7 @@ def test_an_interrupted_reading_is_taken_up_where_it_stopped(member, demo_battle
         read(member, battles, "ab", progress_dir=tmp_path, **options)
     (file,) = tmp_path.iterdir()
     file.write_text(file.read_text() + "[99, [[0.1")  # what a killed process leaves behind
-    # Another order, other weights or other battles must not take this progress up.
+    # Another order, other weights or other battles must not resume from this progress.
     for other in ({"name": "ab@y"}, {"tokens_per_batch": 700}):
         calls.clear()
         with pytest.raises(KeyboardInterrupt):

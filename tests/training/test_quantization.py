@@ -301,7 +301,7 @@ def test_a_base_that_was_damaged_while_saved_replaces_nothing(plain_backbone, tm
         tensors["model.layers.0.self_attn.v_proj.weight"][0, 0] ^= 64
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(base_module, "save_base", damage)
+    monkeypatch.setattr(quantization, "save_base", damage)
     said = fail("quantize", *flags, "--seed", 1, monkeypatch=monkeypatch, caplog=caplog)
     assert "Base as saved: expected the logits that it had before it was saved, within 1e-05; found a change of" in said
     assert {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()} == before

@@ -195,7 +195,7 @@ def test_a_damaged_member_is_refused(member):
     weights = member / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     declare(member, weights.name)
-    with pytest.raises(ValueError, match="expected whole safetensors; found"):
+    with pytest.raises(ValueError, match="expected a complete safetensors file; found"):
         load_judge([str(member)])
     for text in ("{", "[]", '{"format": 2}', '{"format": 2, "orientation": "ab", "more": 1}'):
         (member / MEMBER_FILE).write_text(text)

@@ -93,7 +93,7 @@ def test_a_kernel_that_computes_otherwise_is_passed_over(monkeypatch):
 def test_a_pack_under_other_attention_is_never_read(bases):
     model = load_base(bases["float32"], dtype="float32")
     model.config._attn_implementation = "eager"
-    with pytest.raises(AssertionError, match="mixes the readings of a pack"):
+    with pytest.raises(AssertionError, match="mixes the sequences in a row"):
         model(**pack_sequences(build_readings()).to_batch())
 
 

@@ -178,11 +178,11 @@ def test_a_precision_asked_for_by_name_is_taken_and_its_cost_is_said(monkeypatch
     pretend(monkeypatch, CPU, bfloat16=0.05, float16=0)
     assert choose_dtype("bfloat16", CPU, SIZES, training=True) == "bfloat16"
     assert caplog.records[-1].levelname == "WARNING"
-    assert "bfloat16, as asked, is imitated on a cpu: bfloat16 is 20.0 times slower than float32" in caplog.text
+    assert "bfloat16, as requested, is emulated on a cpu: bfloat16 is 20.0 times slower than float32" in caplog.text
     assert choose_dtype("float32", CPU, SIZES, training=True) == "float32"
     with pytest.raises(ValueError, match=r"--dtype float16: expected a precision that a cpu can compute in; found"):
         choose_dtype("float16", CPU, SIZES, training=False)
-    with pytest.raises(ValueError, match=r"--dtype float16: expected a precision to train in; found one to read in"):
+    with pytest.raises(ValueError, match=r"--dtype float16: expected a precision for training; found one for pred"):
         choose_dtype("float16", CPU, SIZES, training=True)
     with pytest.raises(ValueError, match=r"--dtype: expected one of auto, bfloat16, float16, float32; found 'half'"):
         choose_dtype("half", CPU, SIZES, training=True)
@@ -316,7 +316,7 @@ def test_training_in_float16_and_other_precisions_of_the_launcher_are_one_line(b
     monkeypatch.chdir(REPOSITORY)
     run = build_run(bases, tmp_path / "ab", "--dtype", "float16")
     said = fail("train", *run, monkeypatch=monkeypatch, caplog=caplog)
-    assert "--dtype float16: expected a precision to train in; found one to read in" in said
+    assert "--dtype float16: expected a precision for training; found one for prediction only" in said
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     run = build_run(bases, tmp_path / "ab", "--dtype", "float32")
     said = fail("train", *run, monkeypatch=monkeypatch, caplog=caplog)

@@ -259,7 +259,7 @@ def foreign(tmp_path_factory, plain_backbone, three_labels) -> dict[str, Path]:
         ("names", "expected LoRA on layers of .*; found other module names .*c_attn"),
         ("ia3", "expected LoRA; found IA3"),
         ("pickle", "expected adapter_model.safetensors; found none. Save it with PEFT, as safetensors"),
-        ("torn", "expected whole safetensors; found"),
+        ("torn", "expected a complete safetensors file; found"),
     ],
 )
 def test_a_foreign_adapter_is_refused_before_weights_are_loaded(

@@ -131,7 +131,7 @@ def test_calibrating_on_scored_battles_or_prompts_is_refused(predictions, tmp_pa
         ({"--predictions": TEST}, "expected a parquet file"),
         ({"--calibrate": "isotonic"}, "expected both or neither; found one"),
         ({"--train_file": TEST}, "--train_file .*: expected none that is scored; found 72"),
-        ({"--battles": TRAIN}, "expected a row for each battle; found otherwise for 216"),
+        ({"--battles": TRAIN}, "expected a row for each battle; found none for 216"),
         ({"--show_battles": -1}, "no fewer battles than 0"),
         ({"--predictions": ""}, "Expected --predictions or --judge; found neither"),
     ],

@@ -3,6 +3,7 @@
 import socket
 import sys
 from math import e, exp, inf, isnan, log, log1p
+from pathlib import Path
 from statistics import NormalDist
 
 import evaluate
@@ -27,6 +28,7 @@ from modeling.evaluation.metrics import (
 )
 from tests.helpers import REPOSITORY, succeed
 
+SCRIPTS = REPOSITORY / "scripts"
 Z = NormalDist().inv_cdf(0.975)
 A, B, TIE = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
 PROBABILITIES = np.array([[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.9, 0.1]])
@@ -286,6 +288,20 @@ def test_mcnemar_counts_what_only_one_gets_right():
 
 
 def test_a_script_named_evaluate_does_not_hide_the_library():
-    """Python puts the folder of `python scripts/predict.py` first on its path, and there stands an evaluate.py."""
-    code = f"import sys; sys.path.insert(0, {str(REPOSITORY / 'scripts')!r}); from modeling.evaluation.metrics import evaluate; "
-    assert "site-packages" in succeed(sys.executable, "-c", code + "print(evaluate.__file__)")
+    """`python scripts/predict.py` puts scripts/ first on the import path, where evaluate.py hides the library."""
+    code = f"""
+import sys
+from importlib.util import find_spec
+sys.argv, sys.path[0] = [{str(SCRIPTS / "predict.py")!r}], {str(SCRIPTS)!r}
+from modeling.runtime.startup import run_script
+
+def main():
+    from modeling.evaluation.metrics import evaluate
+    print(evaluate.__file__)
+
+print(find_spec("evaluate").origin)
+run_script(main)
+"""
+    hidden, found = map(Path, succeed(sys.executable, "-c", code).splitlines()[-2:])
+    assert hidden == SCRIPTS / "evaluate.py"  # the trap is real
+    assert found.parent.name == "evaluate" and SCRIPTS not in found.parents

@@ -126,12 +126,12 @@ def test_the_order_of_verdicts_and_the_type_of_ids_change_nothing(verdicts, demo
 @pytest.mark.parametrize(
     "verdicts, expected",
     [
-        (build_verdicts([0.5]), r"expected a row for each battle; found otherwise for 1: '1'"),
-        (build_verdicts([0.5] * 9), r"expected no other battles; found otherwise for 7: '2', '3', .* and more"),
-        (build_verdicts([0.5, 0.5]).assign(id=[1, 1]), r"expected each id once; found otherwise for 1: '1'"),
-        (build_verdicts([0.5, np.nan]), r"expected p_a from 0 to 1; found otherwise \(or NaN\) for 1: 1"),
-        (build_verdicts([1.5, 0.5]), r"expected p_a from 0 to 1; found otherwise \(or NaN\) for 1: 0"),
-        (build_verdicts(["much", 0.5]), r"expected p_a from 0 to 1; found otherwise"),
+        (build_verdicts([0.5]), r"expected a row for each battle; found none for 1: '1'"),
+        (build_verdicts([0.5] * 9), r"expected no other battles; found 7: '2', '3', .* and more"),
+        (build_verdicts([0.5, 0.5]).assign(id=[1, 1]), r"expected each id once; found 1 repeated: '1'"),
+        (build_verdicts([0.5, np.nan]), r"expected p_a from 0 to 1; found other values or NaN for 1: 1"),
+        (build_verdicts([1.5, 0.5]), r"expected p_a from 0 to 1; found other values or NaN for 1: 0"),
+        (build_verdicts(["much", 0.5]), r"expected p_a from 0 to 1; found other values"),
         (pd.DataFrame({"id": [0, 1], "p": [0, 1]}), r"expected the columns id and p_a; found no p_a, but id, p"),
     ],
     ids=["missing", "extra", "repeated", "NaN", "above 1", "text", "no p_a"],

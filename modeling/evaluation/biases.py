@@ -43,7 +43,7 @@ def estimate_position_bias(
     if not passes:
         return {"mean_p_first": unknown, "first_wins": unknown, "flip_share": None, "people_first": unknown}
     first, read = find_first(passes), ~np.isnan(find_first(passes))
-    wins = np.where(first == 0.5, 0.5, first > 0.5)
+    wins = np.where(first == 0.5, 0.5, first > 0.5)  # NaN gives 0 here; `read` leaves it out below
     people = find_first(dict.fromkeys(passes, labels[:, 0]))
     return {
         "mean_p_first": _estimate_ratio(resampler, first, read),
@@ -120,6 +120,7 @@ def _bin_lengths(resampler: Resampler, ratio: np.ndarray, p_a: np.ndarray, label
     """Estimates the mean p_a and label in bins of equally many battles by length ratio; equal ratios share a bin."""
     if len(ratio) == 0:
         return []
+    # unique(): if many battles have one length ratio, quantiles coincide and there are fewer bins.
     ends = np.unique(np.quantile(ratio, np.arange(1, LENGTH_BINS) / LENGTH_BINS))
     bins = np.searchsorted(ends, ratio)
     numbers = np.unique(bins)

@@ -39,10 +39,11 @@ def build_page(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a misspelt name in the template is an error, not an empty cell
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # "0.634 [0.584, 0.679]" becomes a value and an interval.
     headline = [
         (name, *format_estimate(report[key]).partition(" ")[::2])
         for key, name in FIGURES.items()

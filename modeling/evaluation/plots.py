@@ -14,9 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6b6b6b"
-WIDTH, HEIGHT, DPI = 6.4, 4.2, 130
-MOST_LANGUAGES, LONGEST_NAME = 20, 28
+WIDTH, HEIGHT, DPI = 6.4, 4.2, 130  # inches, inches, dots per inch
+MOST_LANGUAGES, LONGEST_NAME = 20, 28  # rows, characters
 STYLE = {"fmt": "o", "markersize": 5, "capsize": 3, "elinewidth": 1.4, "linewidth": 1.6}
+BAR_STYLE = {"color": BLUE, "alpha": 0.6, "edgecolor": "white"}
 
 
 def draw_figures(report: Mapping, folder: Path) -> list[Path]:
@@ -55,7 +56,7 @@ def draw_reliability(report: Mapping) -> Figure | None:
     axes.set_title(f"Reliability (ECE {_format_value(report['ece'])})")
     axes.legend(loc="upper left", frameon=False)
     widths = [row["high"] - row["low"] for row in rows]
-    below.bar([row["low"] for row in rows], [row["battles"] for row in rows], widths, align="edge", **_FILLED)
+    below.bar([row["low"] for row in rows], [row["battles"] for row in rows], widths, align="edge", **BAR_STYLE)
     below.set(xlabel="probability of the favoured answer", ylabel="battles", xlim=(0.49, 1.01))
     return figure
 
@@ -77,7 +78,9 @@ def draw_position_bias(report: Mapping) -> Figure | None:
     share = f"; {flips['value']:.1%} of verdicts change with the order" if known else ""
     axes.set_title(f"Position bias{share}")
     # The axis is symmetric around 0.5, so that the direction of a bias is visible at once.
-    reach = max(0.05, *(abs((e[end] if e[end] is not None else e["value"]) - 0.5) for _, e in rows for end in _ENDS))
+    reach = max(
+        0.05, *(abs((e[end] if e[end] is not None else e["value"]) - 0.5) for _, e in rows for end in ("low", "high"))
+    )
     axes.set(
         xlabel="mean probability of the first answer (0.5: no bias)",
         xlim=(0.5 - 1.15 * reach, 0.5 + 1.15 * reach),
@@ -151,11 +154,12 @@ def draw_selective(report: Mapping) -> Figure | None:
 
 
 DRAWINGS = {
-    **{"reliability": draw_reliability, "position_bias": draw_position_bias, "languages": draw_languages},
-    **{"length_bias": draw_length_bias, "selective": draw_selective},
+    "reliability": draw_reliability,
+    "position_bias": draw_position_bias,
+    "languages": draw_languages,
+    "length_bias": draw_length_bias,
+    "selective": draw_selective,
 }
-_FILLED = {"color": BLUE, "alpha": 0.6, "edgecolor": "white"}
-_ENDS = ("low", "high")
 
 
 def _build_figure(width: float, height: float) -> Figure:

@@ -141,7 +141,7 @@ def align_verdicts(verdicts: pd.DataFrame, battles: Dataset, where: str = "Predi
                 "predicted, with the same --schema and policies."
             )
     verdicts = verdicts.set_index(found).loc[ids].reset_index(drop=True)
-    p_a = pd.to_numeric(verdicts["p_a"], errors="coerce")
+    p_a = pd.to_numeric(verdicts["p_a"], errors="coerce")  # text becomes NaN, which is not between 0 and 1
     if not (odd := verdicts["id"][~p_a.between(0, 1)]).empty:
         raise ValueError(
             f"{where}: expected p_a from 0 to 1; found other values or NaN for {len(odd)}: {_list_some(odd.tolist())}. "

@@ -181,9 +181,17 @@ def _list_leaderboard(report: Mapping) -> Iterator[Section]:
         yield Section("Leaderboard", ("model", "battles", "by people", "by the judge"), rows, note)
 
 
+# In the order in which they are shown.
 SECTIONS = (
-    *(_list_judge, _list_calibration, _list_comparison, _list_baselines, _list_curves),
-    *(_list_position, _list_length, _list_tables, _list_leaderboard),
+    _list_judge,
+    _list_calibration,
+    _list_comparison,
+    _list_baselines,
+    _list_curves,
+    _list_position,
+    _list_length,
+    _list_tables,
+    _list_leaderboard,
 )
 
 

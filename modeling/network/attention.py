@@ -68,11 +68,7 @@ def _attend(
     pieces = []
     for segment in segments:
         own = slice(segment.start, segment.stop)
-        # A shared prefix's keys and values exist once; every sequence that begins with it adds to their gradient.
-        keys, values = (
-            torch.cat([*(states[:, :, start:stop] for start, stop in segment.before), states[:, :, own]], dim=2)
-            for states in (key, value)
-        )
+        keys, values = _gather_context(key, segment), _gather_context(value, segment)
         if kernel == "packed_sdpa":
             piece = _attend_fused(query[:, :, own], keys, values, scaling, dropout, sliding_window)
         else:
@@ -81,6 +77,13 @@ def _attend(
             piece = attend_plainly(query[:, :, own], keys, values, bias)
         pieces.append(piece)
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _gather_context(states: Tensor, segment: Segment) -> Tensor:
+    """Returns the keys or values that a segment attends to: those of its prefixes, then its own."""
+    # A shared prefix's keys and values exist once; every sequence that begins with it adds to their gradient.
+    spans = (*segment.before, (segment.start, segment.stop))
+    return torch.cat([states[:, :, start:stop] for start, stop in spans], dim=2)
 
 
 def _attend_plainly(

@@ -22,7 +22,7 @@ from modeling.network.classifier import PreferenceMixin
 from modeling.runtime.hub import download_repository
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-OLD_HEAD = re.compile(r"\.(score|classifier)\.")
+OLD_HEAD = re.compile(r"\.(score|classifier)\.")  # the head's names in transformers, for decoders and for encoders
 
 
 def add_adapters(model: PreferenceMixin, *, r: int, alpha: float, dropout: float, freeze_layers: int = 0) -> PeftModel:
@@ -87,6 +87,7 @@ def write_adapter(
     """
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base, revision
+    # save_embedding_layers=False: peft's "auto" would look for the base's config, on the Hub if need be.
     model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
     (folder / "README.md").unlink()  # peft writes a card that names folders of this machine
 

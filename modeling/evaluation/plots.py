@@ -78,9 +78,8 @@ def draw_position_bias(report: Mapping) -> Figure | None:
     share = f"; {flips['value']:.1%} of verdicts change with the order" if known else ""
     axes.set_title(f"Position bias{share}")
     # The axis is symmetric around 0.5, so that the direction of a bias is visible at once.
-    reach = max(
-        0.05, *(abs((e[end] if e[end] is not None else e["value"]) - 0.5) for _, e in rows for end in ("low", "high"))
-    )
+    ends = [e["value"] if e[end] is None else e[end] for _, e in rows for end in ("low", "high")]
+    reach = max(0.05, *(abs(end - 0.5) for end in ends))
     axes.set(
         xlabel="mean probability of the first answer (0.5: no bias)",
         xlim=(0.5 - 1.15 * reach, 0.5 + 1.15 * reach),

@@ -153,7 +153,8 @@ def test_the_evaluate_metric_gives_the_functions_results_without_a_network(monke
 @pytest.mark.parametrize("shift", [0, 1e4, -1e4])
 def test_trainer_metrics_apply_a_softmax_to_logits(shift):
     """Logits (2, 0) and (0, 1) with label a give p_a = 1 / (1 + e^-2) and 1 / (1 + e): loss
-    (ln(1 + e^-2) + ln(1 + e)) / 2, one of two right. A number added to all logits changes nothing, and exp() must not overflow."""
+    (ln(1 + e^-2) + ln(1 + e)) / 2, one of two right. A number added to all logits changes nothing, and exp() must not
+    overflow."""
     logits = np.array([[2, 0], [0, 1]], dtype=np.float32) + np.float32(shift)
     compute = build_trainer_metrics(1, [False, False])
     results = compute(EvalPrediction(predictions=logits, label_ids=np.array([A, A])))
@@ -164,7 +165,7 @@ def test_trainer_metrics_apply_a_softmax_to_logits(shift):
 
 def test_trainer_metrics_average_two_orders_and_separate_cut_battles():
     """Two battles, each read in order ab and then ba. softmax(ln 3, 0) = (3/4, 1/4); equal logits give (1/2, 1/2).
-    First battle: ab gives a 3/4, ba gives its first slot, b, 3/4: p_a is 1/2 on average. Second: 3/4 and 1/2, so 5/8."""
+    First battle: ab gives a 3/4, ba gives b, its first slot, 3/4, so p_a is 1/2. Second: 3/4 and 1/2, so 5/8."""
     logits = np.log(np.array([[3, 1], [3, 1], [3, 1], [1, 1]]))
     labels = np.array([A, B, A, B], dtype=float)  # by slot
     results = build_trainer_metrics(2, [True, False])(EvalPrediction(predictions=logits, label_ids=labels))

@@ -221,7 +221,7 @@ class ColumnTypes:
                     continue
                 way_out = " or remove it, or pass --bad_row_policy drop to leave the column out" if is_extra else ""
                 raise ValueError(
-                    f"{self.source}: column {name}: expected values of one storable type in all rows; found other values "
+                    f"{self.source}: column {name}: expected values of one storable type in all rows; found others "
                     f"({error}). Give it one type{way_out}."
                 ) from error
         if not columns["id"]:  # Arrow gives empty columns the null type, which cannot be joined to text

@@ -10,10 +10,10 @@ import ftfy
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
-# Characters that no step of ftfy but the last, NFC, changes in any mixture; tests/data/test_text.py tries them. Left out
-# are "&", control characters, curly quotes and full-width forms. Of the letters that wrongly decoded text consists of
-# (é€, Ã), only those are in that are harmless among themselves: small Latin-1 and Russian letters, but no accented
-# capital, currency sign or box.
+# Characters that ftfy leaves alone in any mixture, but for its last step, NFC. tests/data/test_text.py tries them all.
+# "&", control characters, curly quotes and full-width forms are not here. Of the characters that appear in wrongly
+# decoded text (é€, Ã), only those are here that never look broken together: small Latin-1 and Russian letters, but no
+# accented capital, currency sign or box.
 UNTOUCHED = (
     "\t\n -%'-~"
     "ß-öø-ÿА-Яа-я"

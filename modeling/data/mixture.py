@@ -65,7 +65,7 @@ def _find_duplicates(battles: Dataset) -> dict[tuple[str, str], list[int]]:
         key, lead = hash((prompt, *sorted(responses))), first - second  # a hash, to keep no texts in memory
         if responses[0] == responses[1]:
             identical.append(row)
-            lead = 0
+            lead = 0  # equal responses: no repeat of this battle opposes it
         if key in leads:
             (opposed if leads[key] * lead < 0 else repeats).append(row)
         leads.setdefault(key, lead)
@@ -145,7 +145,9 @@ def mix_sources(
     counts = [len(battles) for _, battles in sources]
     weights, confidences = weights or [1.0] * len(sources), confidences or [1.0] * len(sources)
     mean = sum(map(math.prod, zip(weights, counts, strict=True))) / sum(counts)
+    # Without a weight column the loss is the plain mean, which equal weights would give too.
     optional = {"teacher": bool(teacher_columns), "weight": len(set(weights)) > 1}
+    # Only these columns: the others of the sources may differ in type, and could not be concatenated.
     features = Features({name: kind for name, kind in MIXED.items() if optional.get(name, True)})
     mixed = []
     for (source, battles), weight, confidence in zip(sources, weights, confidences, strict=True):
@@ -200,6 +202,7 @@ def describe_battles(battles: Dataset) -> str:
         p_a, p_b = battle["label"]
         outcome = "tie" if p_a == p_b else "a" if p_a > p_b else "b"
         lengths = [len(battle[name]) for name in RESPONSES]
+        # A win between equally long responses is not one of the longer, but counts in the share's denominator.
         longer = outcome != "tie" and lengths[0] != lengths[1] and (lengths[0] > lengths[1]) == (outcome == "a")
         key = battle.get("train_source") or "", battle.get("language") or "-"
         counts.setdefault(key, Counter()).update({outcome: 1, "longer": longer})

@@ -145,7 +145,7 @@ class Layout:
     schema: Schema
     id_column: str | None  # None: the ids are hashes of the texts
     needed: frozenset[str]
-    produced: tuple[str, ...]  # what a battle is made of
+    produced: tuple[str, ...]  # columns that every battle gets
     consumed: frozenset[str]  # columns that are not carried along
 
     def check(self, source: str, columns: Columns, num_rows: int) -> None:
@@ -329,8 +329,8 @@ class BattleReader:
         self.faults.report(self.source, self.num_rows, self.ids.repeats)
 
     def _read_row(self, row: Mapping, number: int) -> dict | None:
-        """Returns the battle of a row of this chunk, or None after counting why there is none."""
-        id = f"row {self.num_rows + number}"  # until the row's own id is known to be one
+        """Returns the battle of a row of this chunk, or None if the row is left out."""
+        id = f"row {self.num_rows + number}"  # names the row in an error about its id
         is_hashed = self.layout.id_column is None
         try:
             given = hash_texts(row) if is_hashed else row[self.layout.id_column]

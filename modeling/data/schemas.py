@@ -100,7 +100,7 @@ def _read_message(message: object, name: str) -> tuple[str, str]:
     return role, content
 
 
-def is_said(prompt: object, messages: Sequence[tuple[str, str]]) -> bool:
+def is_prompt_of(prompt: object, messages: Sequence[tuple[str, str]]) -> bool:
     """Returns whether the prompt column agrees with the messages before a response: one of them, all, or empty.
 
     Args:
@@ -109,13 +109,13 @@ def is_said(prompt: object, messages: Sequence[tuple[str, str]]) -> bool:
     """
     if prompt is None or prompt == "":
         return True
-    said = parse_conversation(prompt)
-    if isinstance(said, str) and TRANSCRIPT_TURN.match(said):
+    found = parse_conversation(prompt)
+    if isinstance(found, str) and TRANSCRIPT_TURN.match(found):
         # A transcript that stops before the response ends with an empty "Assistant:".
-        said = [message for message in split_transcript(said, "prompt") if message["content"]]
-    if isinstance(said, list):
-        return [message.get("content") for message in said] == [text for _, text in messages]
-    return str(said).strip() in {text.strip() for _, text in messages} | {join_messages(messages).strip()}
+        found = [message for message in split_transcript(found, "prompt") if message["content"]]
+    if isinstance(found, list):
+        return [message.get("content") for message in found] == [text for _, text in messages]
+    return str(found).strip() in {text.strip() for _, text in messages} | {join_messages(messages).strip()}
 
 
 def split_transcript(text: str, name: str) -> list[dict]:
@@ -236,7 +236,7 @@ def read_lmsys(row: Mapping, _: object) -> dict:
         raise RowError("prompt, response_a and response_b must have equally many turns", found)
     battle = {name: join_turns(texts) for name, texts in turns.items()}
     flags = {winner: row.get(column) for column, winner in LMSYS_WINNERS.items()}
-    if any(column in row for column in LMSYS_WINNERS):
+    if any(column in row for column in LMSYS_WINNERS):  # one that is missing counts as null, an error below
         numbers = [float(flag) if isinstance(flag, bool) else _parse_number(flag) for flag in flags.values()]
         if sorted(numbers) != [0, 0, 1]:
             raise RowError(f"one of {', '.join(LMSYS_WINNERS)} must be 1 and the others 0", list(flags.values()))
@@ -251,6 +251,7 @@ def read_lmarena(row: Mapping, _: object) -> dict:
         messages = check_messages(row[f"conversation_{side}"], f"conversation_{side}")
         system = [text for role, text in messages if role == "system"]
         talk = [message for message in messages if message[0] != "system"]
+        # The pattern also refuses an odd number of messages: the assistant must have the last word.
         if not talk or [role for role, _ in talk] != ["user", "assistant"] * (len(talk) // 2):
             raise RowError(f"conversation_{side} {CONVERSATION}", [role for role, _ in messages])
         turns[side] = system, [text for _, text in talk[::2]], [text for _, text in talk[1::2]]
@@ -289,7 +290,7 @@ def read_pair(row: Mapping, id: object) -> dict:
     texts = [chosen, rejected] if is_chosen_first(id) else [rejected, chosen]
     label = [1.0, 0.0] if is_chosen_first(id) else [0.0, 1.0]
     battle = {"prompt": join_messages(prompt), **dict(zip(RESPONSES, texts, strict=True)), "label": label}
-    return battle if messages is None or is_said(row.get("prompt"), prompt) else battle | {CONTRADICTED: True}
+    return battle if messages is None or is_prompt_of(row.get("prompt"), prompt) else battle | {CONTRADICTED: True}
 
 
 # --- the table of schemas ---------------------------------------------------------------------------------------------
@@ -343,12 +344,13 @@ def find_schema(source: str, columns: Mapping[str, Sequence]) -> str:
     if found != "unlabelled":
         return found
     rows = list(zip(*(columns.get(name, ()) for name in TEXTS), strict=False))
-    num_turned = sum(map(_is_turns, rows))
-    if not set(LMSYS_WINNERS).isdisjoint(columns) or 0 < num_turned == len(rows):
+    num_lists = sum(map(_is_turns, rows))
+    if not set(LMSYS_WINNERS).isdisjoint(columns) or 0 < num_lists == len(rows):
         return "lmsys"
-    if num_turned > len(rows) / 2:
+    # A few texts may be JSON by chance, but with most of them either reading would be a guess.
+    if num_lists > len(rows) / 2:
         raise ValueError(
-            f"{source}: expected either texts or lists of equally many turns; found lists in {num_turned} of its first "
+            f"{source}: expected either texts or lists of equally many turns; found lists in {num_lists} of its first "
             f"{len(rows)} rows. Pass --schema lmsys to read turns, or --schema unlabelled to read texts as they are."
         )
     return found

@@ -97,7 +97,7 @@ def check_shared_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
     state.wait_for_everyone()
-    seen = gather_object([mark.exists()])
+    seen = gather_object([mark.exists()])  # waits for all processes, so the mark is not removed too early
     if state.is_main_process:
         mark.unlink()
     if not all(seen):

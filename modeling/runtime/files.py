@@ -64,7 +64,7 @@ def _read_dataset(source: str, chunk_rows: int) -> Iterator[Columns]:
         if empty:
             yield {column: [] for column in rows.column_names or []}
     except (OSError, ValueError) as error:
-        problem = f"no data set either ({type(error).__name__}: {error})"  # "datasets" raises many kinds
+        problem = f"no data set either ({type(error).__name__}: {error})"
         raise explain_missing_source(source, problem) from error
 
 
@@ -121,7 +121,7 @@ def _parse_lines(path: Path, file: Iterable[str]) -> Iterator[dict]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:  # deep nesting ends in a RecursionError
+            except (json.JSONDecodeError, RecursionError) as error:  # RecursionError: too deeply nested
                 found = f"{line.strip()[:60]!r} ({error})"
                 raise ValueError(f"{path}, line {number}: expected JSON; found {found}.") from error
             if not isinstance(row, dict):
@@ -191,7 +191,7 @@ def replace_folder(folder: Path, mark: str) -> Iterator[Path]:
         mark: The name of a file that every result of this kind contains.
 
     Raises:
-        ValueError: If the folder contains something else than an earlier result.
+        ValueError: If the folder contains anything other than an earlier result.
     """
     folder = folder.resolve()
     beside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
@@ -212,7 +212,7 @@ def replace_folder(folder: Path, mark: str) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path, mark: str) -> None:
-    """Raises a ValueError if a folder contains something else than an earlier result, which has `mark`."""
+    """Raises a ValueError unless a folder is new, empty, or an earlier result, which contains `mark`."""
     if folder.exists() and not (folder.is_dir() and ((folder / mark).is_file() or not any(folder.iterdir()))):
         raise ValueError(
             f"--output_dir {folder}: expected a new or empty folder, or one with {mark} to replace; found other files."

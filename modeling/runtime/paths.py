@@ -84,6 +84,7 @@ def check_source(source: str) -> None:
             )
         return
     name = split_source(source)[0]
+    # Names that cannot be Hub data sets, or that end like a file, are never looked up on the Hub.
     if not Path(name).is_dir() and (not DATASET_ID.fullmatch(name) or FILE_ENDING.fullmatch(name)):
         raise explain_missing_source(source)
     if not Path(name).exists() and is_in_folder(source):

@@ -18,7 +18,7 @@ from modeling.data.schemas import (
     RowError,
     check_messages,
     is_chosen_first,
-    is_said,
+    is_prompt_of,
     join_messages,
     join_turns,
     split_transcript,
@@ -371,10 +371,10 @@ def test_messages_read_the_same_from_lists_from_json_and_from_transcripts():
 
 @pytest.mark.parametrize("beside", ["Hi", " And?\n", join_messages(SAID), MESSAGES, json.dumps(MESSAGES), "", None])
 def test_a_prompt_beside_messages_is_one_of_them_or_all_or_nothing(beside):
-    assert is_said(beside, SAID)
-    assert is_said(f"{TRANSCRIPT}\n\nAssistant:", SAID)
+    assert is_prompt_of(beside, SAID)
+    assert is_prompt_of(f"{TRANSCRIPT}\n\nAssistant:", SAID)
 
 
 @pytest.mark.parametrize("beside", ["Ho", MESSAGES[:1], "\n\nHuman: Ho\n\nAssistant:", 7])
 def test_a_prompt_that_no_message_has_is_another(beside):
-    assert not is_said(beside, SAID)
+    assert not is_prompt_of(beside, SAID)

@@ -1,4 +1,4 @@
-"""README.md and docs/ are held to the code and to the result files: files, flags, commands, links, examples, numbers."""
+"""README.md and docs/ are held to the code and to the result files: names, commands, links, examples, numbers."""
 
 import importlib
 import json
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from benchmarks.speed.arguments import RECIPE, BenchmarkArguments
+from benchmarks.studies.tables import format_judges, format_parts, format_table
 
 import modeling
-from benchmarks.studies.tables import format_judges, format_parts, format_table
 from modeling.settings import parsing
 from modeling.settings.flags import list_flags, read_trainer_flags
 from tests.helpers import REPOSITORY
@@ -51,11 +52,12 @@ def find_arguments(verb: str) -> type:
 
 
 def read_benchmark(module: str) -> str:
-    """The sources in which a benchmark's flags are: those of its package, and the options that scripts share."""
-    path = REPOSITORY.joinpath(*module.split("."))
-    assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
-    folder = path if path.is_dir() else path.parent
-    return "".join(file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
+    """The sources that define the flags of a benchmark with a parser of its own, or with that of the study."""
+    files = (
+        REPOSITORY.joinpath(*module.split(".")).with_suffix(".py"),
+        REPOSITORY / "benchmarks/studies/real_battles.py",
+    )
+    return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def find_slugs(page: str) -> set[str]:
@@ -111,39 +113,40 @@ def test_every_flag_that_is_named_exists(page):
 # --- commands and examples --------------------------------------------------------------------------------------------
 
 
+def find_flags(words: list[str]) -> tuple[type, dict, list[str]]:
+    """The dataclass that a command's flags fill, other options of `parse_arguments`, and the words after the script."""
+    if words[:2] == ["python", "-m"]:
+        return BenchmarkArguments, {"verb": "benchmark", "default_recipe": RECIPE}, words[3:]
+    if words[:2] == ["accelerate", "launch"]:
+        launch = launch_command_parser().parse_args(words[2:])
+        assert launch.config_file is None or (REPOSITORY / launch.config_file).is_file()
+        module = "bothways." if launch.module else "scripts/"
+        script, words = launch.training_script, launch.training_script_args
+        assert script.startswith(module)
+        verb = script.removeprefix(module).removesuffix(".py")
+    else:
+        assert words[0] == "bothways" or (words[:1] == ["python"] and words[1].startswith("scripts/")), words
+        verb, words = Path(words[1]).stem, words[2:]
+    return find_arguments(verb), {"verb": verb, "trainer": verb == "train"}, words
+
+
 @pytest.mark.parametrize(("page", "line"), list_commands())
 def test_every_command_parses(page, line, monkeypatch):
     """By the script's own parser, values and combinations included; only that its files exist is not asked."""
     words = shlex.split(line, comments=True)
     while words and re.match(r"[A-Z_]+=", words[0]):
         del words[0]
-    if not words or words[0] in FOREIGN_COMMANDS:
+    if not words or words[0] in {*FOREIGN_COMMANDS, "make"} or words == ["bothways", "doctor"]:
+        return  # make's targets are looked up above
+    if words[:2] == ["python", "-m"] and words[2] != "benchmarks.speed":
+        source, flags = read_benchmark(words[2]), [word for word in words if word.startswith("--")]
+        assert [flag for flag in flags if not re.search(rf'add_argument\(\s*"{flag}"', source)] == []
         return
-    if words[0] == "make":
-        makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-        return [re.search(rf"^{target}:", makefile, re.M)[0] for target in words[1:]]
-    if words[:2] == ["python", "-m"]:
-        source = read_benchmark(words[2])
-        for flag in (word.removeprefix("--") for word in words[3:] if word.startswith("--")):
-            assert re.search(rf'"(--)?{flag}"|^    {flag}: ', source, re.M), flag
-        return
-    if words[:2] == ["accelerate", "launch"]:
-        launch = launch_command_parser().parse_args(words[2:])
-        assert launch.config_file is None or (REPOSITORY / launch.config_file).is_file()
-        script, words = launch.training_script, launch.training_script_args
-        assert script.startswith("bothways." if launch.module else "scripts/")
-        verb = script.removeprefix("bothways.") if launch.module else Path(script).stem
-    elif words[0] == "bothways":
-        _, verb, *words = words
-    else:
-        assert words[0] == "python" and words[1].startswith("scripts/"), line
-        verb, words = Path(words[1]).stem, words[2:]
-    if verb == "doctor":
-        return
+    kind, options, words = find_flags(words)
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(parsing, "check_paths", lambda arguments: None)
     monkeypatch.setattr(parsing, "start_torch", lambda: True)
-    parsing.parse_arguments(find_arguments(verb), verb=verb, trainer=verb == "train", argv=words)
+    parsing.parse_arguments(kind, argv=words, **options)
 
 
 def test_every_python_example_is_run():

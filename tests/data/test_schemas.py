@@ -239,10 +239,10 @@ def test_a_prompt_that_is_not_in_the_messages_is_counted_and_the_messages_are_us
     assert "battle 'y': the prompt is not in the messages; the messages were used" in caplog.text
 
 
-def test_the_readme_s_table_has_a_row_for_each_schema():
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def test_the_table_of_schemas_has_a_row_for_each():
+    page = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
     for name in SCHEMAS:
-        assert f"\n| `{name}` |" in readme
+        assert f"\n| `{name}` |" in page
 
 
 # --- rows that are not battles ----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ CARD = (
     "![far](http://192.0.2.1/far.png) <img src='http://192.0.2.1/near.png'>\n"
 )
 LIMITS = ["--max_characters", "3000", "--max_battles", "80", "--max_bytes", "200000", "--max_waiting", "4"]
-# As README.md has them.
+# As docs/app.md has them.
 CURL = """\
 id=$(curl -s $URL/gradio_api/call/v2/judge -H 'Content-Type: application/json' \\
     -d '{"prompt": "2 + 2?", "response_a": "4", "response_b": "Five.", "id": "mine"}' | cut -d'"' -f4)
@@ -224,11 +224,25 @@ def test_gradio_client_gets_verdicts_and_files(app, judge, tmp_path):
 def test_curl_gets_a_verdict_by_two_steps(app, judge):
     if shutil.which("curl") is None:
         pytest.skip("curl is not here")
-    assert CURL in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert CURL in (REPOSITORY / "docs" / "app.md").read_text(encoding="utf-8")
     answer = run("bash", "-c", CURL.replace("$URL", app)).stdout
     verdict = json.loads(re.search(r"event: complete\ndata: (.*)\n", answer)[1])[0]
     battle = {"id": 0, "prompt": "2 + 2?", "response_a": "4", "response_b": "Five."}
     assert (verdict["id"], verdict["p_a"]) == ("mine", judge.predict([battle], readings="both")["p_a"][0])
+
+
+def test_the_documented_python_example_runs(app, judge, tmp_path):
+    """As docs/app.md has it, with this app's address and a file of two battles."""
+    page = (REPOSITORY / "docs" / "app.md").read_text(encoding="utf-8")
+    code = re.search(r"^```python\n(.*?)^```", page, re.M | re.S)[1]
+    lines = (DEMO_DATA / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "mine.jsonl").write_text("".join(lines[:2]), encoding="utf-8")
+    found: dict = {}
+    exec(code.replace("http://127.0.0.1:7860", app).replace("mine.jsonl", str(tmp_path / "mine.jsonl")), found)
+    battle = {"id": 0, "prompt": "2 + 2?", "response_a": "4", "response_b": "Five."}
+    expected = judge.predict([battle], readings="both")["p_a"][0]
+    assert (found["verdict"]["id"], found["verdict"]["p_a"]) == ("mine", expected)
+    assert found["summary"].startswith("2 battles in ") and found["predictions"].endswith("predictions.parquet")
 
 
 def ask(app: str, *data: object) -> str:

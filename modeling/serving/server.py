@@ -5,9 +5,9 @@ Behind scripts/app.py; it knows no web framework, so that whatever is refused or
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
+from peft import PeftModel
+from torch import nn
 
 from modeling.data.battles import LABELS, ORIENTATIONS, TEXTS, load_battles, name_winners
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.metrics import compute_accuracy
 from modeling.judging.judge import Judge
-from modeling.judging.loading import Member
 from modeling.judging.predictions import write_verdicts
 from modeling.runtime.files import iterate_columns
 
@@ -126,117 +127,99 @@ def _measure_unpacked(path: Path) -> int:
     return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
 
 
-# --- one judge for all ------------------------------------------------------------------------------------------------
-
-
-class FairLock:
-    """A lock that goes to those who wait for it in the order in which they came."""
-
-    def __init__(self):
-        self._guard = threading.Lock()
-        self._line: deque[threading.Event] = deque()
-
-    def __enter__(self):
-        turn = threading.Event()
-        with self._guard:
-            self._line.append(turn)
-            if len(self._line) == 1:
-                turn.set()
-        turn.wait()
-
-    def __exit__(self, *_):
-        with self._guard:
-            self._line.popleft()
-            if self._line:
-                self._line[0].set()
-
-    def give_way(self) -> None:
-        """Lets all who wait go first; called by who holds the lock, and holds it again afterwards."""
-        self.__exit__()
-        self.__enter__()
-
-
-class _YieldingModel:
-    """Stands for a member's model in a long reading: before each batch, whoever waits for the judge reads first."""
-
-    def __init__(self, member: Member, before_batch: Callable[[int], None]):
-        self.member, self.before_batch = member, before_batch
-        self.config, self.parameters = member.model.config, member.model.parameters
-
-    def set_adapter(self, *_, **__) -> None:
-        """Nothing yet: who reads in between may switch it, so each batch does it anew."""
-
-    def eval(self) -> "_YieldingModel":
-        """Itself, as `Member.activate` expects."""
-        return self
-
-    def __call__(self, **batch):
-        self.before_batch(len(batch["ends"]))
-        return self.member.activate()(**batch)
+# --- one judge for everybody ------------------------------------------------------------------------------------------
 
 
 class ServedJudge:
-    """One loaded judge that answers from any number of threads, one reading at a time; every member reads both orders.
+    """One loaded judge that any number of threads may ask; it runs one request at a time, every member in both orders.
 
     Example: `ServedJudge(judge, limits).judge_battle({"prompt": ..., "response_a": ..., "response_b": ...})`.
     """
 
     def __init__(self, judge: Judge, limits: Limits):
         self.judge, self.limits = judge, limits
-        self.turns = FairLock()
+        # A plain lock is not fair: a file that releases it between two packs would nearly always take it right back.
+        # A request therefore waits for the model while it holds the entrance, where the file must queue up as well.
+        # First come, first served among battles is the job of Gradio's queue, which lets in one battle and one file.
+        self._entrance, self._model_in_use = threading.Lock(), threading.Lock()
 
     def judge_battle(self, texts: Mapping[str, object], id: object = "") -> dict:
-        """The verdict on one battle.
+        """Returns the verdict on one battle, as `explain_verdict` describes it.
 
         Args:
             texts: prompt, response_a and response_b.
-            id: Comes back as it was, so that callers can tell their answers apart.
-
-        Returns:
-            See `explain_verdict`.
+            id: Returned unchanged, so that callers can match answers to requests.
 
         Raises:
             ValueError: See `check_battle`.
         """
         battle = check_battle(texts, self.limits, id)
-        with self.turns:
+        with self._use_model():
             start = time.perf_counter()
             verdicts = self.judge.predict([battle], readings="both")
             seconds = time.perf_counter() - start
-        return explain_verdict(verdicts, [member.name for member in self.judge.members], seconds)
+        return explain_verdict(verdicts, self._member_names, seconds)
 
     def judge_file(
         self, path: Path, folder: Path, report_progress: Callable[[float], None] = lambda share: None
     ) -> FileVerdicts:
-        """Verdicts on all battles of a file; single battles are answered between its batches.
+        """Writes the verdicts on all battles of a file. A single battle that arrives meanwhile is answered first.
 
         Args:
             path: A parquet, csv or jsonl file.
-            folder: Where to write, made if it is not there.
-            report_progress: Called with the share done, from 0 to 1.
+            folder: Where to write; created if it does not exist.
+            report_progress: Called before each packed sequence with the share of passes done, from 0 to 1.
 
         Raises:
             ValueError: See `load_upload`.
         """
         battles = load_upload(path, self.limits)
-        num_readings, done = len(battles) * len(self.judge.plan_passes("both")), 0
-
-        def before_batch(num_battles: int) -> None:
-            """Says how far the file is, and lets those read who wait."""
-            nonlocal done
-            report_progress(done / num_readings)
-            done += num_battles
-            self.turns.give_way()
-
-        members = [replace(member, model=_YieldingModel(member, before_batch)) for member in self.judge.members]
         start = time.perf_counter()
-        with self.turns:
-            judge = Judge(members, self.judge.readings, self.judge.calibration)
-            # One pack at a time: who reads between two may switch the adapter.
-            verdicts = judge.predict(battles, readings="both", num_workers=1)
+        with self._use_model(), self._yield_between_packs(len(battles), report_progress):
+            # One pack at a time: a battle judged between two packs may switch the adapter of a shared base.
+            verdicts = self.judge.predict(battles, readings="both", num_workers=1)
         seconds = time.perf_counter() - start
         paths = write_verdicts(folder, verdicts)
-        return FileVerdicts(*paths, summarise_verdicts(verdicts, battles, [m.name for m in members], seconds))
+        return FileVerdicts(*paths, summarise_verdicts(verdicts, battles, self._member_names, seconds))
+
+    @property
+    def _member_names(self) -> list[str]:
+        return [member.name for member in self.judge.members]
+
+    def _wait_for_model(self) -> None:
+        with self._entrance:
+            self._model_in_use.acquire()
+
+    @contextmanager
+    def _use_model(self) -> Iterator[None]:
+        """Holds the model for one request."""
+        self._wait_for_model()
+        try:
+            yield
+        finally:
+            self._model_in_use.release()
+
+    @contextmanager
+    def _yield_between_packs(self, num_battles: int, report_progress: Callable[[float], None]) -> Iterator[None]:
+        """Lets a waiting battle go first before each pack that this thread reads, by a hook on the models."""
+        num_passes, done, reader = num_battles * len(self.judge.plan_passes("both")), 0, threading.get_ident()
+
+        def yield_model(model: nn.Module, _, batch: dict) -> None:
+            nonlocal done
+            if threading.get_ident() != reader:
+                return  # the battle that goes first runs the same model, and so this hook
+            report_progress(done / num_passes)
+            done += len(batch["ends"])
+            adapter = model.active_adapter if isinstance(model, PeftModel) else None
+            self._model_in_use.release()
+            self._wait_for_model()
+            if adapter is not None:
+                model.set_adapter(adapter, inference_mode=True)
+
+        with ExitStack() as hooks:
+            for model in {member.model for member in self.judge.members}:  # members of one base share one model
+                hooks.enter_context(model.register_forward_pre_hook(yield_model, with_kwargs=True))
+            yield
 
 
 # --- what comes back --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 
 from modeling.data.battles import ORIENTATIONS, TEXTS
 from modeling.judging.judge import Judge
-from modeling.serving.server import TITLES, FairLock, Limits, ServedJudge, check_battle, load_upload
+from modeling.serving.server import TITLES, Limits, ServedJudge, check_battle, load_upload
 from modeling.serving.web import LARGEST_BODY, RequestGuard, find_port, read_card, render_verdict
 from modeling.settings.arguments import AppArguments
 from tests.helpers import DEMO_DATA, call
@@ -205,29 +205,12 @@ def test_a_battle_is_answered_while_a_file_is_read(served, demo_battles, tmp_pat
         order.append(share)
         if share == 0:
             asker.start()
-            while len(served.turns._line) < 2:
+            while not served._entrance.locked():
                 pass
 
     served.judge_file(DEMO_DATA / "test.jsonl", tmp_path, report)
     asker.join()
     assert order.index(demo_battles[0]["id"]) == 1
-
-
-def test_the_lock_goes_round_in_the_order_of_asking():
-    lock, order = FairLock(), []
-
-    def take(number: int) -> None:
-        with lock:
-            order.append(number)
-
-    with lock:
-        for number in range(20):
-            threading.Thread(target=take, args=(number,)).start()
-            while len(lock._line) < number + 2:
-                pass
-        lock.give_way()
-        order.append("gave way")
-    assert order == [*range(20), "gave way"]
 
 
 # --- the page's own parts ---------------------------------------------------------------------------------------------

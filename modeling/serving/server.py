@@ -1,6 +1,6 @@
-"""A judge that serves many people: what they send is bounded and checked, and answered one at a time in plain values.
+"""One judge for many users: checks what they send against limits, judges one request at a time, returns plain values.
 
-Behind scripts/app.py; it knows no web framework, so that whatever is refused or said can be tested without one.
+It must not know a web framework, so that every refusal and every answer can be tested without one.
 """
 
 import threading
@@ -27,13 +27,14 @@ from modeling.runtime.files import iterate_columns
 
 TITLES = dict(zip(TEXTS, ("Prompt", "Answer A", "Answer B"), strict=True))
 MAX_ID_LENGTH = 200
-UPLOAD_CHUNK_ROWS = 16  # few, because a parquet file of some kilobytes can hold the same megabyte on every row
-MAX_EXPANSION = 8  # times the upload limit, for what a compressed file unpacks to
+# Rows of an upload read at once. Few, because a parquet file of some kilobytes can hold the same megabyte on every row.
+UPLOAD_CHUNK_ROWS = 16
+MAX_EXPANSION = 8  # a compressed file may unpack to this many times the upload limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The most that one request may ask for: characters of a text, battles and bytes of a file."""
+    """Upper limits of one request: characters per text, battles and bytes per file."""
 
     max_characters: int
     max_battles: int
@@ -42,21 +43,21 @@ class Limits:
 
 @dataclass(frozen=True)
 class FileVerdicts:
-    """What reading a file gave: the two files that predict.py writes, and what they say in a line."""
+    """The verdicts on a file: the two files that predict.py writes, and a one-line summary."""
 
     predictions: Path
     submission: Path
     summary: str
 
 
-# --- what people send -------------------------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------------------
 
 
 def check_battle(texts: Mapping[str, object], limits: Limits, id: object = "") -> dict:
-    """A battle from what was typed: its texts as they are, but for lone surrogates, which become U+FFFD.
+    """Returns a battle with the texts unchanged, except that lone surrogates become U+FFFD.
 
     Raises:
-        ValueError: If a text is missing or too long, or the id is none.
+        ValueError: If a text is missing or too long, or the id is neither a short text nor a whole number.
     """
     if isinstance(id, bool) or not isinstance(id, str | int) or len(str(id)) > MAX_ID_LENGTH:
         raise ValueError(f"id: expected a text of at most {MAX_ID_LENGTH} characters, or a whole number. Shorten it.")
@@ -66,14 +67,14 @@ def check_battle(texts: Mapping[str, object], limits: Limits, id: object = "") -
         if text is not None and not isinstance(text, str):
             raise ValueError(f"{title}: expected text; found {type(text).__name__}. Send {name} as a string.")
         if not text or not text.strip():
-            raise ValueError(f"{title}: expected some text; found none. Write or paste it.")
+            raise ValueError(f"{title}: expected some text; found none. Type or paste it.")
         check_bound(title, len(text), limits.max_characters, "characters")
         battle[name] = repair_surrogates(text)
     return battle
 
 
 def check_bound(where: str, found: int, most: int, unit: str) -> None:
-    """Raises a ValueError if more is found than is read here."""
+    """Raises a ValueError if a request exceeds a limit."""
     if found > most:
         raise ValueError(
             f"{where}: expected at most {most:,} {unit}; found {found:,}. Send less at a time, or run "
@@ -82,16 +83,16 @@ def check_bound(where: str, found: int, most: int, unit: str) -> None:
 
 
 def repair_surrogates(text: str) -> str:
-    """The text as JSON and a tokenizer can hold it: surrogate pairs joined, lone ones U+FFFD."""
+    """Joins surrogate pairs and replaces lone ones by U+FFFD: JSON lets both in, a tokenizer takes neither."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def load_upload(path: Path, limits: Limits) -> Dataset:
-    """Battles of a file that somebody sent, in any schema of `load_battles`.
+    """Returns the battles of an uploaded file, in any schema that `load_battles` reads.
 
     Raises:
-        ValueError: If it is larger than the limits, or `load_battles` refuses it. The message is in one line, and
-            names the file without its folder, which is nobody's business.
+        ValueError: If the file exceeds a limit, or `load_battles` refuses it. The message is one line and names the
+            file without its folder: users need not know where the server keeps uploads.
     """
     try:
         check_upload(path, limits)
@@ -104,7 +105,7 @@ def load_upload(path: Path, limits: Limits) -> Dataset:
 
 
 def check_upload(path: Path, limits: Limits) -> None:
-    """Raises a ValueError if the file is too large, read in small parts so that this is found before memory is full."""
+    """Raises a ValueError if the file exceeds a limit. Reads it in small parts, so that a huge one fills no memory."""
     check_bound(str(path), path.stat().st_size, limits.max_bytes, "bytes")
     if path.suffix == ".parquet":
         check_bound(str(path), _measure_unpacked(path), MAX_EXPANSION * limits.max_bytes, "bytes once unpacked")
@@ -119,11 +120,11 @@ def check_upload(path: Path, limits: Limits) -> None:
 
 
 def _measure_unpacked(path: Path) -> int:
-    """Bytes of a parquet file's columns before compression, as it says itself; 0 where load_battles will refuse it."""
+    """Bytes of a parquet file's columns before compression, from its metadata; 0 if the file is damaged."""
     try:
         metadata = pq.read_metadata(path)
     except (pa.ArrowException, OSError):
-        return 0
+        return 0  # load_battles will refuse it, with a better message
     return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
 
 
@@ -184,9 +185,11 @@ class ServedJudge:
 
     @property
     def _member_names(self) -> list[str]:
+        """Names of the judge's members, in order."""
         return [member.name for member in self.judge.members]
 
     def _wait_for_model(self) -> None:
+        """Takes the model, behind the request at the entrance, if there is one."""
         with self._entrance:
             self._model_in_use.acquire()
 
@@ -205,6 +208,7 @@ class ServedJudge:
         num_passes, done, reader = num_battles * len(self.judge.plan_passes("both")), 0, threading.get_ident()
 
         def yield_model(model: nn.Module, _, batch: dict) -> None:
+            """Reports progress and hands the model over once."""
             nonlocal done
             if threading.get_ident() != reader:
                 return  # the battle that goes first runs the same model, and so this hook
@@ -222,29 +226,35 @@ class ServedJudge:
             yield
 
 
-# --- what comes back --------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 def average_orders(verdicts: pd.DataFrame, members: list[str]) -> dict[str, pd.Series]:
-    """p that a wins by the order read, averaged over the members."""
+    """Returns the mean p_a of the members, shape (battles,), for each order."""
     return {order: verdicts[[f"p_a_{name}_{order}" for name in members]].mean(axis=1) for order in ORIENTATIONS}
 
 
 def explain_verdict(verdicts: pd.DataFrame, members: list[str], seconds: float) -> dict:
-    """The one row that `Judge.predict` gave for a battle, as JSON values.
+    """Returns the verdict on one battle as JSON values.
+
+    Args:
+        verdicts: The single row that `Judge.predict` returned.
+        members: Their names.
+        seconds: Time that the judge took.
 
     Returns:
-        id; winner, model_a or model_b; p_a, p_b; readings, p_a by the order read: "ab" is a first; order_mattered,
-        whether the winner depends on it; cut, tokens left out by field; tokens, of the longest reading; seconds.
+        id; winner ("model_a" or "model_b"); p_a and p_b; readings (p_a for each order; "ab" shows a first);
+        order_mattered (whether the two orders give different winners); cut (tokens truncated in each field);
+        tokens (of the longest pass); seconds.
     """
     row = verdicts.to_dict("records")[0]
-    readings = {order: float(p_a.iloc[0]) for order, p_a in average_orders(verdicts, members).items()}
+    p_by_order = {order: float(p_a.iloc[0]) for order, p_a in average_orders(verdicts, members).items()}
     return {
         "id": row["id"],
         "winner": row["winner"],
         **{f"p_{label}": float(row[f"p_{label}"]) for label in LABELS},
-        "readings": readings,
-        "order_mattered": len(set(name_winners(readings.values()))) > 1,
+        "readings": p_by_order,
+        "order_mattered": len(set(name_winners(p_by_order.values()))) > 1,
         "cut": {name: int(row[column]) for name, column in zip(TEXTS, CUT_COLUMNS, strict=True)},
         "tokens": int(row["tokens"]),
         "seconds": round(seconds, 3),
@@ -252,14 +262,14 @@ def explain_verdict(verdicts: pd.DataFrame, members: list[str], seconds: float) 
 
 
 def summarise_verdicts(verdicts: pd.DataFrame, battles: Dataset, members: list[str], seconds: float) -> str:
-    """A line on the verdicts of a file, with their accuracy where its outcomes are known."""
+    """Returns one line about the verdicts on a file, with the accuracy if the file has labels."""
     first, second = (np.array(name_winners(p_a)) for p_a in average_orders(verdicts, members).values())
     num_a, num_cut = (verdicts["winner"] == "model_a").sum(), verdicts[list(CUT_COLUMNS)].any(axis=1).sum()
     parts = [
         f"{len(verdicts):,} battles in {seconds:.1f} s",
         f"A wins {num_a:,}, B {len(verdicts) - num_a:,}",
-        f"the order mattered in {(first != second).sum():,}",
-        f"{num_cut:,} were cut",
+        f"the order changed the winner in {(first != second).sum():,}",
+        f"{num_cut:,} truncated",
     ]
     if "label" in battles.column_names:
         p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()

@@ -123,10 +123,10 @@ def test_a_typed_battle_gets_the_verdict_of_predict(page, judge, tmp_path):
     row = judge.predict([battle], readings="both").iloc[0]
     said, winner = page.inner_text("#verdict"), row["winner"][-1].upper()
     assert f"Answer {winner} wins" in said and f"A {row['p_a']:.1%}" in said and f"B {row['p_b']:.1%}" in said
-    shown = [reading.inner_text().split() for reading in page.locator("#verdict .reading").all()]
+    shown = [order.inner_text().split() for order in page.locator("#verdict .order").all()]
     means = [(row[f"p_a_ab_{order}"] + row[f"p_a_ba_{order}"]) / 2 for order in ("ab", "ba")]
     assert [words[-1] for words in shown] == [f"{mean:.1%}" for mean in means]
-    assert "Nothing was cut" in said and f"{row['tokens']} tokens" in said
+    assert "Nothing was truncated" in said and f"{row['tokens']} tokens" in said
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert (tmp_path / "page.png").stat().st_size > 20_000
 
@@ -165,8 +165,8 @@ def test_a_file_gives_the_files_of_predict(page, members, tmp_path, monkeypatch)
     call("predict", *flags, "--output_dir", tmp_path / "expected", monkeypatch=monkeypatch)
     page.get_by_role("tab", name="A file").click()
     page.set_input_files("#upload input[type=file]", DEMO_DATA / "test.jsonl")
-    page.get_by_text("demo_test").wait_for()
-    page.click("#read")
+    page.locator("#upload a").wait_for()
+    page.click("#judge_file")
     for name in ("predictions.parquet", "submission.csv"):
         with page.expect_download() as download:
             page.click(f"#files a[download='{name}']")
@@ -180,7 +180,7 @@ def test_a_file_that_is_none_is_refused_in_words(page, tmp_path):
     odd.write_text("id,<script>window.hit = 1</script>\n1,2\n")
     page.set_input_files("#upload input[type=file]", odd)
     page.locator("#upload a").wait_for()
-    page.click("#read")
+    page.click("#judge_file")
     page.wait_for_selector("#file_note textarea")
     said = page.input_value("#file_note textarea")
     assert (

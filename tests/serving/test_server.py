@@ -13,8 +13,9 @@ import torch
 
 from modeling.data.battles import ORIENTATIONS, TEXTS
 from modeling.judging.judge import Judge
+from modeling.serving.rendering import read_card, render_verdict
 from modeling.serving.server import TITLES, Limits, ServedJudge, check_battle, load_upload
-from modeling.serving.web import LARGEST_BODY, RequestGuard, find_port, read_card, render_verdict
+from modeling.serving.web import LARGEST_BODY, RequestGuard, find_port
 from modeling.settings.arguments import AppArguments
 from tests.helpers import DEMO_DATA, call
 
@@ -236,10 +237,11 @@ def test_a_verdict_is_shown_with_both_readings_and_what_was_cut():
     verdict |= {"order_mattered": True, "cut": {"prompt": 0, "response_a": 1200, "response_b": 3}, "seconds": 0.25}
     html = render_verdict(verdict)
     assert "Answer B wins" in html and "60.0%" in html and "A 55.0%" in html and "A 25.0%" in html
-    assert "order matters here" in html and "30.0 points" in html and "width: 40.0%" in html
-    assert f"cut to fit: {TITLES['response_a']} 1,200, {TITLES['response_b']} 3 · 128 tokens" in html
+    assert "order changes the winner" in html and "30.0 points" in html and "width: 40.0%" in html
+    assert f"Tokens truncated: {TITLES['response_a']} 1,200, {TITLES['response_b']} 3 · 128 tokens" in html
     steady = verdict | {"order_mattered": False, "cut": dict.fromkeys(TEXTS, 0)}
-    assert "answer B wins either way" in render_verdict(steady) and "Nothing was cut" in render_verdict(steady)
+    assert "Answer B wins in both orders" in render_verdict(steady)
+    assert "Nothing was truncated" in render_verdict(steady)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ class CardMember:
     @property
     def hub_base(self) -> str | None:
         """The base's Hub id, or None for a local base."""
+        # "../base" is a valid path and no valid id, but "outputs/base" is both: only a revision proves a Hub base.
         try:
             validate_repo_id(self.base or "/")
         except HFValidationError:
@@ -99,6 +100,7 @@ def read_card_member(folder: Path, name: str | None = None) -> CardMember:
         read_json(folder / file, "Card") if (folder / file).is_file() else {}
         for file in (ADAPTER_FILES[0], "tokenizer_config.json", MERGED_FILE, EVALUATION_FILE)
     )
+    # A merged member has no adapter_config.json; its training facts still name the base.
     base = adapter.get("base_model_name_or_path") or facts["training"].get("base")
     family = model.get("model_type") or tokenizer.get("tokenizer_class") or ""
     return CardMember(name, facts, base and conceal(base), adapter.get("revision"), family, bool(model), report or None)
@@ -110,9 +112,8 @@ def read_card_member(folder: Path, name: str | None = None) -> CardMember:
 def write_card(folder: Path, report: dict | None = None) -> None:
     """Writes a member's README.md, and with a report also evaluation.json and figures/, which the card then shows."""
     if report is not None:
-        from modeling.evaluation.plots import (
-            draw_figures,  # imports matplotlib, which loading and publishing do not need
-        )
+        # Imports matplotlib, which loading and publishing do not need.
+        from modeling.evaluation.plots import draw_figures
 
         write_json(folder / EVALUATION_FILE, report)
         (folder / "figures").mkdir(exist_ok=True)
@@ -196,6 +197,7 @@ def _render_card(
             ],
             bases=list_bases(members),
         )
+    # The files are free-form JSON that the template looks into, so a wrong format can fail in any of these ways.
     except (AttributeError, KeyError, TypeError, ValueError, UndefinedError) as error:
         raise ValueError(
             f"Card {folder}: expected {MEMBER_FILE} and {EVALUATION_FILE} as train.py and evaluate.py write them; "

@@ -66,6 +66,7 @@ def _compare_accuracy(accuracy: Mapping, baselines: Mapping) -> Iterator[str]:
     if low is None:
         yield f"It was evaluated on {accuracy['count']} battles with too few prompts for an accuracy interval."
         return
+    # Half the interval's width, in percentage points.
     yield (
         f"It was evaluated on {accuracy['count']} battles without ties, which leaves its accuracy uncertain "
         f"by {(high - low) * 50:.1f} points either way."
@@ -77,6 +78,7 @@ def _compare_accuracy(accuracy: Mapping, baselines: Mapping) -> Iterator[str]:
             f"The interval of its accuracy, {low:.3f} to {high:.3f}, includes 0.5: these battles do not show that it "
             "is better than guessing."
         )
+    # A baseline is named unless the whole interval lies above it. Its own uncertainty is not considered.
     for name, baseline in baselines.items():
         other = baseline["accuracy"]["value"]
         if other is not None and low <= other:

@@ -15,7 +15,9 @@ MOST_NAMES = 6  # names that one cell lists, such as languages
 # Replaced by HTML entities, not backslashes: those fail in tables and in HTML, and markupsafe escapes HTML only.
 # An underscore between letters and a colon without slashes are harmless and stay readable.
 MARKS = re.compile(r"[\\`*{}\[\]<>|~$@^&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+# The folders of an absolute path (POSIX, ~, Windows or file:), up to its last part. Relative paths and URLs stay.
 FOLDERS = re.compile(r"""(?<![\w:./\\})-])(?:file:/*|~\w*/|/|[A-Za-z]:[/\\])(?:[^\s'"/\\]+[/\\])*(?=[^\s'"/\\])""")
+# A Hub token anywhere, and what follows a flag that ends in "token".
 TOKENS = re.compile(r"\bhf_\w{8,}|(?<=token )\S+|(?<=token=)\S+")
 
 
@@ -25,6 +27,7 @@ def escape_text(value: object) -> Markup:
         return value
     text = "not recorded" if value is None else str(value)
     text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+    # Control and direction characters, line ends and lone surrogates become visible escapes.
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return Markup(MARKS.sub(lambda match: f"&#{ord(match[0])};", text))
 

@@ -97,7 +97,7 @@ async def forget_finished_calls(app) -> AsyncIterator[None]:
         """Drops finished calls every few seconds."""
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_SWEEPS)
-            queue = app.get_blocks()._queue
+            queue = app.get_blocks()._queue  # private in Gradio, which offers no other way to them
             for session in [session for session, events in queue.pending_event_ids_session.items() if not events]:
                 del queue.pending_event_ids_session[session]
                 queue.pending_messages_per_session.pop(session, None)

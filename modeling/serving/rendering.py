@@ -6,6 +6,7 @@ from pathlib import Path
 from modeling.serving.server import TITLES
 
 METADATA_BLOCK = re.compile(r"---\n.*?\n---\n", re.S)
+# Markdown pictures; the page shows the card's own figures in a gallery and fetches no others.
 PICTURE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
 FOLD, SUMMARY = re.compile(r"</?details>\n?"), re.compile(r"<summary>(.*?)</summary>")
 # Code first, so that a tag inside it is left alone: Markdown shows it as text anyway.

@@ -204,7 +204,7 @@ class ServedJudge:
 
     @contextmanager
     def _yield_between_packs(self, num_battles: int, report_progress: Callable[[float], None]) -> Iterator[None]:
-        """Lets a waiting battle go first before each pack that this thread reads, by a hook on the models."""
+        """Lets a waiting battle go first before each pack of this thread: a hook on the models, as predict has none."""
         num_passes, done, reader = num_battles * len(self.judge.plan_passes("both")), 0, threading.get_ident()
 
         def yield_model(model: nn.Module, _, batch: dict) -> None:
@@ -217,7 +217,7 @@ class ServedJudge:
             adapter = model.active_adapter if isinstance(model, PeftModel) else None
             self._model_in_use.release()
             self._wait_for_model()
-            if adapter is not None:
+            if adapter is not None:  # the battle may have switched to another member's
                 model.set_adapter(adapter, inference_mode=True)
 
         with ExitStack() as hooks:

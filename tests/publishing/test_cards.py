@@ -1,4 +1,4 @@
-"""A model card says what the files say, and no more: facts in, README.md out. No model is loaded."""
+"""A model card states the facts in the files and no more. No model is loaded."""
 
 import copy
 import html
@@ -22,7 +22,7 @@ def estimate(value: float | None, half: float = 0.05, count: int = 65) -> dict:
 
 
 def build_rows(**battles: int) -> list[dict]:
-    """Rows of a table of the report, each with figures of its own."""
+    """Rows of a table in a report, each with different results."""
     return [
         {"name": name, "battles": count, "accuracy": estimate(0.5 + at / 97, 0.11), "log_loss": estimate(0.6 + at / 89)}
         for at, (name, count) in enumerate(battles.items(), 1)
@@ -116,12 +116,12 @@ def change(facts: dict, **training) -> dict:
 
 
 def render_html(card: str) -> str:
-    """The body as the Hub would show it, but with raw HTML let through: what would run, would run here."""
+    """The body as the Hub renders it, except that raw HTML is kept, so that injected tags show up."""
     return MarkdownIt("commonmark", {"html": True}).enable("table").render(ModelCard(card).text)
 
 
 def read_tables(card: str) -> list[list[str]]:
-    """The cells of all table rows, as a reader sees them."""
+    """The cells of all rows of all tables, as rendered."""
     rows = re.findall(r"<tr>(.*?)</tr>", render_html(card), re.S)
     return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in rows]
 
@@ -141,7 +141,7 @@ def show(figure: dict) -> str:
 # --- facts ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_figure_stands_beside_its_name_with_its_interval(make_member):
+def test_every_result_is_shown_beside_its_name_with_its_interval(make_member):
     card = build_member_card(make_member())
     tables = read_tables(card)
     assert ["this member", show(REPORT["accuracy"]), show(REPORT["log_loss"])] in tables
@@ -159,8 +159,8 @@ def test_every_figure_stands_beside_its_name_with_its_interval(make_member):
     assert "whose winner changes with the order: not measured" in card
 
 
-def test_no_figure_stands_in_the_results_that_the_report_does_not_have(make_member):
-    """Every number with three decimals there is one of the report's, or an end of its interval."""
+def test_the_results_show_no_number_that_is_not_in_the_report(make_member):
+    """Every number with three decimals is a value or an interval's end from the report."""
 
     def list_numbers(values) -> set[str]:
         if isinstance(values, dict | list):
@@ -173,7 +173,7 @@ def test_no_figure_stands_in_the_results_that_the_report_does_not_have(make_memb
     assert len(found) > 40 and found <= list_numbers(REPORT)
 
 
-def test_settings_data_versions_command_and_time_stand_in_the_card(make_member):
+def test_the_card_shows_settings_data_versions_command_and_time(make_member):
     card = build_member_card(make_member())
     tables = read_tables(card)
     for setting in (
@@ -195,7 +195,7 @@ def test_settings_data_versions_command_and_time_stand_in_the_card(make_member):
     assert "Time: 1 h 13 min. Versions: bothways 0.1.0, torch 2.13.0." in card
 
 
-def test_a_member_of_which_nothing_is_recorded_says_so(make_member):
+def test_a_member_without_recorded_facts_says_so(make_member):
     bare = {name: FACTS[name] for name in ("orientation", "labels")}
     card = build_member_card(make_member(facts=bare, report=None, base=None, figures=()))
     for sentence in (
@@ -213,19 +213,19 @@ def test_a_member_of_which_nothing_is_recorded_says_so(make_member):
     assert not any((data.eval_results, data.language, data.license, data.base_model, data.datasets, data.metrics))
 
 
-def test_a_run_that_measured_itself_without_a_report_is_not_called_unevaluated(make_member):
+def test_a_run_with_metrics_but_no_report_is_not_called_unevaluated(make_member):
     card = build_member_card(make_member(report=None))
     assert "**No report**" in card and "Not evaluated" not in card and "| metrics.eval_accuracy | 0.5517 |" in card
 
 
-def test_the_same_facts_give_the_same_bytes_wherever_they_lie(make_member, tmp_path):
+def test_the_same_facts_give_the_same_bytes_in_any_folder(make_member, tmp_path):
     first, second = (build_member_card(make_member(name)) for name in ("one/ab", "two/.ab.new"))
     assert first == second
     assert str(tmp_path) not in first and not re.search(r"(?<![\w.:/<])/[a-z]+/", first)
 
 
-def test_what_is_written_is_the_card_of_what_is_there(make_member):
-    """Without a report the folder gets README.md and nothing else."""
+def test_write_card_writes_the_card_of_the_folder(make_member):
+    """Without a report, README.md is the only new file."""
     folder = make_member(report=None)
     before = set(folder.rglob("*"))
     write_card(folder)
@@ -299,7 +299,7 @@ def test_what_follows_from_the_facts_is_listed_under_limitations(make_member):
 
 
 def test_the_metadata_block_is_what_the_hub_library_reads_and_writes(make_member):
-    """Its own parser takes it, and writing what it took gives the same facts again."""
+    """huggingface_hub's parser accepts it, and a round trip gives the same facts."""
     content = build_member_card(make_member(base="me/base", revision="f00d" * 10), "me/member")
     data = ModelCard(content).data
     again = ModelCardData(**ModelCard(str(ModelCard(content))).data.to_dict())
@@ -317,7 +317,7 @@ def test_the_metadata_block_is_what_the_hub_library_reads_and_writes(make_member
 
 
 def test_what_the_hub_cannot_look_up_is_left_out(make_member):
-    """A base and sources that are files here, languages without a code, a figure that was not measured."""
+    """A local base, local sources, languages without a code, a metric that was not measured."""
     facts = change(FACTS)
     facts["training"]["data"][0]["languages"] = {"Klingon": 3, "ko": 2, "unknown": 1, "Norwegian": 1}
     facts["training"]["data"][0]["source"] = "mine/battles.jsonl"
@@ -420,7 +420,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_shows_as_it_is_and_changes_nothing_else(make_member, text):
-    """With it in the place of every name, the card has the rows, tags and metadata of a harmless one, and shows it."""
+    """In place of every name, it leaves rows, tags and metadata as with a harmless name, and is shown literally."""
 
     def build(folder: str, word: str) -> str:
         report = copy.deepcopy(REPORT)

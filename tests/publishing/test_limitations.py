@@ -47,8 +47,12 @@ def test_an_accuracy_that_may_be_chance_is_called_so(share, half, said):
 
 @pytest.mark.parametrize(
     "half, baseline, relation, doubted",
-    [(0.01, 0.7, "is below", False), (0.06, 0.7, "is below", True), (0.06, 0.62, "is above", True)]
-    + [(0.06, 0.65, "equals", True)],
+    [
+        (0.01, 0.7, "is below", False),
+        (0.06, 0.7, "is below", True),
+        (0.06, 0.62, "is above", True),
+        (0.06, 0.65, "equals", True),
+    ],
 )
 def test_a_baseline_that_is_not_beaten_is_named(half, baseline, relation, doubted):
     (sentence,) = list_limitations(accuracy=estimate(0.65, half), longer_wins=baseline)

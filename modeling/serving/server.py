@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import nn
 
 from modeling.data.battles import LABELS, ORIENTATIONS, TEXTS, load_battles, name_winners
+from modeling.data.text import replace_surrogates
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.metrics import compute_accuracy
 from modeling.judging.judge import Judge
@@ -61,7 +62,7 @@ def check_battle(texts: Mapping[str, object], limits: Limits, id: object = "") -
     """
     if isinstance(id, bool) or not isinstance(id, str | int) or len(str(id)) > MAX_ID_LENGTH:
         raise ValueError(f"id: expected a text of at most {MAX_ID_LENGTH} characters, or a whole number. Shorten it.")
-    battle = {"id": repair_surrogates(id) if isinstance(id, str) else id}
+    battle = {"id": replace_surrogates(id) if isinstance(id, str) else id}
     for name, title in TITLES.items():
         text = texts.get(name)
         if text is not None and not isinstance(text, str):
@@ -69,7 +70,7 @@ def check_battle(texts: Mapping[str, object], limits: Limits, id: object = "") -
         if not text or not text.strip():
             raise ValueError(f"{title}: expected some text; found none. Type or paste it.")
         check_bound(title, len(text), limits.max_characters, "characters")
-        battle[name] = repair_surrogates(text)
+        battle[name] = replace_surrogates(text)  # JSON lets lone ones in; the tokenizer refuses them
     return battle
 
 
@@ -80,11 +81,6 @@ def check_bound(where: str, found: int, most: int, unit: str) -> None:
             f"{where}: expected at most {most:,} {unit}; found {found:,}. Send less at a time, or run "
             "scripts/predict.py, which has no limit."
         )
-
-
-def repair_surrogates(text: str) -> str:
-    """Joins surrogate pairs and replaces lone ones by U+FFFD: JSON lets both in, a tokenizer takes neither."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def load_upload(path: Path, limits: Limits) -> Dataset:

@@ -341,7 +341,7 @@ def test_a_login_that_may_not_write_is_found_first(members, refuse, hub, monkeyp
         hub.connect(monkeypatch, tmp_path / "home", token)
         assert expected in refuse(*flags)
     hub.connect(monkeypatch, tmp_path / "home")
-    assert "as the login is someone's" in refuse("--member", members["ab"], "--repo", "else/x", *flags[4:])
+    assert "because the login is someone's" in refuse("--member", members["ab"], "--repo", "else/x", *flags[4:])
 
 
 # --- what must not load -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from modeling.judging.judge import Judge
 from tests.helpers import DEMO_DATA, REPOSITORY
 
 TEST = str(DEMO_DATA / "test.jsonl")
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "performance.md").read_text(encoding="utf-8")
 
 
 def build_clock(tokens):
@@ -124,9 +124,10 @@ def test_exponents_and_long_battles(demo_battles):
 
 
 @pytest.mark.parametrize("what", ["prediction", "prediction_avx2", "training", "second_readings", "growth"])
-def test_the_readmes_tables_are_the_measured_ones(what):
-    figures = json.loads((REPOSITORY / "benchmarks" / f"{what}.json").read_text())
+def test_the_documented_tables_are_the_measured_ones(what):
+    results = REPOSITORY / "benchmarks" / "results"
+    figures = json.loads((results / f"{what}.json").read_text())
     for table in format_figures(figures).split("\n\n"):
-        assert table in README, table
-    assert f"benchmarks/{what}.json" in README and OURS in (*figures.get("ways", ()), OURS)
-    assert (REPOSITORY / "benchmarks" / f"{what}.png").is_file()
+        assert table in PAGE, table
+    assert f"benchmarks/results/{what}.json" in PAGE and OURS in (*figures.get("ways", ()), OURS)
+    assert (results / f"{what}.png").is_file()

@@ -165,7 +165,7 @@ def test_publishing_keeps_it_with_the_readings_it_is_about(calibrate, folder):
         with stage_contents(collect_judge([folder], readings), "user/judge", ("user/base", "0" * 40)) as stage:
             assert read_judge(stage).calibration == expected
             assert list(stage.glob(".judge*")) == []
-            assert ("`raw_p_a` is the mean itself" in (stage / "README.md").read_text()) == bool(expected)
+            assert ("`raw_p_a` is the mean before calibration" in (stage / "README.md").read_text()) == bool(expected)
 
 
 def test_a_report_and_the_judge_it_is_published_with_are_both_calibrated_or_neither(calibrate, folder):
@@ -176,7 +176,7 @@ def test_a_report_and_the_judge_it_is_published_with_are_both_calibrated_or_neit
         with contextlib.ExitStack() as stack:
             if ends == "refused":
                 stack.enter_context(
-                    pytest.raises(ValueError, match=r"expected figures .* not calibrated; found others")
+                    pytest.raises(ValueError, match=r"expected results .* not calibrated; found others")
                 )
             stage = stage_contents(replace(contents, report=report), "user/judge", ("user/base", "0" * 40))
             stack.enter_context(stage)

@@ -300,7 +300,7 @@ def test_what_must_not_be_published_is_refused_before_anything_is_sent(spoil, ex
     [
         ([], "Expected one of --member, --judge and --base; found neither"),
         (["--member", "AB", "--judge", "AB", "--repo", REPO], "found --member and --judge"),
-        (["--base", "AB", "--repo", REPO, "--revision", "x"], "--base: expected --repo, --private and --dry_run alone"),
+        (["--base", "AB", "--repo", REPO, "--revision", "x"], "--base: expected only --repo, --private and --dry_run"),
         (["--base", "no/where", "--repo", REPO], "--base no/where: expected the folder of a base; found none"),
         (["--base", "AB", "--repo", REPO], "expected config.json and safetensors"),
         (["--member", "AB"], "Expected --repo"),

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from benchmarks.studies.tables import format_judges, format_parts, format_table
 from modeling.data.battles import load_battles
 from tests.helpers import REPOSITORY
 
@@ -48,7 +49,7 @@ def test_every_make_target_and_flag_that_the_readme_names_exists():
         "max_steps",
         "report_to",
         "resume_from_checkpoint",
-        *("train", "test", "soft", "work_dir"),  # benchmarks/study.py's own
+        *("train", "test", "soft", "work_dir"),  # flags of benchmarks.studies.study
         "no",  # of pip's --no-deps
     }
     for flag in set(re.findall(r"--([a-z_]+)", README)) - others:
@@ -81,8 +82,8 @@ def test_the_example_of_a_merged_member_runs(members, tmp_path, monkeypatch):
 
 
 def test_the_table_of_pseudo_labels_is_the_study_s():
-    """Accuracy, log loss and their differences with intervals, as benchmarks/pseudolabels.json has them."""
-    arms = json.loads((REPOSITORY / "benchmarks" / "pseudolabels.json").read_text())["arms"]
+    """Accuracy, log loss and their differences with intervals, as benchmarks/results/pseudolabels.json has them."""
+    arms = json.loads((REPOSITORY / "benchmarks" / "results" / "pseudolabels.json").read_text())["arms"]
     text = (REPOSITORY / "docs" / "pseudolabels.md").read_text(encoding="utf-8")
     rows = [row for row in text.splitlines() if row.startswith(("| labelled alone", "| + pool", "| teacher, w"))]
     expected = [arm for found in arms.values() for name, arm in found.items() if name[:3] in ("lab", "+ p", "tea")]
@@ -95,12 +96,9 @@ def test_the_table_of_pseudo_labels_is_the_study_s():
                 assert cells[at + 1] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*against[name]), row
 
 
-def test_the_study_s_tables_are_its_figures(monkeypatch):
-    """Every row, judges and baselines included, as benchmarks/study.json has it."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    from study_tables import format_judges, format_parts, format_table
-
-    figures = json.loads((REPOSITORY / "benchmarks" / "study.json").read_text())
+def test_the_study_s_tables_are_its_figures():
+    """Every row, judges and baselines included, as benchmarks/results/study.json has it."""
+    figures = json.loads((REPOSITORY / "benchmarks" / "results" / "study.json").read_text())
     tables = [format_table(title, arms) for title, arms in figures["tables"].items()]
     best = list(figures["judges"].values())[-1]
     for table in [format_judges(figures), format_parts(best), *tables]:

@@ -285,7 +285,7 @@ def test_a_base_is_not_quantised_twice(flags, bases, members, tmp_path, monkeypa
 
 @pytest.mark.parametrize("setting", [{"bnb_4bit_quant_type": "fp4"}, {"bnb_4bit_use_double_quant": True}])
 def test_settings_of_4_bit_are_refused_elsewhere(setting):
-    with pytest.raises(ValueError, match="--bnb_4bit_use_double_quant: expected with --quantization 4bit alone; found"):
+    with pytest.raises(ValueError, match="--bnb_4bit_use_double_quant: expected only with --quantization 4bit; found"):
         QuantizeArguments(base="base", output_dir="out", **setting)
 
 

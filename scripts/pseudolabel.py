@@ -62,7 +62,8 @@ def main() -> None:
     made_by = describe_judge(judge, arguments.readings, arguments.calibrated)
     progress = output.with_name(f".{output.name}.progress")
     parts = PartFolder(progress, call_on_main(PartFolder.list_finished, progress))
-    excluded_ids, unsure_ids = Fault(), Fault()
+    left_out = {"have a prompt of --exclude": Fault(), "are below --min_confidence": Fault()}
+    excluded_ids, unsure_ids = left_out.values()
     pool = iterate_battles(arguments.battles, chunk_rows=arguments.rows_per_part, **arguments.row_policy)
     with tqdm(total=num_battles, unit="battles", desc="Pool", disable=not state.is_main_process) as bar:
         for battles in pool:
@@ -75,10 +76,7 @@ def main() -> None:
     if state.is_main_process:
         count = parts.join(output)
         shutil.rmtree(progress, ignore_errors=True)
-        for what, fault in {
-            "have a prompt of --exclude": excluded_ids,
-            "are below --min_confidence": unsure_ids,
-        }.items():
+        for what, fault in left_out.items():
             if fault.count:
                 logger.warning(f"{arguments.battles}: left out {fault.count} of {num_battles} that {what}: {fault}")
         logger.info(f"{count} of {num_battles} battles labelled: {output}")

@@ -118,7 +118,7 @@ def test_without_exclude_the_files_that_the_members_were_trained_on_are_named(
     monkeypatch.setattr(judge.Judge, "from_pretrained", load)
     flags = list_flags(members, pool, tmp_path / "o.parquet")
     call("pseudolabel", *flags, monkeypatch=monkeypatch)
-    said = "--exclude: expected the training and evaluation files; found none, so no battle is left out. The judge was trained and evaluated on"
+    said = "found none, so no battle is left out. The judge was trained and evaluated on"
     assert f"{said}: t.parquet, o/n, e.csv" in caplog.text
     caplog.clear()
     call("pseudolabel", *flags, "--exclude", pool, monkeypatch=monkeypatch)

@@ -146,8 +146,8 @@ def test_a_judge_is_not_calibrated_on_its_training_file_or_on_scored_prompts(fol
     mixed = folder.parent / "mixed.jsonl"
     mixed.write_text("\n".join([*rows, *map(json.dumps, near)]) + "\n", encoding="utf-8")
     calibrate("--calibrate", "temperature", "--calibrate_battles", mixed)
-    said = [message for message in caplog.messages if "have a scored battle's prompt" in message]
-    assert "left out 3 of 219" in said[0] and "'new-0', 'new-1', 'new-2'" in said[0]
+    said = [message for message in caplog.messages if "with a scored battle's prompt" in message]
+    assert "left out 3 of 219 battles" in said[0] and "'new-0', 'new-1', 'new-2'" in said[0]
     path = folder / "ab" / "member.json"
     facts = json.loads(path.read_text())
     facts["training"]["data"] = [{"role": "train", "source": TRAIN.name, "sha256": hash_file(TRAIN)}]

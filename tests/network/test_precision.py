@@ -226,7 +226,7 @@ def test_a_member_predicts_in_every_precision_within_the_tolerance(
             judge = Judge.from_pretrained(tmp_path / "ab", dtype=dtype)
         assert judge.members[0].dtype == dtype
         answers[dtype] = judge.predict(rows)["p_a"].to_numpy()
-        (said,) = (message for message in caplog.messages if "probe battles moved by at most" in message)
+        (said,) = (message for message in caplog.messages if "canary probabilities changed by at most" in message)
         caplog.clear()
         moved = float(said.partition("by at most ")[2].split()[0])
         assert moved <= find_tolerance(trained, dtype)
@@ -252,11 +252,11 @@ def test_a_float16_overflow_is_a_clear_error_and_auto_falls_back_to_float32(
     overflowing, demo_battles, monkeypatch, caplog
 ):
     """As on a T4, where auto chooses float16 for prediction."""
-    with pytest.raises(ValueError, match=r"expected finite logits; .*65,504: take --dtype float32"):
+    with pytest.raises(ValueError, match=r"expected finite logits; .*65,504: pass --dtype float32"):
         Judge.from_pretrained(overflowing, dtype="float16", merge="never")
     monkeypatch.setattr(loading, "choose_dtype", lambda *_, **__: "float16")
     judge = Judge.from_pretrained(overflowing, dtype="auto")
-    assert judge.members[0].dtype == "float32" and "Precision: float32 in place of float16" in caplog.text
+    assert judge.members[0].dtype == "float32" and "Precision: float32 instead of float16" in caplog.text
     monkeypatch.undo()
     expected = Judge.from_pretrained(overflowing, dtype="float32").predict(demo_battles.select(range(4)))
     assert list(judge.predict(demo_battles.select(range(4)))["p_a"]) == list(expected["p_a"])
@@ -308,7 +308,7 @@ def test_a_member_is_saved_before_its_canaries_are_recorded(bases, tmp_path, mon
     with pytest.raises(RuntimeError, match="out of memory"):
         call("train", *build_run(bases, tmp_path / "ab"), monkeypatch=monkeypatch)
     judge = Judge.from_pretrained(tmp_path / "ab")
-    assert "no probe battles are read (its training ended before it had any)" in caplog.text
+    assert "its canary battles are not replayed (training stopped before they were recorded)" in caplog.text
     assert len(judge.predict(demo_battles.select(range(2)))) == 2
 
 

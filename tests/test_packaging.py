@@ -13,7 +13,6 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from modeling.settings import cli
 from tests.helpers import REPOSITORY
 
 # Of distributions whose import has another name.
@@ -26,8 +25,7 @@ IMPORTED_AS = {
 }
 # Imported by tests though it is declared nowhere: pytest depends on it.
 COMES_WITH_PYTEST = {"packaging"}
-BENCHMARKING = REPOSITORY / "modeling" / "benchmarking"
-PAGE = REPOSITORY / "modeling" / "page.py"  # imported by scripts/app.py, once that has seen that Gradio is there
+PAGE = REPOSITORY / "modeling" / "serving" / "page.py"  # scripts/app.py imports it once it has found Gradio
 SETUP = ConfigParser()
 SETUP.read(REPOSITORY / "setup.cfg", encoding="utf-8")
 
@@ -47,8 +45,7 @@ def read_requirements(*extras: str) -> dict[str, Requirement]:
 
 def list_imports(folder: Path) -> dict[str, set[str]]:
     """Top-level names that a folder's files import, in functions too, and what a file's own neighbours are not."""
-    own = {path.stem for path in folder.glob("*.py")} | {"modeling", "tests", "bothways", "study_tables", "benchmarks"}
-    own |= {path.stem for path in (REPOSITORY / "benchmarks").glob("**/*.py")} if folder.name == "tests" else set()
+    own = {path.stem for path in folder.glob("*.py")} | {"modeling", "tests", "bothways", "benchmarks"}
     found: dict[str, set[str]] = {}
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -63,7 +60,7 @@ def list_imports(folder: Path) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("modeling", ["app", "deepspeed", "benchmark"]),
+        ("modeling", ["app", "deepspeed"]),
         ("scripts", ["app"]),
         ("tests", ["dev"]),
         ("benchmarks", ["dev", "benchmark"]),
@@ -78,10 +75,10 @@ def test_every_package_that_is_imported_is_declared(folder, extras):
 
 
 def test_what_only_an_extra_brings_is_imported_where_it_is_needed_only():
-    """So that an installation without extras can import every module, but for the app's page and measurements."""
+    """Without extras every module can be imported, except the app's page."""
     declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in read_requirements()}
     for path in sorted((REPOSITORY / "modeling").rglob("*.py")):
-        if path == PAGE or BENCHMARKING in path.parents:
+        if path == PAGE:
             continue
         body = ast.parse(path.read_text(encoding="utf-8")).body
         names = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
@@ -140,64 +137,13 @@ def list_files(folder: str) -> set[str]:
 
 def test_the_wheel_holds_every_script_and_recipe(wheel):
     assert {f"bothways/{name}" for name in list_files("scripts")} <= wheel
-    recipes = {name for name in list_files("configs") if not name.startswith("study/")} - {"demo/benchmark.yaml"}
+    recipes = {name for name in list_files("configs") if not name.startswith("study/")}
     assert "demo/train.yaml" in recipes and "gemma2-9b/train.yaml" in recipes
     assert {f"bothways/configs/{name}" for name in recipes} == {name for name in wheel if name.endswith(".yaml")}
 
 
-def test_the_wheel_holds_every_module_and_data_file_but_no_measurements(wheel):
-    expected = {f"modeling/{name}" for name in list_files("modeling") if not name.startswith("benchmarking/")}
+def test_the_wheel_holds_every_module_and_data_file_but_no_benchmarks(wheel):
+    expected = {f"modeling/{name}" for name in list_files("modeling")}
     assert "modeling/py.typed" in expected and "modeling/data/demo/train.jsonl" in expected
     assert {name for name in wheel if name.startswith("modeling/")} == expected
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in wheel)
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def scripts(monkeypatch, tmp_path) -> Path:
-    """A package `bothways` of two scripts in the place of the installed one."""
-    folder = tmp_path / "bothways"
-    folder.mkdir()
-    (folder / "train.py").write_text('"""Trains."""\nimport sys\nprint(__name__, sys.argv[1:])\n')
-    (folder / "benchmark.py").write_text('"""Measures."""\n')
-    monkeypatch.setattr(cli, "SCRIPTS", "bothways")
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: find_pretended(name, folder))
-    return folder
-
-
-def find_pretended(name: str, folder: Path) -> object:
-    """A spec for the package of scripts alone, as where no measuring is installed."""
-    return type("Spec", (), {"submodule_search_locations": [str(folder)]}) if name == "bothways" else None
-
-
-def test_help_lists_the_verbs_with_what_they_do(scripts, capsys):
-    cli.main(["--help"])
-    text = capsys.readouterr().out
-    assert "  train   Trains." in text and "doctor" in text and "benchmark" not in text
-
-
-@pytest.mark.parametrize(
-    ("verb", "expected"),
-    [("trian", "Did you mean train?"), ("zzz", "--help lists them"), ("benchmark", "expected a clone")],
-)
-def test_an_unknown_verb_is_one_line_and_exit_code_2(scripts, capsys, verb, expected):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([verb, "--flag"])
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and expected in said and said.count("\n") == 1
-
-
-def test_the_command_costs_no_libraries():
-    """`bothways --help` answers at once: torch alone would take seconds."""
-    code = "import sys, modeling.cli; print(sorted({'torch', 'numpy', 'transformers', 'yaml'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_a_verb_runs_the_script_itself(tmp_path):
-    """From a folder that holds nothing, as `python scripts/predict.py` would answer there."""
-    command = [sys.executable, "-m", "modeling.settings.cli", "predict", "--battels", "none.jsonl"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and "Did you mean --battles" in done.stderr and "Traceback" not in done.stderr

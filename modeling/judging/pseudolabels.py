@@ -102,6 +102,7 @@ class PartFolder:
         """Starts the next part; False if it is finished already, from the same battles with the same settings."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for battle in battles:
+            # All columns, since they are carried into the output: a corrected one must not be resumed with old values.
             digest.update(json.dumps(battle, default=repr).encode())
         self.parts.append(self.folder / f"part-{len(self.parts):06}-{digest.hexdigest()[:16]}.parquet")
         return self.parts[-1].name not in self.finished

@@ -1,4 +1,4 @@
-"""Trains one member, a LoRA adapter with its head, to read battles in one order.
+"""Trains one member, a LoRA adapter with its head, in one orientation.
 
     accelerate launch scripts/train.py --orientation ba                 # configs/demo/train.yaml
     accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 8 \
@@ -6,8 +6,8 @@
     accelerate launch scripts/train.py --orientation ab --base outputs/demo/base --train_file mine.parquet \
         --num_folds 10 --output_dir outputs/mine/ab --learning_rate 1e-4    # and any other TrainingArguments flag
 
-The same command, given again after a crash, goes on from the newest complete checkpoint. With `--dry_run true` it says
-what the run would need, and stops.
+Give the same command again after a crash: it resumes from the newest complete checkpoint. `--dry_run true` trains three
+steps, prints what the whole run would need, and stops.
 """
 
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ logger = logging.getLogger("bothways.train")
 def main() -> None:
     start = time.perf_counter()
     arguments, training = parse_arguments(TrainArguments, verb="train", trainer=True)
-    # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
+    # Imported here because torch and transformers take seconds to load: a mistyped flag is answered before that.
     from modeling.data.battles import list_orders
     from modeling.judging.loading import load_encoder
     from modeling.network.base import find_base, fingerprint_base
@@ -43,7 +43,7 @@ def main() -> None:
     output, dtype, smoothing = setup.prepare_run(arguments, training, base)
     train_battles, eval_battles, data = setup.load_parts(arguments, training.world_size)
     publish_to = plan_push(training, arguments.orientation, base)
-    fingerprint = fingerprint_base(base)  # now: the base may be replaced while we train
+    fingerprint = fingerprint_base(base)  # now, because the base may be replaced during the training
     encoder = load_encoder(base, arguments.max_length, arguments.truncation)
     train_set, eval_set = setup.encode_parts(encoder, arguments.orientation, train_battles, eval_battles, smoothing)
     longest = -(-max(train_set["length"]) // len(list_orders(arguments.orientation)))
@@ -52,7 +52,7 @@ def main() -> None:
     run = describe_settings(arguments, training, train_set, **decided)
     checkpoint = None if arguments.dry_run else setup.find_start(training, run)
     model = setup.build_model(arguments, training, base, dtype)
-    trainer, recorder = setup.build_trainer(arguments, training, model, train_set, eval_set, run)
+    trainer = setup.build_trainer(arguments, training, model, train_set, eval_set, run)
     check_launch(trainer.accelerator)
     if arguments.dry_run:
         report = run_dry_run(trainer)
@@ -61,10 +61,10 @@ def main() -> None:
     finished = FinishedRun(
         arguments, trainer, base, fingerprint, encoder, dtype, data, eval_battles, output, start, metrics, write_card
     )
-    finished.save()  # before anything else, which could fail after hours of training
+    finished.save()  # first, because everything after it may fail, and the training took hours
     finished.record_canaries()
     if eval_set is not None:
-        finished.evaluate(eval_set, recorder)
+        finished.evaluate(eval_set)
     trainer.log_metrics("all", finished.metrics)
     logger.info(f"Member written: {output}")
     if publish_to and trainer.is_world_process_zero():

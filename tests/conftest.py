@@ -182,6 +182,7 @@ def build_training(bases) -> Callable:
         ]
         flags += ["--per_device_train_batch_size", 8 if launcher == "one" else 4, "--max_steps", 10]
         flags += ["--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 2]
+        flags += ["--eval_strategy", "steps", "--eval_steps", 6]  # once in the middle of the training
         return flags
 
     return build

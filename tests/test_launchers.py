@@ -23,9 +23,12 @@ EXPECTED = {
 
 
 def compare_runs(first: dict, second: dict) -> tuple[float, float]:
-    """Largest difference between two runs' losses, step by step, and between their weights."""
-    losses = [[entry["loss"] for entry in run["history"] if "loss" in entry] for run in (first, second)]
-    assert len(losses[0]) == len(losses[1]) == 10
+    """Largest difference between two runs' losses, step by step and in an evaluation, and between their weights."""
+    losses = [
+        [entry[name] for entry in run["history"] for name in ("loss", "eval_loss") if name in entry]
+        for run in (first, second)
+    ]
+    assert len(losses[0]) == len(losses[1]) == 12  # ten steps, an evaluation in the middle and one at the end
     one, two = first["weights"], second["weights"]
     assert one.keys() == two.keys()
     return (

@@ -5,18 +5,20 @@ battles are ours, so that only the way is compared.
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import RandomSampler, Sampler
 from transformers import Trainer, TrainingArguments
 
 from benchmarks.speed.rounds import Round
 from modeling.data.battles import orient_label
-from modeling.encoding.collator import BattleCollator, encode_dataset
+from modeling.encoding.collator import encode_dataset, list_passes, stack_targets
 from modeling.judging.judge import Judge
 from modeling.judging.loading import load_encoder
 from modeling.network.attention import list_kernels
@@ -50,7 +52,7 @@ def build_predictor(
         start = time.perf_counter()
         p = []
         for (member, order), sequences in zip(plan, encoded[number], strict=True):
-            model, collate = member.activate(), BattleCollator(member.encoder.encoding.pad_token_id, "left")
+            model, collate = member.activate(), PaddedCollator(member.encoder.encoding.pad_token_id)
             p_pass = np.full((len(sequences), 2), np.nan)
             rows = sorted(range(len(sequences)), key=lambda row: -sequences[row]["length"])
             for first in range(0, len(rows), batch):
@@ -71,6 +73,27 @@ def use_padded_attention(model: nn.Module) -> None:
     """Sets transformers' own attention, which computes padding too: the default of the model's family."""
     # Only one kernel left means soft-capped scores, which only eager computes.
     model.config._attn_implementation = "eager" if len(list_kernels(model.config)) == 1 else "sdpa"
+
+
+class PaddedCollator:
+    """Pads encoded battles to the longest of the batch.
+
+    Example: battles of 3 and 2 ids give `input_ids` [[5, 6, 7], [0, 5, 6]], `attention_mask` [[1, 1, 1], [0, 1, 1]]
+    and, if they have labels (by slot), `labels` of shape (battles, labels).
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, battles: Sequence[Mapping]) -> dict[str, torch.Tensor]:
+        passes = [each for battle in battles for each in list_passes(battle)]
+        rows = [torch.tensor(each["input_ids"]) for each in passes]
+        pad = partial(pad_sequence, batch_first=True, padding_side="left")
+        return {
+            "input_ids": pad(rows, padding_value=self.pad_token_id),
+            "attention_mask": pad([torch.ones_like(row) for row in rows]),
+            **stack_targets(passes),
+        }
 
 
 class NotebookTrainer(Trainer):
@@ -115,7 +138,7 @@ def build_trainer(model: nn.Module, train_set: Dataset, folder: str, seed: int, 
         model=model,
         args=build_arguments(folder, per_device_train_batch_size=TRAINING_BATCH, seed=seed, **options),
         train_dataset=train_set,
-        data_collator=BattleCollator(0, "left"),
+        data_collator=PaddedCollator(0),
     )
 
 

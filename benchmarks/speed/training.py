@@ -13,7 +13,7 @@ from benchmarks.speed import notebook, peers
 from benchmarks.speed.rounds import Round, run_in_rounds, summarise_rounds
 from benchmarks.speed.ways import NOTEBOOK, OURS, draw_slices, unpack_backbone
 from modeling.data.battles import load_battles
-from modeling.encoding.collator import PackedCollator, encode_dataset, encode_evaluation
+from modeling.encoding.collator import PackedCollator, encode_dataset
 from modeling.judging.canaries import CANARY_FILE
 from modeling.judging.loading import load_encoder
 from modeling.network.base import BaseFiles, find_base, load_base, load_tokenizer, save_base
@@ -81,7 +81,7 @@ def build_learners(base: str, dtype: str) -> Round:
     encoder = load_encoder(find_base(base), LEARNING_LENGTH, "balanced")
     battles = load_battles(CANARY_FILE.with_name("train.jsonl")).select(range(LEARNING_BATTLES))
     train_set = encode_dataset(battles, encoder, "ab")
-    eval_set = encode_evaluation(load_battles(CANARY_FILE), encoder, "ab")
+    eval_set = encode_dataset(load_battles(CANARY_FILE), encoder, "ab")
     options = {**OPTIONS, "per_device_eval_batch_size": 8}
 
     def run(number: int) -> dict:

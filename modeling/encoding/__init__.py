@@ -1,1 +1,1 @@
-"""Battles to batches: encoder, tokenizer, packed sequences, collator, audit."""
+"""Text to batches: template and truncation, tokenizer, packed sequences, collator, audit."""

@@ -1,4 +1,7 @@
-"""What encoding does to a set of battles, for a person to read before a long run: lengths, cuts, repairs."""
+"""Reports what encoding does to battles, to be read before a long run: lengths, cut tokens, repaired texts.
+
+It shows counts only, because the battles may be private.
+"""
 
 from collections import Counter
 
@@ -8,43 +11,44 @@ from datasets import Dataset
 
 from modeling.data.battles import TEXTS, list_orders
 from modeling.encoding.encoder import BattleEncoder
+from modeling.runtime.tables import format_table
 
-MOST_BATTLES = 2000  # looked at, evenly over the set
+MAX_BATTLES = 2000  # encoded for the audit, evenly spaced over the set
 
 
 def audit_battles(battles: Dataset, encoder: BattleEncoder, orientation: str) -> str:
-    """A table: tokens of each field, the share of battles and of tokens cut, and of texts that cleaning changed.
+    """Formats a table with a row per field: its tokens, how much is cut, and how many texts are repaired.
 
     Args:
-        battles: Any battles; of more than `MOST_BATTLES`, so many evenly spread ones are taken, which the text says.
+        battles: At most `MAX_BATTLES` of them are used, evenly spaced; the last line says how many.
         encoder: Encodes them.
-        orientation: The order read; of "both", the first.
+        orientation: For "both" only the first order is audited.
 
     Returns:
-        Lines of text without any of the battles' own.
+        Lines of text: for each field the mean, median and 90% quantile of its tokens before the cut, the share of
+        battles in which it is cut, the share of its tokens cut, and the share of its texts that cleaning changed; last
+        which repairs were made how often.
     """
-    rows = battles.select(np.unique(np.linspace(0, len(battles) - 1, MOST_BATTLES).astype(int))).to_list()
+    rows = battles.select(np.unique(np.linspace(0, len(battles) - 1, MAX_BATTLES).astype(int))).to_list()
     cleaned = encoder.clean_battles(rows)
     encoded = encoder.encode(cleaned, list_orders(orientation)[0])
-    lines = [
-        f"{'field':<12}{'tokens: mean':>13}{'median':>8}{'90%':>8}{'cut battles':>13}{'cut tokens':>12}{'mended':>9}"
-    ]
+    table = [("field", "mean tokens", "median", "90%", "battles cut", "tokens cut", "repaired")]
     steps: Counter = Counter()
     for name in TEXTS:
         lengths = np.array([len(ids) for ids in encoder.template.tokenize([battle[name] for battle in cleaned])])
         cut = np.array([battle[f"cut_{name}"] for battle in encoded])
         changed = [row[name] for row, battle in zip(rows, cleaned, strict=True) if row[name] != battle[name]]
         for text in changed:
+            # A text that ftfy left alone was changed by the other half of cleaning.
             steps.update({step for step in _explain(text)} or {"a field marker disarmed"})
-        lines.append(
-            f"{name:<12}{lengths.mean():>13.0f}{np.median(lengths):>8.0f}{np.quantile(lengths, 0.9):>8.0f}"
-            f"{np.mean(cut > 0):>13.1%}{cut.sum() / max(lengths.sum(), 1):>12.1%}{len(changed) / len(rows):>9.1%}"
-        )
-    mended = ", ".join(f"{step} {count}" for step, count in steps.most_common()) or "nothing"
-    return "\n".join([*lines, f"of {len(rows):,} of {len(battles):,} battles; texts mended by: {mended}"])
+        counts = (lengths.mean(), np.median(lengths), np.quantile(lengths, 0.9))
+        shares = (np.mean(cut > 0), cut.sum() / max(lengths.sum(), 1), len(changed) / len(rows))
+        table.append((name, *(f"{count:.0f}" for count in counts), *(f"{share:.1%}" for share in shares)))
+    repairs = ", ".join(f"{step} {count}" for step, count in steps.most_common()) or "nothing"
+    return f"{format_table(table)}\n{len(rows):,} of {len(battles):,} battles audited; texts repaired by: {repairs}"
 
 
 def _explain(text: str) -> list[str]:
-    """Names of ftfy's steps that changed a text."""
+    """Names the steps of ftfy that change a text."""
     explanation = ftfy.fix_and_explain(text).explanation or []
     return [" ".join(step) if step[0] != "apply" else step[1] for step in map(tuple, explanation)]

@@ -1,4 +1,7 @@
-"""Encoded battles as a Trainer reads them: a data set of ids and labels, and batches, packed or padded."""
+"""Encoded battles for the Trainer: a data set of token ids and labels, and its batches as packed sequences.
+
+It must not know models, losses or optimizers.
+"""
 
 import math
 import time
@@ -6,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
 from modeling.data.battles import LABELS, TEXTS, list_orders, orient_label
 from modeling.encoding.encoder import CUT_COLUMNS, TOKENIZER_BATCH, BattleEncoder
@@ -14,38 +17,40 @@ from modeling.encoding.packing import pack_sequences
 
 logger = get_logger(__name__)
 
-BY_SLOT = ("label", "teacher")  # columns with a number per label, which turn with the answers
+BY_SLOT = ("label", "teacher")  # columns with a number per label, which are mirrored when the answers swap places
 NO_TEACHER = [math.nan] * len(LABELS)
 
 
 def encode_dataset(battles: Dataset, encoder: BattleEncoder, orientation: str) -> Dataset:
-    """Labelled battles as the collators read them; logs what was cut.
+    """Encodes labelled battles for training and evaluation, and logs how many tokens were cut.
 
     Args:
-        battles: With the columns of `load_battles` and, where wanted, `teacher` (as label, or null) and `weight`.
-        orientation: "ab" or "ba", or "both": each battle is then read in both orders.
+        battles: With the columns of `load_battles` and, optionally, `teacher` (like label, or null) and `weight`.
+        orientation: "ab", "ba" or "both"; with "both" each battle is read in both orders (order-swap augmentation).
 
     Returns:
-        Columns `input_ids`; `length`, the tokens of all readings; `cut`, whether any were left out, and of each field
-        how many (of "both", in the first reading); `label` and `teacher` by slot; `weight`; and for "both"
-        `swapped_ids`, the same battle with its answers exchanged.
+        Rows in the order of the input. Columns: `input_ids`; `swapped_ids`, the second order's ids, for "both" only;
+        `length`, tokens of all passes; `cut_prompt`, `cut_response_a` and `cut_response_b`, tokens cut of each field
+        (for "both" the larger number of the two orders); `cut`, whether anything was cut; `label` and `teacher` by slot
+        of the first order; `weight`.
     """
     orders = list_orders(orientation)
     kept = [name for name in (*BY_SLOT, "weight") if name in battles.column_names]
 
     def encode_rows(columns: dict[str, list]) -> dict[str, list]:
-        """Columns of raw battles in, columns of encoded ones out."""
+        """Turns columns of raw battles into columns of encoded ones."""
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        readings = encoder.encode_orders(encoder.clean_battles(rows), orders)
-        first = readings[orders[0]]
-        encoded = {name: [battle[name] for battle in first] for name in ("input_ids", *CUT_COLUMNS)}
+        by_order = encoder.encode_orders(encoder.clean_battles(rows), orders)
+        passes = list(zip(*by_order.values(), strict=True))  # each battle's, one per order
+        encoded = {"input_ids": [first["input_ids"] for first, *_ in passes]}
+        encoded |= {name: [max(each[name] for each in battle) for battle in passes] for name in CUT_COLUMNS}
         if len(orders) == 2:
-            encoded["swapped_ids"] = [battle["input_ids"] for battle in readings[orders[1]]]
-        encoded["cut"] = [any(battle[name] for name in CUT_COLUMNS) for battle in first]
-        encoded["length"] = [sum(battle["length"] for battle in each) for each in zip(*readings.values(), strict=True)]
+            encoded["swapped_ids"] = [second["input_ids"] for _, second in passes]
+        encoded["cut"] = [any(cuts) for cuts in zip(*(encoded[name] for name in CUT_COLUMNS), strict=True)]
+        encoded["length"] = [sum(each["length"] for each in battle) for battle in passes]
         for name in kept:
-            turn = name in BY_SLOT
-            encoded[name] = [orient_label(v, orders[0]) if turn and v is not None else v for v in columns[name]]
+            by_slot = name in BY_SLOT
+            encoded[name] = [orient_label(v, orders[0]) if by_slot and v is not None else v for v in columns[name]]
         return encoded
 
     start = time.perf_counter()
@@ -63,59 +68,23 @@ def encode_dataset(battles: Dataset, encoder: BattleEncoder, orientation: str) -
     return encoded
 
 
-def encode_evaluation(battles: Dataset, encoder: BattleEncoder, orientation: str) -> Dataset:
-    """`encode_dataset` for an evaluation: a row for each reading, the two of a battle one after the other, long first.
-
-    A fixed order, as the Trainer must not choose one: it does not say which prediction is whose; the column `row` does.
-    """
-    readings = [encode_dataset(battles, encoder, order) for order in list_orders(orientation)]
-    lengths = readings[0]["length"][:]
-    rows = sorted(range(len(battles)), key=lambda row: (-lengths[row], row))
-    places = [(row, order) for row in rows for order in range(len(readings))]
-    ordered = concatenate_datasets(readings).select([row + len(battles) * order for row, order in places])
-    return ordered.add_column("row", [row for row, _ in places])
-
-
-class BattleCollator:
-    """Pads encoded battles to the longest of the batch, for an evaluation and for models served elsewhere.
-
-    Example: battles of 3 and 2 ids give `input_ids` [[5, 6, 7], [5, 6, 0]], `attention_mask` [[1, 1, 1], [1, 1, 0]]
-    and, where the battles have a label (by slot), `labels` of shape (battles, labels), float32; likewise `teacher`,
-    NaN where a battle has none, and `weights` of shape (battles,). A battle with `swapped_ids` makes two rows, one
-    after the other, the second with its label and teacher mirrored: both orders share every optimizer step.
-    """
-
-    def __init__(self, pad_token_id: int, padding_side: str = "right"):
-        self.pad_token_id = pad_token_id
-        self.padding_side = padding_side
-
-    def __call__(self, battles: Sequence[Mapping]) -> dict[str, torch.Tensor]:
-        readings = [reading for battle in battles for reading in _list_sequences(battle)]
-        longest = max(len(reading["input_ids"]) for reading in readings)
-        batch = {
-            "input_ids": torch.full((len(readings), longest), self.pad_token_id),
-            "attention_mask": torch.zeros((len(readings), longest), dtype=torch.int64),
-        }
-        for row, reading in enumerate(readings):
-            length = len(reading["input_ids"])
-            real = slice(0, length) if self.padding_side == "right" else slice(longest - length, longest)
-            batch["input_ids"][row, real] = torch.tensor(reading["input_ids"])
-            batch["attention_mask"][row, real] = 1
-        return batch | _stack_targets(readings)
-
-
 class PackedCollator:
-    """Packs encoded battles without padding, for training: `parts` of a budget of tokens each, read one after another.
+    """Packs encoded battles into unpadded batches for training.
 
-    Each part is `PackedSequence.to_batch()` with labels, teacher and weights as `BattleCollator` makes them, and `share`, its
-    part of the batch's readings: the loss is the mean over all of them, however they are parted. `input_ids` and
-    `attention_mask` are those of all parts in a row, which the Trainer counts.
+    A batch is a list of `parts`, each within a token budget, that the Trainer runs one after another. A part is
+    `PackedSequence.to_batch()` plus `labels`, `teacher` and `weights` as `stack_targets` makes them, plus `share`, the
+    part's share of the batch's passes: weighted by it, the parts' losses add up to the mean over the whole batch. The
+    batch's own `input_ids` and `attention_mask` are those of all parts in a row; the Trainer only counts them.
+
+    Example: battles of ids 5, 6, 7 and 5, 6, without a budget, give one part with `input_ids` [[5, 6, 5, 6, 7]], `ends`
+    [4, 1] and `share` 1.0. With a budget of 4 tokens they give two parts with `share` 0.5.
     """
 
     def __init__(self, tokens_per_batch: int | None = None):
         """
         Args:
-            tokens_per_batch: Most tokens of a part; a battle longer than that makes one of its own. None: one part.
+            tokens_per_batch: Most tokens of a part, before shared prefixes are merged. A battle longer than that gets a
+                part of its own. None puts the whole batch into one part.
         """
         self.tokens_per_batch = tokens_per_batch
 
@@ -123,18 +92,18 @@ class PackedCollator:
         groups: list[list[dict]] = []
         room = 0
         for battle in battles:
-            readings = list(_list_sequences(battle))
-            size = sum(len(reading["input_ids"]) for reading in readings)
+            passes = list(list_passes(battle))
+            size = sum(len(each["input_ids"]) for each in passes)
             if groups and (self.tokens_per_batch is None or size <= room):
-                groups[-1] += readings
+                groups[-1] += passes
                 room -= size
             else:
-                groups.append(readings)
+                groups.append(passes)
                 room = (self.tokens_per_batch or size) - size
         total = sum(map(len, groups))
         parts = [
-            pack_sequences([reading["input_ids"] for reading in group]).to_batch()
-            | _stack_targets(group)
+            pack_sequences([each["input_ids"] for each in group]).to_batch()
+            | stack_targets(group)
             | {"share": len(group) / total}
             for group in groups
         ]
@@ -142,21 +111,26 @@ class PackedCollator:
         return rows | {"parts": parts}
 
 
-def _stack_targets(readings: Sequence[Mapping]) -> dict[str, torch.Tensor]:
-    """Labels, teacher and weights of readings that have them, by the names that the model knows."""
-    return {
-        name: torch.tensor([reading[column] for reading in readings], dtype=torch.float32)
-        for column, name in (("label", "labels"), ("teacher", "teacher"), ("weight", "weights"))
-        if column in readings[0]
-    }
-
-
-def _list_sequences(battle: Mapping) -> Iterator[dict]:
-    """A battle's rows in a batch: itself and, where it is read both ways, the same with its answers exchanged."""
-    reading = {name: battle[name] for name in ("input_ids", *BY_SLOT, "weight") if name in battle}
-    if "teacher" in reading and reading["teacher"] is None:
-        reading["teacher"] = NO_TEACHER
-    yield reading
+def list_passes(battle: Mapping) -> Iterator[dict]:
+    """Yields an encoded battle's passes: one, or two if it has `swapped_ids`, the second with its targets mirrored."""
+    first = {name: battle[name] for name in ("input_ids", *BY_SLOT, "weight") if name in battle}
+    if "teacher" in first and first["teacher"] is None:
+        first["teacher"] = NO_TEACHER
+    yield first
     if "swapped_ids" in battle:
-        mirrored = {name: orient_label(reading[name], "ba") for name in BY_SLOT if name in reading}
-        yield {**reading, **mirrored, "input_ids": battle["swapped_ids"]}
+        mirrored = {name: orient_label(first[name], "ba") for name in BY_SLOT if name in first}
+        yield {**first, **mirrored, "input_ids": battle["swapped_ids"]}
+
+
+def stack_targets(passes: Sequence[Mapping]) -> dict[str, torch.Tensor]:
+    """Stacks the targets of passes under the names of the model's arguments, float32.
+
+    Returns:
+        Those that the passes have: `labels` and `teacher` by slot, shape (passes, labels), a teacher's row NaN where a
+        battle has none; `weights`, shape (passes,).
+    """
+    return {
+        name: torch.tensor([each[column] for each in passes], dtype=torch.float32)
+        for column, name in (("label", "labels"), ("teacher", "teacher"), ("weight", "weights"))
+        if column in passes[0]
+    }

@@ -1,7 +1,7 @@
-"""Text to ids: the only module that knows the template, the special ids, truncation and padding.
+"""Battles to token ids: the only module that knows the template, the special ids and truncation.
 
-A battle becomes `<bos>` + template + `<eos>`. The ids are those of the whole template tokenised as one string, and each
-token is attributed to the field, or the marker, in which it ends.
+A battle becomes `<bos>` + template + `<eos>`. Its ids are those of the whole template tokenised as one string. A token
+that spans two parts belongs to the part in which it ends. It must not know labels, batches or models.
 """
 
 import re
@@ -23,18 +23,19 @@ logger = get_logger(__name__)
 
 TEMPLATE = "<prompt>: {prompt}\n\n<response_a>: {first}\n\n<response_b>: {second}"
 TEMPLATE_FIELDS = ("prompt", "first", "second")
-ELISION = " … "  # stands where the middle of a field was cut, so that its two ends can never join into a marker
-TOKENIZER_BATCH = 512
-MIN_FIELD_TOKENS = 8  # of each field that is cut, ELISION included
+ELISION = " … "  # replaces the cut middle of a field, so that its two ends can never join into a marker
+TOKENIZER_BATCH = 512  # battles
+MIN_FIELD_TOKENS = 8  # that a cut field keeps, ELISION included
 CUT_COLUMNS = tuple(f"cut_{name}" for name in TEXTS)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Everything that turns a battle into the same ids again; saved with every adapter.
+    """Everything needed to encode a battle into the same ids again; saved with every member.
 
     `max_length` counts all tokens, special ones included. `truncation` "balanced" gives each field a share of it and
-    cuts the middle of long fields; "left" cuts the whole string from the left, prompt first: the seed's way.
+    cuts the middle of long fields; "left" cuts the whole string from the left, prompt first, as the original notebook
+    did.
     """
 
     max_length: int
@@ -61,7 +62,7 @@ class Encoding:
 
     @cached_property
     def marker_pattern(self) -> re.Pattern:
-        """Finds, in user text, what would read as a marker."""
+        """Matches what would look like a marker in user text."""
         return re.compile("|".join(re.escape(marker.strip()) for marker in self.markers))
 
     def to_dict(self) -> dict:
@@ -70,7 +71,7 @@ class Encoding:
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "Encoding":
-        """The encoding that `to_dict` described; a ValueError if a field is missing or unknown."""
+        """Rebuilds the encoding from `to_dict`; raises a ValueError if a field is missing or unknown."""
         expected = {field.name for field in fields(cls)}
         if set(values) != expected:
             raise ValueError(f"Encoding: expected {', '.join(sorted(expected))}; found {', '.join(sorted(values))}.")
@@ -78,19 +79,20 @@ class Encoding:
 
 
 def build_encoding(tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: str) -> Encoding:
-    """Encoding with the seed's template and this tokenizer's special ids.
+    """Builds an encoding with our template and the tokenizer's special ids.
 
     Raises:
         ValueError: If the tokenizer has no eos, or if max_length leaves no room for the fields.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            f"Tokenizer {tokenizer.name_or_path}: expected an eos token, which closes a battle; found none."
+            f"Tokenizer {tokenizer.name_or_path}: expected an eos token, which ends a battle; found none. Take a base "
+            "whose tokenizer has one."
         )
-    # Padding is found by the attention mask alone, so any id will do where a tokenizer has no pad token.
+    # The model finds padding by the attention mask, never by the id, so eos will do if there is no pad token.
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     encoding = Encoding(max_length, truncation, TEMPLATE, tokenizer.bos_token_id, tokenizer.eos_token_id, pad)
-    BattleEncoder(tokenizer, encoding)
+    BattleEncoder(tokenizer, encoding)  # raises if max_length is too small
     return encoding
 
 
@@ -114,33 +116,33 @@ class BattleEncoder:
             )
 
     def clean(self, text: str) -> str:
-        """Mends broken Unicode as the seed did (ftfy) and disarms field markers: `<prompt>:` becomes `(prompt):`."""
-        # Disarmed after ftfy, which may itself turn `&lt;prompt&gt;:` into a marker.
+        """Repairs broken Unicode (ftfy) and disarms field markers: `<prompt>:` becomes `(prompt):`."""
+        # Disarmed after the repair, because ftfy itself turns `&lt;prompt&gt;:` into a marker.
         return self.encoding.marker_pattern.sub(
             lambda marker: marker[0].replace("<", "(").replace(">", ")"), repair_text(text)
         )
 
     def clean_battles(self, battles: Sequence[Mapping]) -> list[dict[str, str]]:
-        """The three texts of each battle, cleaned once for all battles and orders in which they stand."""
+        """Cleans the three texts of each battle; a text that occurs several times is cleaned once."""
         texts = {battle[name] for battle in battles for name in TEXTS}
         cleaned = {text: self.clean(text) for text in texts}
         return [{name: cleaned[battle[name]] for name in TEXTS} for battle in battles]
 
     def encode(self, cleaned: Sequence[Mapping[str, str]], orientation: str) -> list[dict]:
-        """Ids of cleaned battles, read in one orientation.
+        """Encodes cleaned battles in one orientation.
 
         Returns:
-            Per battle: `input_ids`, beginning with bos (where the tokenizer has one) and ending with eos, at most
-            max_length; `length`, their number; `cut_prompt`, `cut_response_a`, `cut_response_b`, tokens left out.
+            Per battle: `input_ids`, at most max_length, from bos (if the tokenizer has one) to eos; `length`, their
+            number; `cut_prompt`, `cut_response_a`, `cut_response_b`, the tokens cut of each field.
         """
         return self.encode_orders(cleaned, [orientation])[orientation]
 
     def encode_orders(self, cleaned: Sequence[Mapping[str, str]], orientations: Sequence[str]) -> dict[str, list[dict]]:
-        """What `encode` gives, for each orientation; the orders share the work where that is exact."""
+        """Encodes cleaned battles as `encode` does, in several orientations that share the work where that is exact."""
         orders = {orientation: ("prompt", *order_responses(orientation)) for orientation in orientations}
         encoded = {orientation: [None] * len(cleaned) for orientation in orders}
-        # By prompt, so that repeated prompts, and answers with them, meet in one part; in parts, because all tokens of
-        # a large file, before truncation, would not fit the memory.
+        # Sorted, so that battles with the same prompt, and often the same answers, come into one part and share the
+        # work. In parts, because all tokens of a large file, before truncation, would not fit into memory.
         places = sorted(range(len(cleaned)), key=lambda place: cleaned[place]["prompt"])
         for start in range(0, len(places), TOKENIZER_BATCH):
             part = places[start : start + TOKENIZER_BATCH]
@@ -153,17 +155,18 @@ class BattleEncoder:
         return encoded
 
     def _close(self, ids: list[int], cut: list[int], order: Sequence[str]) -> dict:
-        """One encoded battle: the ids between bos and eos, and what was cut by column."""
+        """Puts the ids between bos and eos, and the cut tokens into columns; `cut` follows `order`."""
         bos, eos = self.encoding.bos_token_id, self.encoding.eos_token_id
         ids = [*([] if bos is None else [bos]), *ids, eos]
         cuts = dict(zip((f"cut_{name}" for name in order), cut, strict=True))
         return {"input_ids": ids, "length": len(ids), **{name: cuts[name] for name in CUT_COLUMNS}}
 
     def _count_special(self) -> int:
+        """Tokens around the template."""
         return 1 if self.encoding.bos_token_id is None else 2
 
     def _truncate(self, ids: list[int], find_spans: Callable[[], list[slice]]) -> tuple[list[int], list[int]]:
-        """The ids that fit, and how many tokens each field lost."""
+        """Returns the ids that fit, and how many tokens each field lost."""
         limit = self.encoding.max_length - self._count_special()
         if len(ids) <= limit:
             return ids, [0, 0, 0]
@@ -175,31 +178,33 @@ class BattleEncoder:
         shares = share_room(lengths, limit - (len(ids) - sum(lengths)))
         kept, end = [], 0
         for span, share in zip(spans, shares, strict=True):
-            kept += ids[end : span.start]  # the marker
+            kept += ids[end : span.start]  # markers are never cut
             kept += _cut_middle(ids[span], share, self.elision)
             end = span.stop
+        # The elision takes up part of a cut field's share, so the field loses that many tokens more.
         cut = [
-            max(0, length - share + len(self.elision)) if share < length else 0
+            length - share + len(self.elision) if share < length else 0
             for length, share in zip(lengths, shares, strict=True)
         ]
         return kept + ids[end:], cut
 
 
 def share_room(lengths: Sequence[int], room: int) -> list[int]:
-    """Tokens that the prompt and the two answers may keep, all shortening where it hurts least.
+    """Decides how many tokens the prompt and the two answers may keep.
 
-    Equal shares, and what a short field leaves unused passes on to the longer ones. Where both answers are cut they
-    share their room in proportion to their lengths, between 1:3 and 3:1, so that the longer stays the longer: equal
-    shares would hide which one it was, and of 3,427 real battles the longer answer wins 69% of those of which both
-    answers exceed their share at 384 tokens, against 53% of the others.
+    Shares are equal, and what a short field does not use goes to the longer ones. If both answers are cut, they divide
+    their room in proportion to their lengths, between 1:3 and 3:1, so that the longer answer stays the longer one.
+    Equal shares would hide which one it was, and that matters: in 3,427 real battles at 384 tokens, the longer answer
+    wins 69% of the battles in which both answers are cut, and 53% of the others.
 
     Args:
         lengths: Tokens of the prompt, the first and the second answer.
-        room: Tokens for all three.
+        room: Tokens for all three together.
 
     Examples: `share_room([10, 90, 300], 210)` is `[10, 90, 110]`, `share_room([10, 200, 400], 210)` `[10, 66, 133]`.
     """
     shares, left = [0] * len(lengths), room
+    # Shortest first: what it leaves over is divided among the fields that follow.
     by_length = sorted(range(len(lengths)), key=lambda field: lengths[field])
     for rank, field in enumerate(by_length):
         shares[field] = min(lengths[field], left // (len(lengths) - rank))
@@ -212,7 +217,7 @@ def share_room(lengths: Sequence[int], room: int) -> list[int]:
 
 
 def _cut_middle(ids: list[int], room: int, elision: list[int]) -> list[int]:
-    """The ids where they fit; else their two ends around the elision, the first one token longer when odd."""
+    """Returns the ids if they fit; else both ends around the elision, the first a token longer if the room is odd."""
     if len(ids) <= room:
         return ids
     kept = room - len(elision)

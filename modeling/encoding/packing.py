@@ -1,7 +1,8 @@
-"""PassSchedule as one row of tokens without padding, in which a beginning that several of them share stands once.
+"""Packs sequences into one unpadded row and stores each shared prefix once.
 
-Attention is causal, so what a model makes of a token depends on the tokens before it alone: two orders of a battle
-share their prompt, battles on one prompt share that, and often the first answer with it. It must not know models.
+Attention is causal, so a token's hidden state depends only on the tokens before it: the two orders of a battle can
+share their prompt, and battles with the same prompt can share it too, often together with the first answer. This module
+lays sequences out; it must not know models.
 """
 
 from collections.abc import Sequence
@@ -10,14 +11,18 @@ from itertools import pairwise
 
 import torch
 
-MIN_SHARED_PREFIX = 16  # tokens: for fewer it is not worth reading a segment after another
+# Tokens. A shorter prefix is not shared: each segment is an attention call of its own, which costs more than it saves.
+MIN_SHARED_PREFIX = 16
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens start to stop of a pack; `before` are the spans that stand before them in their readings, in order."""
+    """Tokens `start` to `stop` of a packed sequence; `before` are the spans of the prefix that it continues, in order.
+
+    A token attends to the spans in `before` and to its own segment up to itself.
+    """
 
     start: int
     stop: int
@@ -26,11 +31,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class PackedSequence:
-    """What a model reads at once.
+    """One model input that holds several sequences.
 
-    input_ids, positions: Of each token, shape (tokens,).
-    segments: All tokens, in their order; each is read after those that it names.
-    ends: Of each reading, in the order they were given, its last token.
+    input_ids: Token ids, shape (tokens,).
+    positions: Position of each token in its own sequence, shape (tokens,).
+    segments: They cover all tokens, in order; a segment comes after those that it continues.
+    ends: Index of each sequence's last token, in the order the sequences were given.
     """
 
     input_ids: list[int]
@@ -39,96 +45,103 @@ class PackedSequence:
     ends: list[int]
 
     def to_batch(self) -> dict:
-        """What `PreferenceMixin.forward` takes; one row, of which every token is real."""
+        """Keyword arguments of `PreferenceMixin.forward`; tensors of shape (1, tokens), `ends` (sequences,)."""
         ids = torch.tensor([self.input_ids])
         return {
             "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
+            "attention_mask": torch.ones_like(ids),  # no padding; the Trainer counts tokens by it
             "position_ids": torch.tensor([self.positions]),
             "segments": self.segments,
             "ends": torch.tensor(self.ends),
         }
 
 
-def pack_sequences(readings: Sequence[Sequence[int]], share: bool = True) -> PackedSequence:
-    """The readings as one pack.
+def pack_sequences(sequences: Sequence[Sequence[int]], share: bool = True) -> PackedSequence:
+    """Packs sequences into one.
 
     Args:
-        readings: Token ids of each, at least one.
-        share: Let beginnings of `MIN_SHARED_PREFIX` tokens and more, where readings have them in common, stand once.
+        sequences: Token ids of each; at least one sequence.
+        share: Whether to store a prefix that several sequences have in common once, if it is at least
+            `MIN_SHARED_PREFIX` tokens long.
 
-    Example: `pack_sequences([[*range(20)], [*range(18), 7]])` has 21 tokens: the first 18 in a segment of their own,
-    then one of the second reading and two of the first.
+    Example: `pack_sequences([[*range(20)], [*range(18), 7]])` has 21 tokens: the shared prefix of 18 as a segment, then
+    one token of the second sequence and two of the first.
     """
-    builder = _Builder(readings)
-    order = list(range(len(readings)))
+    builder = _Builder(sequences)
+    order = list(range(len(sequences)))
     if share:
-        order.sort(key=lambda reading: tuple(readings[reading]))
-    common = [count_shared_prefix(readings[a], readings[b]) if share else 0 for a, b in pairwise(order)]
+        # Sorted, sequences with a shared prefix are neighbours, and one that is a prefix of another comes before it.
+        order.sort(key=lambda row: tuple(sequences[row]))
+    common = [count_shared_prefix(sequences[a], sequences[b]) if share else 0 for a, b in pairwise(order)]
     builder.add(order, common, 0, ())
     return PackedSequence(builder.ids, builder.positions, tuple(builder.segments), builder.ends)
 
 
 def count_shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two readings begin with alike.
+    """Counts the tokens at the start that two sequences have in common.
 
     Example: `count_shared_prefix([1, 2, 3], [1, 2, 4, 5])` is 2.
     """
     shorter = min(len(first), len(second))
     if first[:shorter] == second[:shorter]:
         return shorter
-    low, high = 0, shorter  # alike up to low, and not up to high
+    # Bisection: comparing slices runs in C, comparing token by token does not. Equal up to low, different before high.
+    low, high = 0, shorter
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle)
     return low
 
 
-def count_added_tokens(readings: Sequence[Sequence[int]]) -> list[int]:
-    """Most tokens that each reading adds to a pack in which the one before it stands too, if they come sorted."""
-    common = [0, *(count_shared_prefix(a, b) for a, b in pairwise(readings))][: len(readings)]
-    # Of what two neighbours have in common, up to MIN_SHARED_PREFIX - 1 tokens may be left unshared.
+def count_added_tokens(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """For sorted sequences, counts the most tokens that each adds to a pack that holds the one before it."""
+    common = [0, *(count_shared_prefix(a, b) for a, b in pairwise(sequences))][: len(sequences)]
+    # An upper bound: up to MIN_SHARED_PREFIX - 1 tokens that two neighbours have in common may stay unshared.
     return [
-        len(reading) - max(0, shared - MIN_SHARED_PREFIX + 1) for reading, shared in zip(readings, common, strict=True)
+        len(sequence) - max(0, shared - MIN_SHARED_PREFIX + 1)
+        for sequence, shared in zip(sequences, common, strict=True)
     ]
 
 
 class _Builder:
-    """Lays readings out, the shared beginning of a group before what follows it."""
+    """Lays sequences out recursively: the shared prefix of a group, then what follows it in each."""
 
-    def __init__(self, readings: Sequence[Sequence[int]]):
-        self.readings = readings
+    def __init__(self, sequences: Sequence[Sequence[int]]):
+        self.sequences = sequences
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.segments: list[Segment] = []
-        self.ends = [0] * len(readings)
+        self.ends = [0] * len(sequences)
 
     def add(self, order: Sequence[int], common: Sequence[int], depth: int, before: tuple[Span, ...]) -> None:
-        """Adds sorted readings from their token `depth` on.
+        """Adds sorted sequences, which share their first `depth` tokens, from there on.
 
         Args:
-            order: The readings, sorted.
-            common: Tokens that each has in common with the next.
-            before: The spans of the tokens up to `depth`.
+            order: Rows of the sequences, sorted.
+            common: Tokens that each has in common with the next one.
+            depth: Tokens that are laid out already.
+            before: Spans of those tokens.
         """
         start = 0
         for end in range(1, len(order) + 1):
             if end < len(order) and common[end - 1] - depth >= MIN_SHARED_PREFIX:
                 continue
+            # A group: neighbours that share enough beyond `depth` to be worth a segment.
             group, inside = order[start:end], common[start : end - 1]
-            shared = min(inside, default=len(self.readings[group[0]]))
-            spans = self._add_segment(self.readings[group[0]], depth, shared, before)
-            closed = [reading for reading in group if len(self.readings[reading]) == shared]
-            for reading in closed:
-                self.ends[reading] = spans[-1][1] - 1
-            if rest := group[len(closed) :]:  # a reading sorts before those that go on where it ends
+            shared = min(inside, default=len(self.sequences[group[0]]))
+            spans = self._add_segment(self.sequences[group[0]], depth, shared, before)
+            # Sequences that end with the shared prefix sort before those that continue it.
+            closed = [row for row in group if len(self.sequences[row]) == shared]
+            for row in closed:
+                self.ends[row] = spans[-1][1] - 1
+            if rest := group[len(closed) :]:
                 self.add(rest, inside[len(closed) :], shared, spans)
             start = end
 
-    def _add_segment(self, reading: Sequence[int], start: int, stop: int, before: tuple[Span, ...]) -> tuple[Span, ...]:
-        """Lays out tokens start to stop of a reading; all spans of its tokens so far."""
+    def _add_segment(self, ids: Sequence[int], start: int, stop: int, before: tuple[Span, ...]) -> tuple[Span, ...]:
+        """Lays out tokens start to stop of a sequence; returns the spans of all its tokens so far."""
         span = (len(self.ids), len(self.ids) + stop - start)
-        self.ids += reading[start:stop]
+        self.ids += ids[start:stop]
         self.positions += range(start, stop)
         self.segments.append(Segment(*span, before))
         return (*before, span)

@@ -1,1 +1,1 @@
-"""Training one member: setup, Trainer, checkpoints, memory plan, the record of a run; and making a base."""
+"""Training a member: setup, Trainer, checkpoints, memory plan, the record of a run. Also making a base."""

@@ -1,8 +1,9 @@
-"""Checkpoints of a training run: complete or worthless, and of this run or another. Knows files, not what is in them.
+"""Checkpoints of a training run: whether one is complete, and whether it belongs to this run.
 
-A checkpoint counts once it is sealed: a last file, written beside and renamed, with the hash of every other file and
-the settings of its run. A process may be killed, or a disk be full, at any moment before that; what was sealed earlier
-still stands, because older checkpoints go only after a new one is sealed.
+A checkpoint counts once it is sealed. The seal is its last file, written beside and renamed, with the hash of every
+other file and the settings of the run. A process may be killed, or the disk may fill up, at any moment before that:
+earlier checkpoints are still there, because they are deleted only after a new one is sealed. This module must not know
+what the files contain.
 """
 
 import json
@@ -22,43 +23,43 @@ SEAL = "complete.json"
 
 
 def seal_checkpoint(folder: Path, run: Mapping) -> None:
-    """Declares a checkpoint complete, once all its files have reached the disk.
+    """Seals a checkpoint, after all its files have reached the disk.
 
     Args:
-        folder: Written by every process that has a part in it.
-        run: What decides the run's numbers, as JSON values.
+        folder: The checkpoint; every process has written its files to it.
+        run: The settings that decide the run's numbers, as JSON values.
     """
     files = {str(path.relative_to(folder)): _hash_file(path) for path in _list_files(folder)}
     beside = folder / f".{SEAL}.new"
     with beside.open("w", encoding="utf-8") as file:
         json.dump({"run": run, "files": files}, file, indent=2)
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # a rename may reach the disk before the content does
     beside.rename(folder / SEAL)
 
 
 def find_checkpoint(folder: Path, run: Mapping, wanted: str | None) -> Path | None:
-    """The checkpoint to go on from, or None to begin; what a killed run left half written is deleted.
+    """Returns the checkpoint to resume from, or None; deletes checkpoints that a killed run left incomplete.
 
     Args:
         folder: Where the run keeps its checkpoints.
-        run: This run's settings, as `seal_checkpoint` was given them.
+        run: This run's settings, in the form that `seal_checkpoint` takes.
         wanted: None or "auto" takes the newest complete checkpoint; "no" deletes them all; else the path of one.
 
     Raises:
-        ValueError: If the checkpoint is of a run with other settings, or the one at the path is not complete.
+        ValueError: If the checkpoint belongs to a run with other settings, or if the one at the path is incomplete.
     """
     if wanted not in (None, "auto", "no"):
         checkpoint = Path(wanted)
         if problem := _find_damage(checkpoint):
             raise ValueError(
                 f"--resume_from_checkpoint {checkpoint}: expected a complete checkpoint; found {problem}. "
-                f"Leave the flag out, and the newest complete one in {folder} is taken."
+                f"Leave the flag out to resume from the newest complete one in {folder}."
             )
     else:
         checkpoint = None
         for candidate in _list_checkpoints(folder):
-            problem = "that --resume_from_checkpoint is no" if wanted == "no" else _find_damage(candidate)
+            problem = "--resume_from_checkpoint is no" if wanted == "no" else _find_damage(candidate)
             if not problem:
                 checkpoint = candidate
                 break
@@ -71,30 +72,29 @@ def find_checkpoint(folder: Path, run: Mapping, wanted: str | None) -> Path | No
         raise ValueError(
             f"{checkpoint}: expected a checkpoint of this run; found one of a run with other settings: "
             f"{'; '.join(differences)}. Give those settings to go on with it, another --output_dir to keep it, or "
-            "--resume_from_checkpoint no to delete it and begin."
+            "--resume_from_checkpoint no to delete it and start again."
         )
     logger.info(f"This run was interrupted: going on from {checkpoint}")
     return checkpoint
 
 
 def read_recorded_dtype(folder: Path, wanted: str | None) -> str | None:
-    """The precision of the run that `find_checkpoint` would go on with, so that a resumed run keeps it even on another
-    machine; None where there is none.
+    """Returns the precision of the run that `find_checkpoint` would resume, or None; deletes nothing.
 
-    Args as for `find_checkpoint`; nothing is deleted.
+    A resumed run keeps its precision even on a machine that would choose another. Arguments as for `find_checkpoint`.
     """
     candidates = [] if wanted == "no" else _list_checkpoints(folder) if wanted in (None, "auto") else [Path(wanted)]
     for seal in (candidate / SEAL for candidate in candidates):
         try:
             return json.loads(seal.read_text(encoding="utf-8"))["run"]["dtype"]
-        except (OSError, json.JSONDecodeError, KeyError, TypeError):  # not complete: find_checkpoint says so
+        except (OSError, json.JSONDecodeError, KeyError, TypeError):  # incomplete: find_checkpoint reports it
             continue
     return None
 
 
 def compare_runs(theirs: Mapping, ours: Mapping) -> list[str]:
-    """A line for each setting that differs, such as "seed: 0 there, 1 here"."""
-    ours = json.loads(json.dumps(ours))  # as it is read back: tuples are lists
+    """Returns a line for each setting that differs, such as "seed: 0 there, 1 here"."""
+    ours = json.loads(json.dumps(ours))  # theirs came from JSON, where tuples have become lists
     return [
         f"{name}: {theirs.get(name, 'none')} there, {ours.get(name, 'none')} here"
         for name in sorted(theirs.keys() | ours.keys())
@@ -116,28 +116,28 @@ def _list_checkpoints(folder: Path) -> list[Path]:
 
 
 def _list_files(folder: Path) -> list[Path]:
-    """A checkpoint's files but for its seal."""
+    """The files of a checkpoint except its seal."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and SEAL not in path.name)
 
 
 def _find_damage(checkpoint: Path) -> str | None:
-    """What makes a checkpoint unusable, or None."""
+    """Says why a checkpoint is unusable, or None."""
     try:
         files = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
-        return f"no {SEAL}: its writing was interrupted"
+        return f"no {SEAL}: writing it was interrupted"
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         return f"a damaged {SEAL} ({error})"
     for name, digest in files.items():
         if not (checkpoint / name).is_file():
             return f"no {name}"
         if _hash_file(checkpoint / name) != digest:
-            return f"another {name} than was written"
+            return f"a changed {name}"
     return None
 
 
 def _hash_file(path: Path) -> str:
-    """SHA-256 of a file that is on the disk, not only in the system's memory."""
+    """SHA-256 of a file, after it has reached the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return hash_file(path)

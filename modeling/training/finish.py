@@ -1,4 +1,8 @@
-"""What becomes of a trained model: its member's folder, written at once, and again with probes and evaluation."""
+"""The steps of scripts/train.py after training: save the member, record its canaries, evaluate it.
+
+The member is saved before the other two, which may fail, and again after each. It must not know how the run was set
+up, nor how a card is written: publishing is a package above this one.
+"""
 
 import time
 from collections.abc import Callable
@@ -17,15 +21,20 @@ from modeling.judging.member import MemberFacts, save_member
 from modeling.network.base import BaseFiles
 from modeling.network.lora import collect_trained_weights
 from modeling.settings.arguments import TrainArguments
-from modeling.training.run_record import describe_fold, describe_run, measure_training, read_evaluation
-from modeling.training.trainer import EvaluationRecorder, PreferenceTrainer
+from modeling.training.run_record import build_eval_verdicts, describe_fold, describe_run, measure_training
+from modeling.training.trainer import PreferenceTrainer
 
 logger = get_logger(__name__)
 
 
 @dataclass
 class FinishedRun:
-    """A trained model with all that its member says of itself; `start` is when the script began."""
+    """A trained model and everything its member folder will say.
+
+    start: `time.perf_counter()` when the script began.
+    metrics: What training returned; evaluation adds to it.
+    write_card: Writes card, plots and evaluation into a folder, given the folder and `report`.
+    """
 
     arguments: TrainArguments
     trainer: PreferenceTrainer
@@ -48,7 +57,7 @@ class FinishedRun:
         self.probes = build_empty_canaries(self.trainer.model, self.dtype)
 
     def save(self, report: dict | None = None) -> None:
-        """Writes the member's folder, its card with the figures of a report where there is one."""
+        """Writes the member's folder; the card shows the results of the report if there is one."""
         model, seconds = self.trainer.model, time.perf_counter() - self.start
         described = describe_run(self.arguments, self.trainer, self.data, self.metrics, seconds)
         facts = MemberFacts(
@@ -65,15 +74,17 @@ class FinishedRun:
             save_member(self.output, model, self.weights, tokenizer, self.base, facts, self.probes, card)
 
     def record_canaries(self) -> None:
-        """Reads the probe battles, and writes the folder again with their probabilities."""
-        logger.info("Training is over, and its member saved; its probe battles are read next")
+        """Predicts the canary battles, and writes the folder again with their probabilities."""
+        logger.info("Training is finished and the member saved. Recording its canary battles")
         orders = list_orders(self.arguments.orientation)
         self.probes = record_canaries(self.trainer.model, self.encoder, orders, self.dtype)
         self.save()
 
-    def evaluate(self, eval_set: Dataset, recorder: EvaluationRecorder) -> None:
-        """Evaluates on the encoded battles that were held out, and writes the folder again with the report."""
+    def evaluate(self, eval_set: Dataset) -> None:
+        """Evaluates on the held-out battles, and writes the folder again with the report."""
         self.metrics |= self.trainer.evaluate()
-        verdicts = read_evaluation(recorder.logits, eval_set, self.eval_battles, self.arguments.orientation)
+        verdicts = build_eval_verdicts(
+            self.trainer.eval_probabilities, eval_set, self.eval_battles, self.arguments.orientation
+        )
         scored = {"battles": {"name": self.data[-1]["source"], "sha256": self.data[-1]["sha256"]}}
         self.save(build_report(verdicts, self.eval_battles) | {"data": scored})

@@ -1,12 +1,12 @@
-"""The memory plan of a training run: bytes per device, worked out before anything is loaded.
+"""The memory plan of a training run: bytes per device, computed before anything is loaded.
 
-The network is built from its config alone, with fake tensors that have a shape and no contents, and one forward and
-backward pass runs on it: what is counted is what transformers, PEFT and bitsandbytes really keep, for any base, on any
-machine. It must not know scripts or data.
+The network is built from its config alone, of fake tensors, which have a shape but no content, and runs one forward and
+backward pass. So the plan counts what transformers, PEFT and bitsandbytes really keep, for any base, on any machine.
+This module must not know scripts or data.
 
-Estimated is what a CPU process was measured to hold within 25% (tests/test_memory.py). For a GPU the same count is
-computed, not measured: with the attention that the family takes by default (Gemma-2: eager, which stores tokens x
-tokens scores), and without what CUDA itself and its allocator's gaps take, often 1 GB and more.
+On a CPU the estimate is within 25% of what a process was measured to hold (tests/training/test_memory.py). For a GPU
+it is computed, not measured. It assumes the family's default attention (for Gemma-2 eager attention, which stores
+tokens x tokens scores), and leaves out CUDA itself and fragmentation, often 1 GB and more.
 """
 
 import math
@@ -35,34 +35,34 @@ from modeling.network.classifier import find_family
 from modeling.network.lora import add_adapters
 from modeling.network.precision import DTYPES
 from modeling.runtime.distributed import BUCKET_SIZE
+from modeling.runtime.tables import format_table
 
 FLOAT32 = 4  # bytes
-NF4_BLOCK, ABSMAX_BLOCK = 64, 256  # weights per absmax; absmaxes per second absmax with double quantisation
+NF4_BLOCK, ABSMAX_BLOCK = 64, 256  # weights per absmax; with double quantisation, absmaxes per second absmax
 OPTIMIZER_BLOCK, MIN_8BIT_SIZE = 256, 4096  # of bitsandbytes' 8-bit optimizers; smaller tensors keep float32 state
-# Optimizers that keep something else than two float32 tensors a parameter, as AdamW does.
+# Optimizers that keep no state, or one tensor per parameter. The others keep two, as AdamW does.
 STATELESS, ONE_STATE = ("sgd", "lomo", "adalomo"), ("lion", "rmsprop", "adagrad")
-# glibc's malloc keeps freed blocks that later tensors do not fit: over five settings of batch, length, dtype and layers
-# a process held 1.43 to 1.75 times what was alive; with every tensor mapped by itself 1.02 times, but with
-# seconds more of system time a step.
-# Tensors of 32 MiB and more are mapped by themselves anyhow (DEFAULT_MMAP_THRESHOLD_MAX).
+# glibc's malloc keeps freed blocks that later tensors do not fit into. Over five settings of batch, length, dtype and
+# layers, a process held 1.43 to 1.75 times the live bytes. With every tensor in a mapping of its own it was 1.02 times,
+# but each step took seconds more of system time. Tensors of 32 MiB and more always have a mapping of their own
+# (DEFAULT_MMAP_THRESHOLD_MAX).
 HEAP_OVERHEAD, HEAP_LIMIT = 1.5, 32 << 20
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Estimated peak bytes per device by what takes them, in the order of the table."""
+    """Estimated peak bytes per device, by what takes them."""
 
     parts: dict[str, int]
 
     @property
     def total(self) -> int:
-        """Bytes of all parts."""
+        """Sum of all parts, in bytes."""
         return sum(self.parts.values())
 
     def __str__(self) -> str:
         rows = {**self.parts, "total": self.total}
-        width = max(map(len, rows))
-        return "\n".join(f"{name:<{width}} {size / 1e9:9.2f} GB" for name, size in rows.items())
+        return format_table([("part", "size"), *((name, f"{size / 1e9:.2f} GB") for name, size in rows.items())])
 
 
 def plan_memory(
@@ -82,21 +82,22 @@ def plan_memory(
     device_type: str = "cpu",
     resident: int = 0,
 ) -> MemoryPlan:
-    """What training will hold at its peak on each device.
+    """Estimates the memory that training holds at its peak on each device.
 
     Args:
-        config: The base's own; its quantization_config, if any, says 8 bit or 4 bit.
-        dtype: A key of `DTYPES`, of all that is not quantised.
-        batch_size: Battles of one forward pass.
-        length: Tokens of the longest battle.
-        optim: Name of the optimizer, as TrainingArguments has it.
-        lora_dropout: Above 0 each projection keeps an input and a mask of its own.
-        use_reentrant: Of gradient checkpointing. False keeps the input of every 8-bit layer all the same:
-            bitsandbytes holds it as `ctx.A`, which is no saved tensor that the checkpoint could drop.
-        zero_stage: DeepSpeed's, 0 without it.
-        device_type: "cpu" adds what its heap wastes.
+        config: The base's config; its quantization_config, if any, decides between 8 bit and 4 bit.
+        dtype: Precision of everything that is not quantised, a key of `DTYPES`.
+        batch_size: Sequences of one forward pass.
+        length: Tokens of the longest sequence.
+        optim: Name of the optimizer, as in TrainingArguments.
+        lora_dropout: Above 0, each projection keeps an input and a mask of its own.
+        use_reentrant: The kind of gradient checkpointing. False keeps the input of every 8-bit layer all the same:
+            bitsandbytes stores it as `ctx.A`, not as a saved tensor, so the checkpoint cannot drop it.
+        zero_stage: DeepSpeed's stage; 0 without DeepSpeed.
+        device_type: "cpu" adds what malloc wastes.
         resident: Bytes that the process holds already.
     """
+    # Under ZeRO-3 DeepSpeed holds the base's weights in float32, whatever they are computed in.
     held = "float32" if zero_stage == 3 else dtype
     network = build_network(config, dtype=held, r=r, freeze_layers=freeze_layers, lora_dropout=lora_dropout)
     if gradient_checkpointing:
@@ -114,12 +115,12 @@ def plan_memory(
 
 
 def count_states(trained: list[int], optim: str, num_processes: int, zero_stage: int) -> dict[str, int]:
-    """Bytes per device of what is trained, a size for each parameter, of its gradients and the optimizer's state."""
+    """Counts the bytes per device of trained parameters, given their sizes, of gradients and of optimizer state."""
     total, shared = FLOAT32 * sum(trained), num_processes if zero_stage >= 2 else 1
     parts = {"adapters and head": total // (shared if zero_stage == 3 else 1)}
     parts |= {"copy of the share to update": total // shared} if zero_stage else {}
     parts["gradients"] = total // shared
-    # Gradients are reduced from buckets beside them, which in DDP are as large as all of them.
+    # Gradients are reduced from copies in buckets; DDP's buckets together are as large as all gradients.
     parts["buckets"] = FLOAT32 * BUCKET_SIZE if zero_stage else total * (num_processes > 1)
     return parts | {"optimizer": sum(count_optimizer(optim, size) for size in trained) // shared}
 
@@ -127,7 +128,7 @@ def count_states(trained: list[int], optim: str, num_processes: int, zero_stage:
 def build_network(
     config: PreTrainedConfig, *, dtype: str, r: int, freeze_layers: int, lora_dropout: float = 0.0
 ) -> PeftModel:
-    """The network that train.py trains, of fake tensors; quantised where the config says so."""
+    """Builds the network that train.py trains, of fake tensors; quantised if the config says so."""
     settings = config.to_dict()
     quantization = settings.pop("quantization_config", None)
     family = find_family(config.model_type)
@@ -137,7 +138,7 @@ def build_network(
         model = family._from_config(family.config_class.from_dict({**settings, **names}), dtype=DTYPES[dtype])
         if quantization is not None:
             replace_with_bnb_linear(model, quantized.llm_int8_skip_modules or [HEAD], quantized)
-        # What PEFT asks, to choose its layers.
+        # PEFT chooses its LoRA layers by these attributes, which from_pretrained would have set.
         model.is_loaded_in_8bit, model.is_loaded_in_4bit = quantized.load_in_8bit, quantized.load_in_4bit
         model = add_adapters(model, r=r, alpha=r, dropout=lora_dropout, freeze_layers=freeze_layers)
     with FakeTensorMode():
@@ -147,7 +148,7 @@ def build_network(
 
 
 def _fill_module(module: nn.Module, quantized: BitsAndBytesConfig, dtype: torch.dtype) -> None:
-    """Puts fake tensors, which can compute, where there are meta tensors."""
+    """Replaces a module's meta tensors by fake tensors, which operations accept."""
     packed = isinstance(module, Linear8bitLt | Linear4bit)
     for name, parameter in list(module.named_parameters(recurse=False)):
         kind = dtype if packed and name == "bias" else parameter.dtype
@@ -160,11 +161,11 @@ def _fill_module(module: nn.Module, quantized: BitsAndBytesConfig, dtype: torch.
         module.state.CB, module.state.SCB = module.weight.data, torch.empty(module.out_features)
     elif isinstance(module, Linear4bit):
         module.weight = _pack_4bit(module, quantized)
-        module.support_avx512bf16_for_cpu = False  # as load_base does
+        module.support_avx512bf16_for_cpu = False  # as load_base does: that kernel has no backward
 
 
 def _pack_4bit(module: Linear4bit, quantized: BitsAndBytesConfig) -> nn.Parameter:
-    """A weight as bitsandbytes packs it in 4 bit."""
+    """Builds a 4-bit weight in the form in which bitsandbytes packs it."""
     count = module.out_features * module.in_features
     blocks, nested = math.ceil(count / NF4_BLOCK), quantized.bnb_4bit_use_double_quant
     second = None
@@ -188,7 +189,7 @@ def _pack_4bit(module: Linear4bit, quantized: BitsAndBytesConfig) -> nn.Paramete
 
 
 def count_weights(network: nn.Module) -> int:
-    """Bytes of all that is not trained, scales of quantised weights included."""
+    """Counts the bytes of everything that is not trained, including the scales of quantised weights."""
     frozen = [p for p in network.parameters() if not p.requires_grad]
     scales = sum(FLOAT32 * module.out_features for module in network.modules() if isinstance(module, Linear8bitLt))
     for module in network.modules():
@@ -199,12 +200,12 @@ def count_weights(network: nn.Module) -> int:
 
 
 def count_largest_module(network: nn.Module) -> int:
-    """Weights of the largest module that holds weights itself, usually the embedding."""
+    """Counts the weights of the largest single module, usually the embedding."""
     return max(sum(p.numel() for p in module.parameters(recurse=False)) for module in network.modules())
 
 
 def count_optimizer(optim: str, size: int) -> int:
-    """Bytes that an optimizer keeps for a tensor of `size` elements; those not known here are taken for an AdamW."""
+    """Counts the bytes that an optimizer keeps for a tensor of `size` elements; unknown ones count as AdamW."""
     if optim.startswith(STATELESS):
         return 0
     tensors = 1 if optim.removeprefix("paged_").startswith(ONE_STATE) else 2
@@ -216,13 +217,16 @@ def count_optimizer(optim: str, size: int) -> int:
 def count_activations(
     network: PeftModel, batch_size: int, length: int, dtype: torch.dtype, device_type: str
 ) -> tuple[int, int]:
-    """Most bytes alive at one time in a forward and backward pass, beside weights and finished gradients; and of
-    these in tensors below HEAP_LIMIT."""
+    """Runs a forward and backward pass on fake tensors, and counts the live bytes at its peak.
+
+    Returns:
+        Peak bytes apart from weights and finished gradients; and the peak of those in tensors below HEAP_LIMIT.
+    """
     network.base_model.model.compute_dtype = dtype
     network.train()
     tracker = _PeakTracker([p for p in network.parameters() if not p.requires_grad])
     for parameter in network.parameters():
-        if parameter.requires_grad:  # its gradient has a row of its own in the table
+        if parameter.requires_grad:  # gradients have a row of their own in the table
             parameter.register_post_accumulate_grad_hook(lambda p: tracker.release(p.grad.untyped_storage()._cdata))
     with next(network.parameters()).fake_mode, _act_as(device_type, dtype != torch.float32):
         ids = torch.ones((batch_size, length), dtype=torch.int64)
@@ -234,14 +238,14 @@ def count_activations(
 
 @contextmanager
 def _act_as(device_type: str, lower: bool) -> Iterator[None]:
-    """Makes PEFT believe that it runs on a GPU, though the fake tensors are a CPU's, which need no CUDA build.
+    """Makes PEFT behave as on a GPU, although the fake tensors are on the CPU, so that no CUDA build is needed.
 
-    PEFT asks whether CUDA's autocast is on, so that on a CPU it turns the input of every adapter to float32 and
-    autocast turns it back: each adapter then keeps a copy of its own.
+    PEFT asks only whether CUDA's autocast is on. On a CPU it is off, so PEFT casts the input of every adapter to
+    float32, autocast casts it back, and each adapter keeps a copy of its own: memory that a GPU does not need.
     """
     autocast, recomputed_on = torch.is_autocast_enabled("cuda"), DefaultDeviceType.get_device_type()
     torch.set_autocast_enabled("cuda", device_type == "cuda" and lower)
-    DefaultDeviceType.set_device_type("cpu")  # checkpoints would otherwise switch CUDA's autocast off to recompute
+    DefaultDeviceType.set_device_type("cpu")  # else a checkpoint switches CUDA's autocast off while it recomputes
     try:
         yield
     finally:
@@ -249,8 +253,11 @@ def _act_as(device_type: str, lower: bool) -> Iterator[None]:
         DefaultDeviceType.set_device_type(recomputed_on)
 
 
+# torch.distributed._tools.mem_tracker.MemTracker would do less: it fails on frozen parameters, whose gradients it hooks
+# (torch 2.13), and tells neither small tensors from large ones nor autocast's copies from activations. The measurement
+# of --dry_run cannot replace the plan either: it comes after loading, which is too late for a run that does not fit.
 class _PeakTracker(TorchDispatchMode):
-    """Adds up the storages that operations make, for as long as each lives."""
+    """Adds up the storages that operations create, for as long as each lives."""
 
     def __init__(self, frozen: Sequence[Tensor]):
         super().__init__()
@@ -262,22 +269,24 @@ class _PeakTracker(TorchDispatchMode):
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        # Autocast's bf16 copies of a base held in float32: ZeRO-3, which alone holds it so, has a linear layer of its
-        # own that drops them at once (deepspeed/runtime/zero/linear.py).
+        # Autocast's bf16 copies of a base in float32 do not count: only ZeRO-3 holds a base so, and its own linear
+        # layer drops them at once (deepspeed/runtime/zero/linear.py).
         if func is torch.ops.aten._to_copy.default and given <= self.frozen:
             return made
         for storage in (t.untyped_storage() for t in tree_leaves(made) if isinstance(t, Tensor)):
             if storage._cdata not in given and storage._cdata not in self.sizes:
                 self.sizes[storage._cdata] = storage.nbytes()
                 self._add(storage.nbytes())
+                # By finalizer, because no operation says when the last reference to a storage goes.
                 weakref.finalize(storage, self.release, storage._cdata).atexit = False
         return made
 
     def release(self, storage: int) -> None:
-        """Called when nothing holds the storage any more."""
+        """Stops counting a storage."""
         self._add(-self.sizes.pop(storage, 0))
 
     def _add(self, size: int) -> None:
+        """Changes the live bytes by `size`, and raises the peaks if they are exceeded."""
         self.live += size
         self.heap_live += size if abs(size) < HEAP_LIMIT else 0
         self.peak, self.heap_peak = max(self.peak, self.live), max(self.heap_peak, self.heap_live)
@@ -287,7 +296,7 @@ class _PeakTracker(TorchDispatchMode):
 
 
 def measure_resident() -> int:
-    """Bytes that this process holds now; on systems without /proc, the most it has held."""
+    """Measures the bytes that this process holds now; without /proc, the most it has held."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
@@ -295,7 +304,8 @@ def measure_resident() -> int:
 
 
 def measure_peak_memory() -> int:
-    """Most bytes held so far: of the GPU where there is one, else by this process."""
+    """Measures the most bytes held so far, on the GPU if there is one, else by this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    # In bytes on macOS, in KiB on Linux.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,30 +1,44 @@
-"""Making a base: the plain model, the quantised one with the same head, and the check of what was saved."""
+"""The steps of scripts/quantize.py: the plain model, the quantised one with the same head, the check of what was saved.
 
+It must not know members or training.
+"""
+
+import gc
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from torch import Tensor, device
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from modeling.encoding.encoder import BattleEncoder
 from modeling.judging.canaries import build_canary_encoder, compute_canary_logits, load_canaries, measure_change
-from modeling.network.base import BaseFiles, check_unquantized, find_base, load_base, load_tokenizer, measure_weights
+from modeling.network.base import (
+    BaseFiles,
+    check_unquantized,
+    find_base,
+    load_base,
+    load_tokenizer,
+    measure_weights,
+    save_base,
+)
 from modeling.network.classifier import PreferenceMixin
 from modeling.network.lora import check_adapter, merge_adapter
-from modeling.network.precision import set_dtype
+from modeling.network.precision import choose_dtype, set_dtype
 from modeling.runtime.files import check_replaceable
 from modeling.settings.arguments import QuantizeArguments
 
 logger = get_logger("bothways.quantize")
-BASE_FILE = "config.json"  # which marks a folder as a base that may be replaced
-# Between the logits of a base before it was saved and after. Not 0: float32 sums over the head's weights differ in
-# their last digit (1e-8 was measured on a CPU) with where in memory the weights come to lie.
+BASE_FILE = "config.json"  # a folder with this file is a base, which may be replaced
+# Largest difference between the logits of a base before and after it was saved. Not 0: the last digit of float32 sums
+# over the head's weights depends on the weights' alignment in memory (1e-8 was measured on a CPU).
 RELOAD_TOLERANCE = 1e-5
 
 
 def find_backbone(arguments: QuantizeArguments) -> BaseFiles:
-    """The files to make a base of, after refusing what can be refused before weights are loaded."""
+    """Finds the backbone's files, after every check that needs no weights."""
     check_replaceable(Path(arguments.output_dir), BASE_FILE)
     base = find_base(arguments.base)
     check_unquantized(base)
@@ -35,27 +49,74 @@ def find_backbone(arguments: QuantizeArguments) -> BaseFiles:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is compared between two states of a model: bytes of its weights, logits (battles, slots) of the probes."""
+    """What is compared between two states of a model: its size, and canary logits of shape (battles, slots)."""
 
+    num_parameters: int
     num_bytes: int
     logits: Tensor
 
 
-def take_snapshot(model: PreferenceMixin, dtype: str, encoder: BattleEncoder) -> Snapshot:
-    """What the model holds as it will be saved, and what it says of the probes in the precision of this device.
+def write_base(
+    arguments: QuantizeArguments,
+    files: BaseFiles,
+    folder: Path,
+    held: str,
+    tokenizer: PreTrainedTokenizerBase,
+    origin: str,
+) -> tuple["Snapshot", "Snapshot"]:
+    """Writes a base into a folder, and checks what was written.
 
-    The model is of that precision from then on.
+    Args:
+        files: The backbone's, as transformers can load them.
+        held: Precision of all weights that are not quantised.
+        origin: What `describe_origin` returned.
+
+    Returns:
+        Snapshots of the unquantised model and of the saved one.
+    """
+    encoder = build_canary_encoder(tokenizer)
+    dtype = choose_dtype(
+        arguments.dtype, PartialState().device, AutoConfig.from_pretrained(files.folder), training=False
+    )
+    # One model in memory at a time: each is deleted, and its memory freed, before the next is loaded.
+    model = load_plain(arguments, files, held)
+    if arguments.quantization == "none":
+        save_base(folder, model, tokenizer, origin)
+        plain = saved = take_snapshot(model, dtype, encoder)
+    else:
+        if arguments.merge_adapter:
+            # bitsandbytes quantises while it loads, so the merged model goes through the disk.
+            model.save_pretrained(folder / "merged")
+            files = BaseFiles(folder / "merged")
+        plain, head = take_snapshot(model, dtype, encoder), model.score.state_dict()
+        del model
+        gc.collect()
+        model = load_quantized(arguments, files, held, head)
+        shutil.rmtree(folder / "merged", ignore_errors=True)
+        save_base(folder, model, tokenizer, origin)
+        saved = take_snapshot(model, dtype, encoder)
+    del model
+    gc.collect()
+    _check_saved(folder, dtype, saved)
+    return plain, saved
+
+
+def take_snapshot(model: PreferenceMixin, dtype: str, encoder: BattleEncoder) -> Snapshot:
+    """Measures the model's weights as they will be saved, and its canary logits in the precision `dtype`.
+
+    The model stays in that precision.
     """
     num_bytes = measure_weights(model)
     set_dtype(model, dtype)
-    return Snapshot(num_bytes, compute_canary_logits(model, encoder, load_canaries()))
+    return Snapshot(model.num_parameters(), num_bytes, compute_canary_logits(model, encoder, load_canaries()))
 
 
 def load_plain(arguments: QuantizeArguments, files: BaseFiles, dtype: str) -> PreferenceMixin:
-    """The unquantised model in a precision, with the adapter merged into it (if asked) and a fresh head."""
+    """Loads the unquantised model in a precision, with a fresh head, and merges the adapter if there is one."""
     if not arguments.merge_adapter:
         return load_base(files, dtype=dtype, head_hidden_size=arguments.head_hidden_size)
-    # In main memory, because in float32 the model takes four times what the GPU will have to hold in 8 bit.
+    # Merged in float32, because bf16 would round the sums; in main memory, because that takes four times what the GPU
+    # will hold in 8 bit.
     whole = load_base(files, dtype="float32", device=device("cpu"), head_hidden_size=arguments.head_hidden_size)
     model = merge_adapter(whole, arguments.merge_adapter)
     set_dtype(model, dtype)
@@ -65,7 +126,7 @@ def load_plain(arguments: QuantizeArguments, files: BaseFiles, dtype: str) -> Pr
 def load_quantized(
     arguments: QuantizeArguments, files: BaseFiles, dtype: str, head: dict[str, Tensor]
 ) -> PreferenceMixin:
-    """The model quantised while it is loaded, with the very head that the unquantised one had."""
+    """Loads the model quantised, with the head that the unquantised model had."""
     model = load_base(
         files,
         dtype=dtype,
@@ -78,26 +139,26 @@ def load_quantized(
     return model
 
 
-def check_saved(folder: Path, dtype: str, saved: Snapshot) -> None:
-    """Raises a ValueError if a saved base, loaded again with its own tokenizer, gives other logits on the probes."""
+def _check_saved(folder: Path, dtype: str, saved: Snapshot) -> None:
+    """Raises a ValueError if a saved base, loaded again with its own tokenizer, gives other canary logits."""
     model = load_base(BaseFiles(folder), dtype=dtype)
     logits = compute_canary_logits(model, build_canary_encoder(load_tokenizer(folder)), load_canaries())
     change, _ = measure_change(saved.logits, logits)
     if change > RELOAD_TOLERANCE:
         raise ValueError(
             f"Base as saved: expected the logits that it had before it was saved, within {RELOAD_TOLERANCE:g}; found a "
-            f"change of {change:.3g} on the probe battles. Nothing was replaced. Check the disk, and try again."
+            f"change of {change:.3g} on the canary battles. Nothing was replaced. Check the disk, and try again."
         )
 
 
 def report_change(quantization: str, dtype: str, plain: Snapshot, saved: Snapshot, size: int) -> None:
-    """Says what quantising won in bytes and what it cost in logits."""
+    """Logs how many bytes quantisation saves and how far it moves the canary logits."""
     logger.info(
         f"Weights: {plain.num_bytes:,} bytes in {dtype}, {saved.num_bytes:,} as {quantization} "
         f"({saved.num_bytes / plain.num_bytes:.1%}); files: {size:,} bytes"
     )
     logit, probability = measure_change(plain.logits, saved.logits)
     logger.info(
-        f"{len(plain.logits)} probe battles, unquantised and as saved, with the same head: largest change of a logit "
+        f"{len(plain.logits)} canary battles, unquantised and as saved, with the same head: largest change of a logit "
         f"{logit:.3g} (largest logit {plain.logits.abs().max().item():.3g}), of a probability {probability:.3g}"
     )

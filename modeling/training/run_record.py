@@ -1,6 +1,7 @@
-"""What a member says of its run: data, settings, versions, launch, time and figures, so that a card needs no hand.
+"""The record of a training run that a member carries: data, settings, versions, launch, time and metrics.
 
-Names of files without their folders, because a member travels.
+Cards are written from it alone. Files are named without their folders, because a member is copied to other machines. It
+must not know how a card looks.
 """
 
 import platform
@@ -15,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from scipy.special import softmax
 from transformers import Trainer
 
 from modeling.data.battles import LABELS, list_orders, orient_label
@@ -35,16 +35,16 @@ RECORDED = (
 
 
 def describe_source(role: str, source: str, battles: Dataset) -> dict:
-    """One line of the data table.
+    """Describes one source of battles, for the data table of a card.
 
     Args:
         role: "train" or "eval".
         source: File or data set that the battles came from.
-        battles: Those of it that were used, with labels.
+        battles: The battles that were used, with labels.
 
     Returns:
-        role; source, its name; battles, their number; sha256 of the file, None for a folder or data set; languages
-        and outcomes (a, b, tie), the number of battles of each.
+        `role`; `source`, the name without its folder; `battles`, their number; `sha256` of the file, None for a folder
+        or data set; `languages` and `outcomes` (a, b, tie), the number of battles of each.
     """
     file = describe_file(source)
     languages = Counter(battles["language"][:] if "language" in battles.column_names else [])
@@ -60,9 +60,9 @@ def describe_source(role: str, source: str, battles: Dataset) -> dict:
 
 
 def name_run(arguments: object) -> str:
-    """Base, orientation and fold, for reports."""
+    """Names a run by base, orientation and fold, for experiment trackers."""
     fold = f"-fold{arguments.fold}of{arguments.num_folds}" if arguments.num_folds else ""
-    # Recipes write a base to outputs/<name>/base.
+    # Recipes write a base to outputs/<name>/base, where the parent folder says more.
     path = Path(arguments.base.partition("@")[0])
     return f"{path.parent.name if path.name == 'base' else path.name}-{arguments.orientation}{fold}"
 
@@ -70,13 +70,13 @@ def name_run(arguments: object) -> str:
 def describe_run(
     arguments: object, trainer: Trainer, data: Sequence[Mapping], metrics: Mapping, seconds: float
 ) -> dict:
-    """What a reader of the member needs to know of its run.
+    """Describes a run as JSON values, for `MemberFacts.training`.
 
     Args:
-        arguments: The script's own, a dataclass.
-        data: What `describe_source` said of each source.
-        metrics: Figures of training and evaluation.
-        seconds: From the start of the script.
+        arguments: The script's own arguments, a dataclass.
+        data: What `describe_source` returned for each source.
+        metrics: Metrics of training and evaluation.
+        seconds: Time since the start of the script.
     """
     settings = asdict(arguments)
     for name in ("eval_file", "base"):
@@ -99,19 +99,19 @@ def describe_run(
 
 
 def describe_command(argv: Sequence[str]) -> str:
-    """The command as typed, but for folders that are this machine's own and for what launched it."""
+    """Returns the command as typed, without this machine's folders and without the launcher's flags."""
     script, *flags = argv
     return shlex.join(["accelerate", "launch", f"scripts/{Path(script).name}", *map(_shorten, flags)])
 
 
 def _shorten(text: str) -> str:
-    """The last part of an absolute path, also behind `--flag=`; anything else as it is."""
+    """Keeps only the last part of an absolute path, also after `--flag=`; other text stays."""
     flag, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
     return flag + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def measure_training(trainer: Trainer) -> dict[str, float]:
-    """What the Trainer does not report of a run, or only of the part since its last restart."""
+    """Metrics that the Trainer does not report, or only for the part of the run since its last restart."""
     speeds = [entry["train_tokens_per_second"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "train_loss": compute_train_loss(trainer.state.log_history),
@@ -120,27 +120,25 @@ def measure_training(trainer: Trainer) -> dict[str, float]:
     }
 
 
-def read_evaluation(logits: np.ndarray, encoded: Dataset, battles: Dataset, orientation: str) -> pd.DataFrame:
-    """The verdicts that the Trainer's evaluation gave, as `Judge.predict` would give them.
+def build_eval_verdicts(
+    probabilities: np.ndarray, encoded: Dataset, battles: Dataset, orientation: str
+) -> pd.DataFrame:
+    """Builds the verdicts of the Trainer's evaluation, with the columns of `Judge.predict`.
 
     Args:
-        logits: By slot, shape (battles * orders, labels), in the order of `encoded`.
-        encoded: What `encode_evaluation` returned: the readings of a battle one after the other, with its row.
-        battles: Those that were evaluated.
+        probabilities: By slot, shape (battles, passes, labels): `PreferenceTrainer.eval_probabilities`.
+        encoded: What `encode_dataset` returned for the battles.
+        battles: The evaluated battles.
         orientation: The member's.
     """
-    orders = list_orders(orientation)
-    by_slot, rows, columns = softmax(logits, axis=1), np.array(encoded["row"]), {}
-    facts = np.column_stack([encoded[name][:] for name in ("length", *CUT_COLUMNS)])
-    lengths = np.zeros((len(orders), len(battles), facts.shape[1]), int)
-    for place, order in enumerate(orders):
-        read = np.full((len(battles), len(LABELS)), np.nan)
-        read[rows[place :: len(orders)]] = [orient_label(p, order) for p in by_slot[place :: len(orders)]]
-        lengths[place, rows[place :: len(orders)]] = facts[place :: len(orders)]
-        columns[f"{orientation}_{order}"] = read
-    return build_verdicts(battles["id"][:], columns, lengths)
+    cuts = np.column_stack([encoded[name][:] for name in CUT_COLUMNS])
+    columns, lengths = {}, []
+    for place, (order, ids) in enumerate(zip(list_orders(orientation), ("input_ids", "swapped_ids"), strict=False)):
+        columns[f"{orientation}_{order}"] = np.array([orient_label(p, order) for p in probabilities[:, place]])
+        lengths.append(np.column_stack([[len(row) for row in encoded[ids]], cuts]))
+    return build_verdicts(battles["id"][:], columns, np.array(lengths))
 
 
 def describe_fold(arguments: object, evaluation: Dataset | None) -> dict[str, str]:
-    """What identifies the battles that a fold held out; nothing where there are no folds."""
+    """Identifies the held-out battles of a fold; empty without folds."""
     return {"fold_fingerprint": fingerprint_fold(evaluation)} if arguments.num_folds else {}

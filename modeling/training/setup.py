@@ -1,4 +1,8 @@
-"""What a training run is set up from: battles, encoding, memory plan, checkpoint to go on from, and model."""
+"""The steps of scripts/train.py before training: arguments, battles, encoding, memory plan, checkpoint, model, Trainer.
+
+Argument objects stop here: what is called from here takes plain values. It must not know what is done with a finished
+run.
+"""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +17,7 @@ from modeling.data.folds import split_folds
 from modeling.data.mixture import describe_battles, drop_contaminated, drop_duplicates, mix_sources
 from modeling.data.near_duplicates import DuplicateIndex
 from modeling.encoding.audit import audit_battles
-from modeling.encoding.collator import PackedCollator, encode_dataset, encode_evaluation
+from modeling.encoding.collator import PackedCollator, encode_dataset
 from modeling.encoding.encoder import BattleEncoder
 from modeling.evaluation.metrics import build_trainer_metrics
 from modeling.judging.member import MEMBER_FILE
@@ -27,20 +31,23 @@ from modeling.settings.arguments import TrainArguments
 from modeling.training.checkpoints import find_checkpoint, read_recorded_dtype
 from modeling.training.memory import MemoryPlan, measure_resident, plan_memory
 from modeling.training.run_record import describe_source, name_run
-from modeling.training.trainer import EvaluationRecorder, PreferenceTrainer, smooth_dataset
+from modeling.training.trainer import PreferenceTrainer, smooth_dataset
 
 logger = get_logger("bothways.train")
-MIXED_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}  # what a launcher calls them
+MIXED_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}  # our names and the launcher's
 
 
 def prepare_run(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles) -> tuple[Path, str, float]:
-    """The member's folder, the precision of the run, in which the member will be read, and the label smoothing.
+    """Checks the settings and changes those of the Trainer that we handle ourselves.
 
-    Takes over what the Trainer would do otherwise: its own files go beside the member, which so holds no optimizer
-    state; the model computes in its precision by itself; labels are smoothed before they reach it.
+    The Trainer's files go beside the member's folder, which therefore holds no optimizer state. The model computes in
+    its precision without the Trainer's help, and labels are smoothed before they reach the Trainer.
+
+    Returns:
+        The member's folder, the run's precision and the label smoothing.
 
     Raises:
-        ValueError: If the settings would train something else than what the member says of itself.
+        ValueError: If the settings would train something else than the member will say.
     """
     output = Path(training.output_dir.replace("{orientation}", arguments.orientation))
     check_replaceable(output, MEMBER_FILE)
@@ -49,8 +56,8 @@ def prepare_run(arguments: TrainArguments, training: TrainingArguments, base: Ba
     if training.mixed_precision not in ("no", MIXED_PRECISIONS.get(dtype)):
         raise ValueError(
             f"--dtype {dtype}, launched with mixed precision {training.mixed_precision}: expected the same or none "
-            "from the launcher, as a member is read in the precision it was trained in. Set mixed_precision: 'no' in "
-            "the launcher; --dtype decides."
+            "from the launcher, because a member predicts in the precision it was trained in. Set mixed_precision: "
+            "'no' in the launcher; --dtype decides."
         )
     if training.n_gpu > 1:
         raise ValueError(
@@ -60,25 +67,27 @@ def prepare_run(arguments: TrainArguments, training: TrainingArguments, base: Ba
     if not 0 <= training.label_smoothing_factor < 1:
         raise ValueError(f"--label_smoothing_factor {training.label_smoothing_factor}: expected 0 to below 1.")
     smoothing = training.label_smoothing_factor
+    # The Trainer's smoother expects class indices; smooth_dataset handles soft labels.
     training.mixed_precision, training.label_smoothing_factor = "no", 0.0
     if training.deepspeed_plugin:
         prepare_deepspeed(training.deepspeed_plugin)
     training.output_dir = str(checkpoints)
     training.run_name = training.run_name or name_run(arguments)
     if training.ddp_find_unused_parameters is None:
-        # Adapters and head all have a part in each loss; looking for others fails with reentrant checkpointing.
+        # Every adapter and the head take part in every loss, and DDP's search for parameters that do not fails with
+        # reentrant checkpointing.
         training.ddp_find_unused_parameters = False
-    training.remove_unused_columns = False  # the collator picks what the model takes
+    training.remove_unused_columns = False  # our collator needs columns that forward does not take
     training.label_names = ["labels"]
-    training.include_num_input_tokens_seen = "non_padding"  # makes the Trainer log tokens/s
+    training.include_num_input_tokens_seen = "non_padding"  # the Trainer then logs tokens/s
     if arguments.dry_run:
         training.report_to, training.save_strategy, training.eval_strategy = [], "no", "no"
-        training.output_dir = tempfile.gettempdir()  # the Trainer makes its folder even if it writes nothing
+        training.output_dir = tempfile.gettempdir()  # the Trainer creates its folder even if it writes nothing
     return output, dtype, smoothing
 
 
 def _choose_dtype(asked: str, training: TrainingArguments, base: BaseFiles, checkpoints: Path) -> str:
-    """The precision of the run: that of the interrupted one, on whatever machine it goes on, or the device's."""
+    """The run's precision: the interrupted run's, even on another machine, or the best for this device."""
     recorded = call_on_main(read_recorded_dtype, checkpoints, training.resume_from_checkpoint)
     if asked == "auto" and recorded:
         logger.info(f"Precision: {recorded}, as the interrupted run had it")
@@ -87,10 +96,17 @@ def _choose_dtype(asked: str, training: TrainingArguments, base: BaseFiles, chec
 
 
 def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, Dataset | None, list[dict]]:
-    """Training battles of all sources, those to evaluate on (or None), of which no prompt is trained on, and what the
-    member will say of each source."""
+    """Loads all sources; no prompt of the evaluation battles is trained on.
+
+    Returns:
+        Training battles, evaluation battles (or None), and a description of each source for the member.
+
+    Raises:
+        ValueError: If a source is empty, or if fewer training battles remain than there are processes.
+    """
 
     def load(flag: str, file: str) -> Dataset:
+        """Battles of one source, with labels."""
         battles = load_battles(file, require_labels=True, **arguments.row_policy)
         if len(battles) == 0:
             raise ValueError(f"--{flag} {file}: expected battles; found none.")
@@ -100,8 +116,9 @@ def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, 
     evaluation = load("eval_file", arguments.eval_file) if arguments.eval_file else None
     if arguments.num_folds:
         sources[0], evaluation = split_folds(sources[0], arguments.num_folds, arguments.fold, arguments.fold_method)
-    twins = {"repeat_policy": arguments.repeat_policy, "identical_policy": arguments.identical_policy}
-    guarded = [drop_duplicates(file, part, **twins) for file, part in zip(arguments.train_file, sources, strict=True)]
+    policies = {"repeat_policy": arguments.repeat_policy, "identical_policy": arguments.identical_policy}
+    pairs = zip(arguments.train_file, sources, strict=True)
+    guarded = [drop_duplicates(file, part, **policies) for file, part in pairs]
     if evaluation is not None:
         index = DuplicateIndex()
         index.add(evaluation["prompt"][:])
@@ -110,7 +127,7 @@ def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, 
     if (found := sum(map(len, guarded))) < num_processes:
         raise ValueError(
             f"--num_processes {num_processes}: expected a battle for each process; found {found} for training. "
-            "Start fewer processes, give more battles, or see above which were left out."
+            "Start fewer processes, give more battles, or see above which battles were dropped."
         )
     names = [Path(file).name for file in arguments.train_file]
     battles = mix_sources(
@@ -130,30 +147,38 @@ def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, 
 def encode_parts(
     encoder: BattleEncoder, orientation: str, train_battles: Dataset, eval_battles: Dataset | None, smoothing: float
 ) -> tuple[Dataset, Dataset | None]:
-    """Both parts as the Trainer reads them; logs what encoding does, and one battle as it is read."""
-    logger.info(f"Encoding will do this:\n{audit_battles(train_battles, encoder, orientation)}")
+    """Encodes both parts for the Trainer; logs an audit of the encoding and the first battle as text."""
+    logger.info(f"Audit of the encoding:\n{audit_battles(train_battles, encoder, orientation)}")
+    # Only the training labels are smoothed: metrics compare with what people said.
     train_set = smooth_dataset(encode_dataset(train_battles, encoder, orientation), smoothing)
-    logger.info(f"First battle as read:\n{encoder.tokenizer.decode(train_set[0]['input_ids'])}")
-    return train_set, None if eval_battles is None else encode_evaluation(eval_battles, encoder, orientation)
+    logger.info(f"First encoded battle:\n{encoder.tokenizer.decode(train_set[0]['input_ids'])}")
+    return train_set, None if eval_battles is None else encode_dataset(eval_battles, encoder, orientation)
 
 
 def plan_run(
     arguments: TrainArguments, training: TrainingArguments, base: BaseFiles, dtype: str, longest: int
 ) -> MemoryPlan:
-    """The memory that a process of this launch will need; logged, so that a run too large is seen before it fails."""
+    """Estimates and logs the memory that each process will need, so that a run that is too large is seen early.
+
+    Args:
+        longest: Tokens of the longest pass.
+
+    Raises:
+        ValueError: If the base is quantised and the launch uses ZeRO-3.
+    """
     stage = training.deepspeed_plugin.zero_stage if training.deepspeed_plugin else 0
     config = AutoConfig.from_pretrained(base.folder)
     if stage == 3 and hasattr(config, "quantization_config"):
         raise ValueError(
-            f"--base {arguments.base} with ZeRO-3: expected unquantised weights; found quantised ones. bitsandbytes' "
-            "weights cannot be shared out over processes: each would keep all of them. Take "
+            f"--base {arguments.base} with ZeRO-3: expected unquantised weights; found quantised ones. ZeRO-3 "
+            "cannot shard bitsandbytes' weights: each process would keep all of them. Take "
             "configs/accelerate/zero2.yaml, which needs no more memory, or a base made with --quantization none."
         )
     num_orders = len(list_orders(arguments.orientation))
     batch_size = training.per_device_train_batch_size * num_orders
     if arguments.tokens_per_batch:
         batch_size = min(batch_size, max(num_orders, arguments.tokens_per_batch // longest))
-    with suspend_sharding(training.deepspeed_plugin):
+    with suspend_sharding(training.deepspeed_plugin):  # the plan's network has no weights that could be sharded
         plan = plan_memory(
             config,
             dtype=dtype,
@@ -175,14 +200,14 @@ def plan_run(
 
 
 def find_start(training: TrainingArguments, run: dict) -> Path | None:
-    """The checkpoint that an interrupted run left, which every process goes on from; None at a beginning."""
+    """Finds the checkpoint to resume from, the same on every process; None starts from the beginning."""
     folder = Path(training.output_dir)
     check_shared_folder(folder)
     return call_on_main(find_checkpoint, folder, run, training.resume_from_checkpoint)
 
 
 def build_model(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles, dtype: str) -> PeftModel:
-    """The base, frozen, with fresh adapters and a trainable head."""
+    """Loads the base, frozen, and adds fresh adapters and a trainable head."""
     set_seed(training.seed)
     model = load_base(base, dtype=dtype, device=training.device, head_dropout=arguments.head_dropout)
     if arguments.teacher_column:
@@ -206,11 +231,9 @@ def build_trainer(
     train_set: Dataset,
     eval_set: Dataset | None,
     run: dict,
-) -> tuple[PreferenceTrainer, EvaluationRecorder]:
-    """The Trainer, and what keeps the logits of its evaluation."""
-    num_orders = len(list_orders(arguments.orientation))
-    recorder = EvaluationRecorder(build_trainer_metrics(num_orders, eval_set["cut"][::num_orders] if eval_set else ()))
-    trainer = PreferenceTrainer(
+) -> PreferenceTrainer:
+    """Builds the Trainer from its parts."""
+    return PreferenceTrainer(
         run=run,
         head_learning_rate=arguments.head_learning_rate,
         model=model,
@@ -218,6 +241,7 @@ def build_trainer(
         train_dataset=train_set,
         eval_dataset=eval_set,
         data_collator=PackedCollator(arguments.tokens_per_batch),
-        compute_metrics=recorder,
+        compute_metrics=build_trainer_metrics(
+            len(list_orders(arguments.orientation)), eval_set["cut"][:] if eval_set else ()
+        ),
     )
-    return trainer, recorder

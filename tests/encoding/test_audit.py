@@ -24,5 +24,5 @@ def test_an_audit_counts_tokens_cuts_and_repairs(tokenizer):
         "0.0%",
     ]
     assert rows["prompt"][-3:] == ["0.0%", "0.0%", "0.0%"] and rows["response_b"][-1] == "50.0%"
-    assert table.splitlines()[-1] == "of 2 of 2 battles; texts mended by: fix_latin_ligatures 1"
+    assert table.splitlines()[-1] == "2 of 2 battles audited; texts repaired by: fix_latin_ligatures 1"
     assert "zzz" not in table and "q q" not in table

@@ -3,10 +3,9 @@ import re
 
 import ftfy
 import pytest
-import torch
 
 from modeling.data.battles import TEXTS
-from modeling.encoding.collator import BattleCollator, encode_dataset
+from modeling.encoding.collator import encode_dataset
 from modeling.encoding.encoder import CUT_COLUMNS, ELISION, BattleEncoder, Encoding, build_encoding, share_room
 
 MARKERS = ("<prompt>:", "<response_a>:", "<response_b>:")
@@ -144,15 +143,6 @@ def test_labels_follow_the_orientation(tokenizer, demo_battles):
     encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, 256, "balanced"))
     assert encode_dataset(demo_battles, encoder, "ab")["label"][:] == demo_battles["label"][:]
     assert encode_dataset(demo_battles, encoder, "ba")["label"][:] == [row[::-1] for row in demo_battles["label"]]
-
-
-def test_collator_pads_as_its_docstring_says():
-    battles = [{"input_ids": [5, 6, 7], "label": [1.0, 0.0]}, {"input_ids": [5, 6], "label": [0.5, 0.5]}]
-    batch = BattleCollator(0)(battles)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [5, 6, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch["labels"].tolist() == [[1, 0], [0.5, 0.5]] and batch["labels"].dtype == torch.float32
-    assert BattleCollator(0, "left")(battles)["input_ids"].tolist() == [[5, 6, 7], [0, 5, 6]]
 
 
 def test_a_prompt_of_a_megabyte_is_read_and_cut(any_tokenizer):

@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from modeling.data.battles import swap_responses
-from modeling.encoding.collator import BattleCollator
 from modeling.encoding.packing import pack_sequences
 from modeling.judging import predictor
 from modeling.judging.judge import Judge
@@ -30,19 +30,19 @@ def member(members):
     return load_judge([str(members["ab"])])[0]
 
 
-def test_batches_hold_every_reading_once_within_the_budget():
-    """PassSchedule that begin alike stand together; what is over the budget reads alone."""
+def test_batches_hold_every_sequence_once_within_the_budget():
+    """Sequences with a shared prefix share a pack; one that exceeds the budget has a pack of its own."""
     rng = np.random.default_rng(0)
-    beginnings = rng.integers(9, size=(4, 40)).tolist()
-    readings = [[*beginnings[n % 4][: 20 + n % 21], *rng.integers(9, size=n).tolist()] for n in range(60)]
-    readings.append([1] * 500)
+    prefixes = rng.integers(9, size=(4, 40)).tolist()
+    sequences = [[*prefixes[n % 4][: 20 + n % 21], *rng.integers(9, size=n).tolist()] for n in range(60)]
+    sequences.append([1] * 500)
     for budget in (100, 300, 10_000):
-        batches = build_batches(readings, budget)
+        batches = build_batches(sequences, budget)
         assert sorted(row for batch in batches for row in batch) == list(range(61))
         for batch in batches:
-            size = len(pack_sequences([readings[row] for row in batch]).input_ids)
+            size = len(pack_sequences([sequences[row] for row in batch]).input_ids)
             assert size <= budget or batch == [60]
-    assert len(pack_sequences(readings[:60]).input_ids) < 0.7 * sum(map(len, readings[:60]))
+    assert len(pack_sequences(sequences[:60]).input_ids) < 0.7 * sum(map(len, sequences[:60]))
     assert build_batches([], 18) == []
 
 
@@ -73,11 +73,14 @@ def test_neither_its_pack_nor_padding_changes_a_probability(name, bases, make_me
             found = read(member, rows, "ab", **options)
             found = found if rows is battles else found[::-1]
             assert np.abs(found - reference).max() <= TOLERANCE[name]
-    # Padded, as an evaluation in training reads, and whoever serves the model elsewhere.
+    # Padded batches, which other software that serves the model will pass to it.
     encoded = member.encoder.encode(member.encoder.clean_battles(battles), "ab")
+    rows = [torch.tensor(battle["input_ids"]) for battle in encoded]
     for side in ("left", "right"):
         with torch.inference_mode():
-            logits = member.activate()(**BattleCollator(0, side)(encoded)).logits
+            ids = pad_sequence(rows, batch_first=True, padding_side=side)
+            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
+            logits = member.activate()(input_ids=ids, attention_mask=mask).logits
         assert np.abs(logits.double().softmax(-1).numpy() - reference).max() <= TOLERANCE[name]
 
 
@@ -99,12 +102,12 @@ def test_a_judge_reading_both_orders_does_not_care_which_answer_is_called_a(memb
     backward = judge.predict(swap_responses(battles), readings="both")
     assert np.abs(forward["p_a"] - (1 - backward["p_a"])).max() <= TOLERANCE["float32"]
     one_sided = judge.predict(battles)["p_a"] - (1 - judge.predict(swap_responses(battles))["p_a"])
-    assert np.abs(one_sided).max() > 0.01  # so reading both is what does it
+    assert np.abs(one_sided).max() > 0.01  # so it is reading both orders that does it
 
 
-def test_readings_are_averaged_battle_by_battle(members, bases, make_member, tmp_path, demo_battles):
+def test_passes_are_averaged_battle_by_battle(members, bases, make_member, tmp_path, demo_battles):
     """Seed fault 2: the passes were sorted apart and averaged by position. Here one member cuts and one does not, so
-    that the two readings are computed in different orders."""
+    that the two passes run in different orders."""
     battles = demo_battles.to_list()
     make_member(tmp_path / "ba", bases["float32"], "ba", seed=5, max_length=1024)
     ab, ba = load_judge([str(members["ab"]), str(tmp_path / "ba")])
@@ -168,7 +171,37 @@ def test_folder_names_do_not_matter(members, demo_battles, tmp_path):
     assert list(found["p_a"]) == list(expected["p_a"]) and "p_a_model.v1_ba" in found
 
 
-def test_an_interrupted_reading_is_taken_up_where_it_stopped(member, demo_battles, tmp_path, monkeypatch):
+@pytest.mark.parametrize("num_processes", [2, 3, 50])
+def test_every_process_runs_the_same_number_of_forwards(num_processes, member, demo_battles, monkeypatch):
+    """ZeRO-3 collects weights in every forward, from all processes. Whichever process ran a pack, the result is the
+    one of a single process; with 50 processes some have no pack of their own."""
+    battles, options = demo_battles.to_list(), {"tokens_per_batch": 1000, "num_workers": 1}
+    alone = read(member, battles, "ab", **options)
+    compute, calls, parts = predictor._predict_pack, [], []
+    monkeypatch.setattr(predictor, "_predict_pack", lambda *given: calls.append(1) or compute(*given))
+
+    class Process:
+        """One of the launch; the results that it would send are kept in `parts`."""
+
+        is_main_process = False
+
+        def __init__(self, index):
+            self.process_index, self.num_processes = index, num_processes
+
+    counts = []
+    for index in range(num_processes):
+        monkeypatch.setattr(predictor, "PartialState", lambda index=index: Process(index))
+        monkeypatch.setattr(predictor, "gather_object", lambda own: parts.extend(own) or list(parts))
+        last = index == num_processes - 1
+        deadline = {} if last else {"deadline": float("inf")}  # the first processes see only a part of the results
+        found = read(member, battles, "ab", **options, **deadline)
+        counts.append(len(calls))
+        calls.clear()
+    assert len(set(counts)) == 1 and counts[0] > 0
+    assert np.array_equal(found, alone)
+
+
+def test_an_interrupted_prediction_resumes_where_it_stopped(member, demo_battles, tmp_path, monkeypatch):
     """Law 1 and 7: only the missing batches are computed, and the numbers are those of an uninterrupted run."""
     battles = demo_battles.to_list()
     options = {"tokens_per_batch": 1000, "num_workers": 1, "name": "ab@x"}
@@ -186,7 +219,7 @@ def test_an_interrupted_reading_is_taken_up_where_it_stopped(member, demo_battle
         read(member, battles, "ab", progress_dir=tmp_path, **options)
     (file,) = tmp_path.iterdir()
     file.write_text(file.read_text() + "[99, [[0.1")  # what a killed process leaves behind
-    # Another order, other weights or other battles must not take this progress up.
+    # Another order, other weights or other battles must not resume from this progress.
     for other in ({"name": "ab@y"}, {"tokens_per_batch": 700}):
         calls.clear()
         with pytest.raises(KeyboardInterrupt):

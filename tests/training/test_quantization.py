@@ -119,7 +119,7 @@ def test_the_reported_change_is_what_one_computes_by_hand(name, made, plain_back
             logit = max(logit, (after - before).abs().max().item())
             probability = max(probability, (after.softmax(-1) - before.softmax(-1)).abs().max().item())
             largest = max(largest, before.abs().max().item())
-    pattern = r"8 probe battles.*change of a logit (\S+) \(largest logit (\S+)\), of a probability (\S+)"
+    pattern = r"8 canary battles.*change of a logit (\S+) \(largest logit (\S+)\), of a probability (\S+)"
     reported = [float(number) for number in re.search(pattern, log).groups()]
     assert reported == pytest.approx([logit, largest, probability], rel=0.005)
     assert (logit == 0) is (name == "none")
@@ -301,7 +301,7 @@ def test_a_base_that_was_damaged_while_saved_replaces_nothing(plain_backbone, tm
         tensors["model.layers.0.self_attn.v_proj.weight"][0, 0] ^= 64
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(base_module, "save_base", damage)
+    monkeypatch.setattr(quantization, "save_base", damage)
     said = fail("quantize", *flags, "--seed", 1, monkeypatch=monkeypatch, caplog=caplog)
     assert "Base as saved: expected the logits that it had before it was saved, within 1e-05; found a change of" in said
     assert {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()} == before

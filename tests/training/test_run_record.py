@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from modeling.encoding.collator import encode_evaluation
+from modeling.data.battles import list_orders
+from modeling.encoding.collator import encode_dataset
 from modeling.encoding.encoder import BattleEncoder, build_encoding
 from modeling.runtime.files import hash_file
-from modeling.training.run_record import describe_command, describe_source, read_evaluation
+from modeling.training.run_record import build_eval_verdicts, describe_command, describe_source
 from tests.helpers import DEMO_DATA
 
 
@@ -33,19 +34,17 @@ def test_a_command_is_told_as_typed_without_folders_of_this_machine():
 
 @pytest.mark.parametrize("orientation", ["ab", "ba", "both"])
 def test_verdicts_of_a_trainers_evaluation_belong_to_their_battles(orientation, demo_battles, tokenizer):
-    """Law 1 and 2. Each reading's logit for the slot of answer a is made to be the battle's own number, so p_a is its
-    sigmoid, whatever order the evaluation set has."""
+    """Law 1 and 2: each pass gives answer a the battle's own number, in whichever slot it stands."""
     encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, 96, "balanced"))
-    encoded = encode_evaluation(demo_battles, encoder, orientation)
-    numbers = np.linspace(-2, 2, len(demo_battles))
-    logits = np.zeros((len(encoded), 2))
-    orders = {"both": ["ab", "ba"]}.get(orientation, [orientation])
-    for place, row in enumerate(encoded["row"]):
-        slot_of_a = {"ab": 0, "ba": 1}[orders[place % len(orders)]]
-        logits[place, slot_of_a] = numbers[row]
-    verdicts = read_evaluation(logits, encoded, demo_battles, orientation)
+    encoded = encode_dataset(demo_battles, encoder, orientation)
+    numbers = np.linspace(0.1, 0.9, len(demo_battles))
+    orders = list_orders(orientation)
+    # By slot: a is in the first slot of "ab" and in the second of "ba".
+    by_order = {"ab": np.stack([numbers, 1 - numbers], axis=1), "ba": np.stack([1 - numbers, numbers], axis=1)}
+    probabilities = np.stack([by_order[order] for order in orders], axis=1)
+    verdicts = build_eval_verdicts(probabilities, encoded, demo_battles, orientation)
     assert verdicts["id"].tolist() == demo_battles["id"][:]
-    assert np.allclose(verdicts["p_a"], 1 / (1 + np.exp(-numbers)))
+    assert np.allclose(verdicts["p_a"], numbers)
     names = [f"p_a_{orientation}_{order}" for order in orders]
     assert [name for name in verdicts if name.startswith("p_a_")] == names
     lengths = [battle["length"] for battle in encoder.encode(encoder.clean_battles(demo_battles.to_list()), orders[0])]

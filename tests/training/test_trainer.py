@@ -1,5 +1,5 @@
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
@@ -9,13 +9,20 @@ from transformers import TrainingArguments
 from modeling.encoding.collator import PackedCollator
 from modeling.network.base import load_base
 from modeling.network.lora import add_adapters
-from modeling.training.trainer import EpochSampler, PreferenceTrainer, compute_train_loss, describe_settings
+from modeling.settings.arguments import TrainArguments
+from modeling.training.trainer import (
+    REPORTING,
+    EpochSampler,
+    PreferenceTrainer,
+    compute_train_loss,
+    describe_settings,
+)
 from tests.helpers import DEMO_DATA, call, fail, read_run
 
 
-def build_trainer(bases, folder, battles=16, base="float32", tokens=None, **options):
+def build_trainer(bases, folder, battles=16, base="float32", tokens=None, dropout=0.0, **options):
     own = {name: options.pop(name) for name in ("head_learning_rate",) if name in options}
-    model = add_adapters(load_base(bases[base], dtype="float32", head_dropout=0.0), r=4, alpha=4, dropout=0.0)
+    model = add_adapters(load_base(bases[base], dtype="float32", head_dropout=dropout), r=4, alpha=4, dropout=dropout)
     rows = [
         {"input_ids": [2, *range(5, 6 + n % 7), 1], "label": [n % 2, 1 - n % 2], "length": 3 + n % 7}
         for n in range(battles)
@@ -23,7 +30,7 @@ def build_trainer(bases, folder, battles=16, base="float32", tokens=None, **opti
     training = TrainingArguments(folder, use_cpu=True, remove_unused_columns=False, label_names=["labels"], **options)
     data = Dataset.from_list(rows)
     own |= {"data_collator": PackedCollator(tokens)}
-    return PreferenceTrainer(run={}, model=model, args=training, train_dataset=data, **own)
+    return PreferenceTrainer(run={}, model=model, args=training, train_dataset=data, eval_dataset=data, **own)
 
 
 # --- the order of battles ---------------------------------------------------------------------------------------------
@@ -70,6 +77,38 @@ def test_parts_of_a_budget_of_tokens_teach_what_the_whole_batch_does(bases, tmp_
     assert found[tokens][0] == pytest.approx(found[None][0], abs=1e-6)
     for name, weight in found[None][1].items():
         torch.testing.assert_close(found[tokens][1][name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+def test_an_evaluation_measures_the_model_and_does_not_disturb_its_training(bases, tmp_path):
+    """The loss is the mean of each battle's own, alone and without dropout; the losses and weights of the training,
+    with dropout, are those of a training without evaluations."""
+    found = {}
+    for strategy in ("no", "steps"):
+        torch.manual_seed(0)
+        options = {
+            "eval_strategy": strategy,
+            "eval_steps": 1,
+            "max_steps": 3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+        }
+        trainer = build_trainer(bases, tmp_path, base="8bit", dropout=0.3, learning_rate=1e-2, **options)
+        trainer.train()
+        history = trainer.state.log_history
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        weights = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        found[strategy] = losses, weights
+    assert len({entry["eval_loss"] for entry in history if "eval_loss" in entry}) == 3
+    assert found["no"][0] == found["steps"][0] and len(losses) == 3
+    assert all(torch.equal(weight, found["no"][1][name]) for name, weight in found["steps"][1].items())
+    metrics = trainer.evaluate()
+    alone = []
+    with torch.no_grad():
+        for row in trainer.eval_dataset:
+            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["label"]], dtype=torch.float32)
+            alone.append(trainer.model(input_ids=ids, labels=labels).loss.item())
+    assert metrics["eval_loss"] == pytest.approx(sum(alone) / len(alone), abs=2e-3)  # 8 bit depends on its neighbours
+    assert trainer.eval_probabilities.shape == (16, 1, 2) and metrics["eval_samples_per_second"] > 0
 
 
 # --- the head's learning rate, labels, memory savers ------------------------------------------------------------------
@@ -159,6 +198,31 @@ def test_a_run_is_known_by_what_decides_its_numbers_and_nothing_else(tmp_path):
         describe(train_sampling_strategy="group_by_length"),
     ):
         assert other != plain
+
+
+# Fields of TrainingArguments that decide a run's numbers.
+DECIDING = {
+    "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type",
+    "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "optim_target_modules", "gradient_accumulation_steps", "average_tokens_across_devices",
+    "max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32",
+    "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing",
+    "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode",
+    "use_liger_kernel", "liger_kernel_config", "use_cache", "neftune_noise_alpha", "torch_empty_cache_steps",
+    "auto_find_batch_size", "batch_eval_metrics", "ignore_data_skip", "full_determinism", "seed", "data_seed",
+    "use_cpu", "accelerator_config", "parallelism_config", "dataloader_drop_last",
+    "dataloader_multiprocessing_context", "dataloader_in_order", "remove_unused_columns", "label_names",
+    "train_sampling_strategy", "length_column_name", "ddp_find_unused_parameters", "ddp_bucket_cap_mb",
+    "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "fsdp", "fsdp_config", "deepspeed", "debug",
+}  # fmt: skip
+
+
+def test_each_field_of_the_trainers_arguments_is_known_to_decide_numbers_or_not():
+    """A field that a newer transformers adds appears here: put it into REPORTING if it decides no number."""
+    trainers, own = ({field.name for field in fields(kind)} for kind in (TrainingArguments, TrainArguments))
+    assert trainers - REPORTING - DECIDING == set()
+    assert set() == REPORTING & DECIDING
+    assert REPORTING & own == {"base", "train_file", "eval_file", "dry_run", "output_dir"} & own
 
 
 def test_the_training_loss_is_the_mean_over_all_steps_also_those_before_a_restart():

@@ -20,7 +20,7 @@ from modeling.data.battles import LABELS, TRAINED_ORIENTATIONS
 from modeling.network.base import BaseFiles
 from modeling.network.lora import write_adapter
 from modeling.runtime.choices import READINGS
-from modeling.runtime.files import hash_file, replace_folder, write_json
+from modeling.runtime.files import hash_file, replace_file, replace_folder, write_json
 
 MEMBER_FILE, CANARIES_FILE, JUDGE_FILE = "member.json", "probes.json", "judge.json"
 MEMBER_FORMAT, JUDGE_FORMAT = 2, 1
@@ -104,8 +104,8 @@ def write_facts(folder: Path, tokenizer: PreTrainedTokenizerBase, facts: MemberF
 def write_judge(folder: Path, facts: JudgeFacts) -> None:
     """Writes judge.json at once, without fields that are None."""
     stored = {name: value for name, value in asdict(facts).items() if value is not None}
-    write_json(beside := folder / f".{JUDGE_FILE}.new", stored)
-    beside.rename(folder / JUDGE_FILE)
+    with replace_file(folder / JUDGE_FILE) as beside:
+        write_json(beside, stored)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

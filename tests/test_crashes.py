@@ -1,6 +1,7 @@
-"""Law 7: the real commands, killed with SIGKILL at random moments and given again, leave what they leave undisturbed.
+"""Law 7: a command that is killed with SIGKILL and repeated leaves what an undisturbed run leaves, bit for bit.
 
-`make test` kills each of them once or twice; `make crash` (the marker `crash`) 20 times in training, 20 in prediction.
+`make test` kills one training, one rank of another and one prediction; `make crash` runs the rest (marker `crash`): 22
+kills in training under every launcher, 21 in prediction.
 """
 
 import os
@@ -13,12 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from modeling.training.checkpoints import SEAL
-from tests.helpers import DEMO_DATA, LAUNCH, LAUNCHERS, REPOSITORY, read_run, run, succeed
+from tests.helpers import DEMO_DATA, LAUNCH, LAUNCHERS, read_run, run, start, succeed
+from tests.warm import WarmProcess
 
 # What a restart has to find again, on top of the plain run: dropout, 8-bit optimizer state, summed gradients, bf16,
 # batches by length, an order of battles for each epoch. 24 steps of 8 battles are nearly three epochs of the 72.
@@ -56,19 +57,12 @@ def assert_same(found: dict, expected: dict) -> None:
     assert all(torch.equal(found["weights"][name], weight) for name, weight in expected["weights"].items())
 
 
-def start(command: list, log: Path) -> subprocess.Popen:
+def start_logged(command: list, log: Path) -> WarmProcess:
     with log.open("wb") as file:
-        return subprocess.Popen(
-            [str(part) for part in command],
-            cwd=REPOSITORY,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            start_new_session=True,
-        )
+        return start(*command, stdout=file, stderr=file)
 
 
-def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> bool:
+def wait_for(process: WarmProcess, condition: Callable[[], bool]) -> bool:
     """Whether the condition came true before the process ended."""
     while process.poll() is None:
         if condition():
@@ -79,13 +73,15 @@ def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> bool:
 
 def kill_at_random(command: list, log: Path, moment: Callable[[], bool], longest: float, rng: random.Random) -> bool:
     """Starts the command and kills all its processes some time after `moment`; whether it was still running."""
-    process = start(command, log)
+    process = start_logged(command, log)
     running = wait_for(process, moment)
     if running:
         time.sleep(rng.uniform(0, longest))
         running = process.poll() is None
     if running:
-        os.killpg(process.pid, signal.SIGKILL)
+        for rank in process.list_ranks():  # each is the leader of a session of its own, and would outlive the launcher
+            os.kill(rank, signal.SIGKILL)
+        process.kill()
     process.wait()
     assert running or process.returncode == 0, log.read_text()[-3000:]
     return running
@@ -100,10 +96,8 @@ def is_writing(checkpoints: Path) -> bool:
     ("launcher", "kills", "demanding"),
     [
         ("one", 1, True),
-        ("ddp", 1, False),
-        ("zero2", 1, False),
-        ("zero3", 1, False),
         *(pytest.param(*case, True, marks=pytest.mark.crash) for case in (("one", 8), ("ddp", 6), ("zero2", 6))),
+        pytest.param("zero3", 1, False, marks=pytest.mark.crash),
     ],
 )
 def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
@@ -136,19 +130,19 @@ def test_a_lost_process_ends_the_others_and_costs_nothing(build_training, undist
     """One of two killed: the launch fails at once and says so, and the same command goes on from the checkpoint."""
     output, log = tmp_path / "ab", tmp_path / "log"
     command = build_command(build_training, "ddp", output, demanding=False)
-    process = start(command, log)
+    process = start_logged(command, log)
     sealed = tmp_path / "ab.checkpoints" / "checkpoint-2" / SEAL
     assert wait_for(process, sealed.exists), log.read_text()[-3000:]
-    workers = [child for child in psutil.Process(process.pid).children() if "scripts/train.py" in child.cmdline()]
-    workers[-1].kill()
+    os.kill(process.list_ranks()[-1], signal.SIGKILL)
     assert process.wait(60) != 0 and "Signal 9 (SIGKILL)" in log.read_text()
     assert not (output / "member.json").exists()
     assert "going on from" in succeed(*command)
     assert_same(read_run(output), undisturbed("ddp", demanding=False))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.crash)])
+@pytest.mark.parametrize(
+    ("processes", "kills"), [(2, 1), *(pytest.param(count, 10, marks=pytest.mark.crash) for count in (1, 2))]
+)
 def test_a_prediction_that_is_killed_writes_the_same_bytes(processes, kills, members, tmp_path):
     flags = ["--battles", DEMO_DATA / "train.jsonl", "--judge", *members.values(), "--tokens_per_batch", 400]
     launch = [*LAUNCH, *LAUNCHERS["ddp"]] if processes == 2 else [sys.executable]

@@ -2,7 +2,7 @@
 
 import json
 import socket
-import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import yaml
 from modeling.data.battles import load_battles
 from modeling.judging.judge import Judge
 from modeling.judging.member import read_member
-from tests.helpers import DEMO_DATA, LAUNCH, LAUNCHERS, REPOSITORY, call, read_run, run
+from tests.helpers import DEMO_DATA, LAUNCH, LAUNCHERS, REPOSITORY, call, read_run, run, succeed
 
 # distributed_type, ZeRO stage and class that the Trainer's model must have been wrapped in
 EXPECTED = {
@@ -85,19 +85,8 @@ def test_two_machines_train_what_one_trains(build_training, launched, tmp_path):
     flags = ["--config_file", "configs/accelerate/multi_node.yaml", "--num_processes", 2, "--main_process_port", port]
     command = [*LAUNCH, *flags, "--machine_rank"]
     script = ["scripts/train.py", *build_training("ddp", tmp_path / "ab")]
-    machines = [
-        subprocess.Popen(
-            [str(part) for part in [*command, rank, *script]],
-            cwd=REPOSITORY,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for machine in machines:
-        said = machine.communicate(timeout=300)[1]
-        assert machine.returncode == 0, said[-3000:]
+    with ThreadPoolExecutor(2) as machines:
+        list(machines.map(lambda rank: succeed(*command, rank, *script, cold=True), (0, 1)))
     assert read_member(tmp_path / "ab").training["launch"]["num_processes"] == 2
     # Not 0: a machine's one process has all of its cores, and sums of more threads differ in their last digit.
     loss, weight = compare_runs(read_run(tmp_path / "ab"), read_run(launched("ddp")))

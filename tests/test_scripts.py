@@ -30,19 +30,20 @@ from tests.helpers import (
 
 
 def test_the_demo_runs_from_backbone_to_submission(tmp_path):
-    """quantize, train both orientations, predict: what `make demo` does, on fewer battles."""
+    """quantize, train both orientations, predict: what `make demo` does, on fewer battles.
+
+    In interpreters of their own, but for the second training."""
     base, battles = tmp_path / "base", tmp_path / "battles.jsonl"
     lines = (DEMO_DATA / "test.jsonl").read_text(encoding="utf-8").splitlines()[:4]
     battles.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    said = succeed(sys.executable, "scripts/quantize.py", "--output_dir", base)
+    said = succeed(sys.executable, "scripts/quantize.py", "--output_dir", base, cold=True)
     assert "134,681,762 parameters, 8bit" in said and (base / "model.safetensors").is_file()
     assert json.loads((base / "config.json").read_text())["made_from"] == DEMO_BACKBONE
 
     for orientation in ("ab", "ba"):
         flags = ["--base", base, "--train_file", battles, "--output_dir", tmp_path / "{orientation}", "--max_steps", 1]
-        said = succeed(
-            *LAUNCH, "scripts/train.py", DEMO_TRAINING, "--orientation", orientation, *flags, "--max_length", 96
-        )
+        flags += ["--orientation", orientation, "--max_length", 96]
+        said = succeed(*LAUNCH, "scripts/train.py", DEMO_TRAINING, *flags, cold=orientation == "ab")
         assert f"Member written: {tmp_path / orientation}" in said
         assert "tokens/s; cut" in said and "train_tokens_per_second" in said
         facts = read_member(tmp_path / orientation)
@@ -50,7 +51,7 @@ def test_the_demo_runs_from_backbone_to_submission(tmp_path):
     assert not any((tmp_path / "ab.checkpoints").iterdir())  # where the Trainer's own files would be
 
     judge = ["--judge", tmp_path / "ab", tmp_path / "ba", "--output_dir", tmp_path / "out"]
-    said = succeed(sys.executable, "scripts/predict.py", "--battles", battles, *judge)
+    said = succeed(sys.executable, "scripts/predict.py", "--battles", battles, *judge, cold=True)
     assert "tok/s" in said and "always a" in said and "longer wins" in said
     check_outputs(tmp_path / "out", battles)
     for path in [*(tmp_path / "ab").glob("*.json"), *base.glob("*.json")]:

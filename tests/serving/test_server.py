@@ -9,30 +9,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from modeling.data.battles import ORIENTATIONS, TEXTS
-from modeling.judging.judge import Judge
 from modeling.serving.server import TITLES, FairLock, Limits, ServedJudge, check_battle, load_upload
 from modeling.serving.web import LARGEST_BODY, RequestGuard, find_port, read_card, render_verdict
 from modeling.settings.arguments import AppArguments
-from tests.helpers import DEMO_DATA, call
+from tests.helpers import DEMO_DATA, HOSTILE_INPUTS, call
 
 LIMITS = Limits(max_characters=1000, max_battles=100, max_bytes=100_000)
 TEXT = {"prompt": "Which?", "response_a": "This one.", "response_b": "That one, because it is better."}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # two that wait for each other make tiny members slow on a busy machine
-
-
-from tests.helpers import HOSTILE_INPUTS
-
-
-@pytest.fixture(scope="module")
-def judge(members) -> Judge:
-    return Judge.from_pretrained([members["ab"], members["ba"]], dtype="float32")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

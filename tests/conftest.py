@@ -30,7 +30,6 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrai
 
 from modeling.data.battles import LABELS, list_orders, load_battles
 from modeling.encoding.encoder import BattleEncoder, build_encoding
-from modeling.judging import canaries
 from modeling.judging.canaries import record_canaries
 from modeling.judging.judge import Judge
 from modeling.judging.member import MemberFacts, save_member
@@ -232,8 +231,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def quick(one_thread) -> Iterator[None]:
-    """Short canaries, as no law depends on their length, and one thread, whatever the scripts ask for."""
+    """One thread, whatever the scripts ask for."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(canaries, "CANARY_TOKENS", 96)
         monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
         yield

@@ -1,7 +1,7 @@
 """Law 7: a command that is killed with SIGKILL and repeated leaves what an undisturbed run leaves, bit for bit.
 
-`make test` kills one training, one rank of another and one prediction; `make crash` runs the rest (marker `crash`): 22
-kills in training under every launcher, 21 in prediction.
+`make test` kills one training, one rank of another and one prediction; `make crash` runs the rest (marker `crash`): 21
+kills in training, under every launcher, and 20 in prediction.
 """
 
 import os

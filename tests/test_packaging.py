@@ -1,4 +1,4 @@
-"""What is imported is declared, what is declared is pinned within its range, and the wheel holds what it should."""
+"""Imports are declared, declared packages are pinned within their ranges, and the wheel holds what it should."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from modeling.settings import cli
 from tests.helpers import REPOSITORY
 
-# Of distributions whose import has another name.
+# Distributions that are imported by another name.
 IMPORTED_AS = {
     "jinja2": "jinja2",
     "markdown-it-py": "markdown_it",
@@ -24,16 +24,15 @@ IMPORTED_AS = {
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
 }
-# Imported by tests though it is declared nowhere: pytest depends on it.
+# The tests import it, and nothing declares it: pytest depends on it.
 COMES_WITH_PYTEST = {"packaging"}
-BENCHMARKING = REPOSITORY / "modeling" / "benchmarking"
-PAGE = REPOSITORY / "modeling" / "page.py"  # imported by scripts/app.py, once that has seen that Gradio is there
+PAGE = REPOSITORY / "modeling" / "serving" / "page.py"  # scripts/app.py imports it after a check for Gradio
 SETUP = ConfigParser()
 SETUP.read(REPOSITORY / "setup.cfg", encoding="utf-8")
 
 
 def read_requirements(*extras: str) -> dict[str, Requirement]:
-    """What an installation with these extras requires, by canonical name; extras that name extras are followed."""
+    """The requirements of an installation with these extras, by canonical name. Extras may name other extras."""
     texts = [SETUP["options"]["install_requires"], *(SETUP["options.extras_require"][extra] for extra in extras)]
     lines = [line for text in texts for line in text.splitlines() if line and not line.startswith("#")]
     found = {}
@@ -46,9 +45,9 @@ def read_requirements(*extras: str) -> dict[str, Requirement]:
 
 
 def list_imports(folder: Path) -> dict[str, set[str]]:
-    """Top-level names that a folder's files import, in functions too, and what a file's own neighbours are not."""
-    own = {path.stem for path in folder.glob("*.py")} | {"modeling", "tests", "bothways", "study_tables", "benchmarks"}
-    own |= {path.stem for path in (REPOSITORY / "benchmarks").glob("**/*.py")} if folder.name == "tests" else set()
+    """The packages that a folder's files import, in functions too, with the files; but none of this repository."""
+    own = {path.stem for path in folder.glob("*.py")} | {"modeling", "tests", "bothways", "benchmarks"}
+    own |= {path.stem for path in (REPOSITORY / "benchmarks").rglob("*.py")}  # the studies import each other by name
     found: dict[str, set[str]] = {}
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -56,14 +55,13 @@ def list_imports(folder: Path) -> dict[str, set[str]]:
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {name.partition(".")[0] for name in names} - own - sys.stdlib_module_names:
                 found.setdefault(name, set()).add(str(path.relative_to(REPOSITORY)))
-    # modeling/evaluation/metrics.py imports it by importlib, as scripts/evaluate.py has the same name.
-    return found | ({"evaluate": {"modeling/evaluation/metrics.py"}} if folder.name == "modeling" else {})
+    return found
 
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("modeling", ["app", "deepspeed", "benchmark"]),
+        ("modeling", ["app", "deepspeed"]),
         ("scripts", ["app"]),
         ("tests", ["dev"]),
         ("benchmarks", ["dev", "benchmark"]),
@@ -77,11 +75,11 @@ def test_every_package_that_is_imported_is_declared(folder, extras):
     assert undeclared == {}
 
 
-def test_what_only_an_extra_brings_is_imported_where_it_is_needed_only():
-    """So that an installation without extras can import every module, but for the app's page and measurements."""
+def test_packages_of_an_extra_are_imported_only_where_they_are_needed():
+    """An installation without extras can import every module but the app's page."""
     declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in read_requirements()}
     for path in sorted((REPOSITORY / "modeling").rglob("*.py")):
-        if path == PAGE or BENCHMARKING in path.parents:
+        if path == PAGE:
             continue
         body = ast.parse(path.read_text(encoding="utf-8")).body
         names = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
@@ -116,7 +114,7 @@ def test_the_makefile_installs_with_the_constraints_and_torch_first():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> set[str]:
-    """The names in a wheel that is built of this tree."""
+    """Builds a wheel from this tree; the names in it."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -140,13 +138,13 @@ def list_files(folder: str) -> set[str]:
 
 def test_the_wheel_holds_every_script_and_recipe(wheel):
     assert {f"bothways/{name}" for name in list_files("scripts")} <= wheel
-    recipes = {name for name in list_files("configs") if not name.startswith("study/")} - {"demo/benchmark.yaml"}
+    recipes = {name for name in list_files("configs") if not name.startswith("study/")}
     assert "demo/train.yaml" in recipes and "gemma2-9b/train.yaml" in recipes
     assert {f"bothways/configs/{name}" for name in recipes} == {name for name in wheel if name.endswith(".yaml")}
 
 
 def test_the_wheel_holds_every_module_and_data_file_but_no_measurements(wheel):
-    expected = {f"modeling/{name}" for name in list_files("modeling") if not name.startswith("benchmarking/")}
+    expected = {f"modeling/{name}" for name in list_files("modeling")}
     assert "modeling/py.typed" in expected and "modeling/data/demo/train.jsonl" in expected
     assert {name for name in wheel if name.startswith("modeling/")} == expected
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in wheel)
@@ -157,30 +155,29 @@ def test_the_wheel_holds_every_module_and_data_file_but_no_measurements(wheel):
 
 @pytest.fixture
 def scripts(monkeypatch, tmp_path) -> Path:
-    """A package `bothways` of two scripts in the place of the installed one."""
+    """A package `bothways` of one script, in the place of the installed one."""
     folder = tmp_path / "bothways"
     folder.mkdir()
     (folder / "train.py").write_text('"""Trains."""\nimport sys\nprint(__name__, sys.argv[1:])\n')
-    (folder / "benchmark.py").write_text('"""Measures."""\n')
     monkeypatch.setattr(cli, "SCRIPTS", "bothways")
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: find_pretended(name, folder))
     return folder
 
 
 def find_pretended(name: str, folder: Path) -> object:
-    """A spec for the package of scripts alone, as where no measuring is installed."""
+    """A spec for the package of scripts alone."""
     return type("Spec", (), {"submodule_search_locations": [str(folder)]}) if name == "bothways" else None
 
 
 def test_help_lists_the_verbs_with_what_they_do(scripts, capsys):
     cli.main(["--help"])
     text = capsys.readouterr().out
-    assert "  train   Trains." in text and "doctor" in text and "benchmark" not in text
+    assert "  train   Trains." in text and "doctor" in text
 
 
 @pytest.mark.parametrize(
     ("verb", "expected"),
-    [("trian", "Did you mean train?"), ("zzz", "--help lists them"), ("benchmark", "expected a clone")],
+    [("trian", "Did you mean train?"), ("zzz", "--help lists them")],
 )
 def test_an_unknown_verb_is_one_line_and_exit_code_2(scripts, capsys, verb, expected):
     with pytest.raises(SystemExit) as stopped:
@@ -189,15 +186,15 @@ def test_an_unknown_verb_is_one_line_and_exit_code_2(scripts, capsys, verb, expe
     assert stopped.value.code == 2 and expected in said and said.count("\n") == 1
 
 
-def test_the_command_costs_no_libraries():
+def test_the_command_imports_no_libraries():
     """`bothways --help` answers at once: torch alone would take seconds."""
-    code = "import sys, modeling.cli; print(sorted({'torch', 'numpy', 'transformers', 'yaml'} & set(sys.modules)))"
+    code = "import sys, modeling.settings.cli; print(sorted({'torch', 'numpy', 'transformers', 'yaml'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_a_verb_runs_the_script_itself(tmp_path):
-    """From a folder that holds nothing, as `python scripts/predict.py` would answer there."""
+    """In an empty folder `bothways predict` answers as `python scripts/predict.py` would."""
     command = [sys.executable, "-m", "modeling.settings.cli", "predict", "--battels", "none.jsonl"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "Did you mean --battles" in done.stderr and "Traceback" not in done.stderr

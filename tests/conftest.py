@@ -1,6 +1,6 @@
-"""Fixtures: a 2-layer random Gemma-2 with a tokenizer of its own, bases and members made of it, and the demo base.
+"""Fixtures: a 2-layer random Gemma-2 with its own tokenizer, bases and members built on it, and the demo base.
 
-Nothing here uses the network. The real Gemma-2 tokenizer is there when `make test` could fetch it.
+Nothing here uses the network. `make test` fetches the real Gemma-2 tokenizer if it can.
 """
 
 import os
@@ -15,9 +15,9 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         int(os.environ["PYTEST_XDIST_WORKER_COUNT"]),
     )
     os.sched_setaffinity(0, cores[number::count] or cores)
-# The CPU even where there is a GPU: that is where the expected numbers were measured.
+# The CPU even where there is a GPU, because the expected numbers were measured on CPUs.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-# As run_script does for the commands, but before the first product of matrices, whichever test comes first.
+# As run_script does for the commands. MKL reads it at the first matrix product, whichever test comes first.
 os.environ["MKL_CBWR"] = "AUTO,STRICT"
 
 from pathlib import Path
@@ -44,6 +44,11 @@ from modeling.network.base import (
 )
 from modeling.network.lora import add_adapters, collect_trained_weights
 from tests.helpers import DEMO_BACKBONE, DEMO_DATA, DEMO_TRAINING, GEMMA_TOKENIZER, LAUNCH, LAUNCHERS, call, succeed
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the tests of launched trainings: a worker that took some of them over would train them again."""
+    items.sort(key=lambda item: "launched" not in item.fixturenames)
 
 
 @pytest.fixture(scope="session")
@@ -79,14 +84,14 @@ def gemma_tokenizer():
 
 @pytest.fixture(scope="session")
 def demo_tokenizer():
-    """SmolLM2's, whose pad token is its eos."""
+    """SmolLM2's tokenizer, whose pad token is its eos token."""
     files = find_base(DEMO_BACKBONE)
     return load_tokenizer(files.folder, **files.source)
 
 
 @pytest.fixture(scope="session")
 def plain_backbone(tmp_path_factory, tokenizer) -> Path:
-    """Folder of a plain 2-layer Gemma-2 language model, as it would come from the Hub: no preference head."""
+    """The folder of a plain 2-layer Gemma-2 language model, without a preference head, as it comes from the Hub."""
     folder = tmp_path_factory.mktemp("plain")
     set_seed(0)
     # initializer_range well above the default, so that different battles give visibly different logits.
@@ -110,7 +115,7 @@ def plain_backbone(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory, plain_backbone, tokenizer) -> dict[str, BaseFiles]:
-    """The tiny Gemma-2 as a base, in every quantisation and in bf16, as quantize.py would write it."""
+    """The tiny Gemma-2 as quantize.py writes it: in float32, bf16, 8 bit and 4 bit."""
     made = {}
     for name, quantization, dtype in (
         ("float32", "none", "float32"),
@@ -127,7 +132,7 @@ def bases(tmp_path_factory, plain_backbone, tokenizer) -> dict[str, BaseFiles]:
 
 @pytest.fixture(scope="session")
 def make_member(tokenizer):
-    """Builds a member folder whose adapter and head are random, so that they matter, without training."""
+    """Builds a member folder without training: adapter and head are random, so that they matter."""
 
     def make(folder: Path, base: BaseFiles, orientation: str, *, dtype="float32", seed=0, max_length=128):
         set_seed(seed)
@@ -165,7 +170,7 @@ def judge(members) -> Judge:
 
 @pytest.fixture(scope="session")
 def demo_base(tmp_path_factory, demo_tokenizer) -> BaseFiles:
-    """SmolLM2-135M-Instruct, real weights, as an 8-bit base."""
+    """SmolLM2-135M-Instruct with its real weights as an 8-bit base."""
     folder = tmp_path_factory.mktemp("demo") / "base"
     with unpack_gguf(find_base(DEMO_BACKBONE)) as files:
         save_base(folder, load_base(files, dtype="bfloat16", quantization="8bit"), demo_tokenizer)
@@ -174,8 +179,9 @@ def demo_base(tmp_path_factory, demo_tokenizer) -> BaseFiles:
 
 @pytest.fixture(scope="session")
 def build_training(bases) -> Callable:
-    """Flags of ten steps of 8 battles, on an 8-bit base but in float32 and without dropout, so that one process and
-    two can be compared; a checkpoint after every second step."""
+    """Builds the flags of a training of ten steps with 8 battles each and a checkpoint after every second step.
+
+    An 8-bit base is read in float32 and without dropout, so that one process and two can be compared."""
 
     def build(launcher: str, output: Path, base: str | None = None) -> list:
         base = base or ("float32" if launcher == "zero3" else "8bit")  # ZeRO-3 refuses quantised ones
@@ -202,7 +208,7 @@ def build_training(bases) -> Callable:
 
 @pytest.fixture(scope="session")
 def launched(build_training, tmp_path_factory) -> Callable:
-    """The folder of a member that a launcher's real command trained, in interpreters of its own; made once for each."""
+    """Trains a member with each launcher's real command, in true interpreters, once; returns its folder."""
     made: dict[tuple[str, str | None], Path] = {}
 
     def make(launcher: str, base: str | None = None) -> Path:

@@ -21,8 +21,8 @@ from modeling.training.checkpoints import SEAL
 from tests.helpers import DEMO_DATA, LAUNCH, LAUNCHERS, read_run, run, start, succeed
 from tests.warm import WarmProcess
 
-# What a restart has to find again, on top of the plain run: dropout, 8-bit optimizer state, summed gradients, bf16,
-# batches by length, an order of battles for each epoch. 24 steps of 8 battles are nearly three epochs of the 72.
+# Settings whose state a restart must restore besides the plain run's: dropout, 8-bit optimizer state, accumulated
+# gradients, bf16, batches by length, a new order in each epoch. 24 steps of 8 battles are nearly three epochs of the 72.
 DEMANDING = ["--head_dropout", 0.1, "--lora_dropout", 0.1, "--optim", "adamw_8bit", "--dtype", "bfloat16"]
 DEMANDING += ["--train_sampling_strategy", "group_by_length", "--gradient_accumulation_steps", 2]
 DEMANDING += ["--per_device_train_batch_size", 2, "--max_steps", 24, "--save_steps", 4, "--logging_steps", 3]
@@ -30,7 +30,7 @@ DEMANDING += ["--per_device_train_batch_size", 2, "--max_steps", 24, "--save_ste
 
 @pytest.fixture(scope="module")
 def undisturbed(build_training, launched, tmp_path_factory) -> Callable:
-    """Command, but for its output folder's contents, and the result of a run that nobody kills; made once for each."""
+    """Results of a run that nobody kills, by launcher and settings; each is trained once."""
     made: dict[str, dict] = {}
 
     def make(launcher: str, demanding: bool) -> dict:
@@ -51,7 +51,7 @@ def build_command(build_training: Callable, launcher: str, output: Path, demandi
 
 
 def assert_same(found: dict, expected: dict) -> None:
-    """Bit for bit: all that was logged, and the weights."""
+    """Everything logged and the weights are equal, bit for bit."""
     assert found["history"] == expected["history"] and found["train_loss"] == expected["train_loss"]
     assert found["weights"].keys() == expected["weights"].keys()
     assert all(torch.equal(found["weights"][name], weight) for name, weight in expected["weights"].items())
@@ -63,7 +63,7 @@ def start_logged(command: list, log: Path) -> WarmProcess:
 
 
 def wait_for(process: WarmProcess, condition: Callable[[], bool]) -> bool:
-    """Whether the condition came true before the process ended."""
+    """Waits for a condition; whether it came true before the process ended."""
     while process.poll() is None:
         if condition():
             return True
@@ -72,7 +72,7 @@ def wait_for(process: WarmProcess, condition: Callable[[], bool]) -> bool:
 
 
 def kill_at_random(command: list, log: Path, moment: Callable[[], bool], longest: float, rng: random.Random) -> bool:
-    """Starts the command and kills all its processes some time after `moment`; whether it was still running."""
+    """Starts a command and kills all its processes at most `longest` seconds after `moment`; whether it still ran."""
     process = start_logged(command, log)
     running = wait_for(process, moment)
     if running:
@@ -88,7 +88,7 @@ def kill_at_random(command: list, log: Path, moment: Callable[[], bool], longest
 
 
 def is_writing(checkpoints: Path) -> bool:
-    """Whether a checkpoint is being written, or was torn."""
+    """Whether a checkpoint is incomplete: still being written, or torn by a kill."""
     return any(not (path / SEAL).exists() for path in checkpoints.glob("checkpoint-*"))
 
 
@@ -103,20 +103,20 @@ def is_writing(checkpoints: Path) -> bool:
 def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
     launcher, kills, demanding, build_training, undisturbed, tmp_path
 ):
-    """Every second kill, the first too, falls into the writing of a checkpoint, the others anywhere in the run."""
+    """The first kill and every second one after it hit the writing of a checkpoint, the others any moment of the run."""
     output, log, rng = tmp_path / "ab", tmp_path / "log", random.Random(kills)
     checkpoints = tmp_path / "ab.checkpoints"
     command = build_command(build_training, launcher, output, demanding)
     expected = undisturbed(launcher, demanding)
     done = 0
-    for turn in range(3 * kills):
-        if turn % 2 == 0:
+    for attempt in range(3 * kills):
+        if attempt % 2 == 0:
             done += kill_at_random(command, log, lambda: is_writing(checkpoints), 0.01, rng)
         else:
             done += kill_at_random(command, log, lambda: b"'loss'" in log.read_bytes(), 1.0, rng)
         if done == kills:
             break
-        if (output / "member.json").exists():  # through before it could be killed: once more from the beginning
+        if (output / "member.json").exists():  # it ended before it could be killed: start again from nothing
             assert_same(read_run(output), expected)
             shutil.rmtree(output)
             shutil.rmtree(checkpoints)
@@ -127,7 +127,7 @@ def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
 
 
 def test_a_lost_process_ends_the_others_and_costs_nothing(build_training, undisturbed, tmp_path):
-    """One of two killed: the launch fails at once and says so, and the same command goes on from the checkpoint."""
+    """A rank is killed: the launch fails at once and says so, and the same command goes on from the checkpoint."""
     output, log = tmp_path / "ab", tmp_path / "log"
     command = build_command(build_training, "ddp", output, demanding=False)
     process = start_logged(command, log)
@@ -157,11 +157,11 @@ def test_a_prediction_that_is_killed_writes_the_same_bytes(processes, kills, mem
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
 
 
-# --- what can go wrong with a checkpoint besides ----------------------------------------------------------------------
+# --- other faults of a checkpoint -------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_said_and_costs_nothing(build_training, launched, tmp_path):
-    """A disk too small for the second checkpoint: a tmpfs where we may mount one."""
+def test_a_full_disk_is_reported_and_costs_nothing(build_training, launched, tmp_path):
+    """The disk, a tmpfs where we may mount one, is too small for the second checkpoint."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:

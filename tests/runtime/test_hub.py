@@ -1,4 +1,4 @@
-"""Folders to and from a Hub that stands in for the real one; see tests/hub_stub.py."""
+"""Uploads and downloads of folders, with a stub of the Hub; see tests/hub_stub.py."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[HubStub]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A small file, a large one, a small one of a kind that goes through LFS, and one in a sub-folder."""
+    """A small file, a large one, a small one that goes through LFS for its kind, and one in a sub-folder."""
     (made := tmp_path / "folder" / "figures").mkdir(parents=True)
     for name, content in (("facts.json", SMALL), ("large.json", LARGE), ("w.safetensors", b"weights")):
         (made.parent / name).write_bytes(content)
@@ -47,7 +47,7 @@ def read(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_was_pushed_comes_back(hub, folder):
-    """In one commit, private; two of the four files are the server's to take through LFS."""
+    """One private commit; the server takes two of the four files through LFS."""
     pushed = push(folder)
     assert pushed.changed and hub.counts["commit"] == 1 and hub.counts["put"] == 2
     assert hub.repositories[REPO].private and hub.files(REPO) == read(folder)
@@ -69,7 +69,7 @@ def test_pushing_again_sends_only_what_changed(hub, folder):
     assert hub.counts["commit"] == 2 and hub.counts["put"] == sent + 1 and hub.files(REPO) == read(folder)
 
 
-def test_what_a_former_push_left_goes_in_the_same_commit_and_the_rest_stays(hub, folder):
+def test_files_of_a_former_push_are_deleted_in_the_same_commit_and_the_rest_stays(hub, folder):
     push(folder)
     hub.put(REPO, {"mine.png": b"a person's own"})
     (folder / "large.json").unlink()
@@ -103,7 +103,7 @@ def test_what_is_in_the_cache_needs_no_hub(hub, folder, monkeypatch):
 
 
 def test_an_interrupted_upload_commits_nothing_and_goes_on_where_it_was(hub, folder):
-    """The second of two large files is refused, then the commit: each was sent once in the end."""
+    """First the second large file is refused, then the commit; in the end each file was sent once."""
     hub.failures["put"] = ["", "403"]
     with pytest.raises(PermissionError, match=r"expected a token that may do this; found one that may not \(HTTP 403"):
         push(folder)
@@ -123,7 +123,7 @@ def test_a_cut_connection_is_tried_again(hub, folder):
 
 
 def start(hub: HubStub, home: Path, code: str, **options) -> subprocess.Popen:
-    """A process of its own that runs Python, with hub.py imported."""
+    """Starts a Python process of its own, with hub.py imported."""
     code = f"from modeling.runtime.hub import *; from pathlib import Path\n{code}"
     environment = hub.environment(home, **options)
     return subprocess.Popen(
@@ -154,7 +154,7 @@ def test_two_processes_can_download_into_one_cache_at_once(hub, folder, tmp_path
     assert first == second and read(first)["w.safetensors"] == LARGE * 500
 
 
-def test_a_commit_of_somebody_else_meanwhile_is_not_overwritten(hub, folder):
+def test_another_commit_during_a_push_is_not_overwritten(hub, folder):
     def commit_meanwhile(names):
         hub.put(REPO, {"facts.json": b"theirs"})
         return set()

@@ -1,4 +1,4 @@
-"""`bothways doctor`, run as users run it, and what it says of a machine where something is broken."""
+"""`bothways doctor`, run as users run it, and its output if something is broken."""
 
 import re
 import sys
@@ -15,7 +15,7 @@ TRIED = ("8-bit forward", "8-bit backward", "4-bit forward", "4-bit backward", "
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, str]:
-    """What the command prints, by head."""
+    """The lines that the command prints, by head."""
     done = run(sys.executable, "-m", "modeling.network.doctor")
     lines = done.stdout.splitlines()
     assert len(lines) == len(LINES) <= 20 and (done.returncode, done.stderr) == (0, "")
@@ -30,8 +30,8 @@ def test_every_line_has_its_head_and_says_something(report):
     assert re.match(r"\d+ on \d+ cores", report["threads"])
 
 
-def test_what_is_tried_works_here(report):
-    """On the CPU, where the rest of these tests train with the same layers and the same optimizer."""
+def test_everything_that_is_tried_works_here(report):
+    """Other tests train with the same layers and the same optimizer on this CPU."""
     assert {head: report[head] for head in TRIED} == dict.fromkeys(TRIED, "works")
     assert "Error" not in report["precision"] and "math" in report["attention"]
 
@@ -42,7 +42,7 @@ def test_it_names_no_folder_of_this_machine(report):
         assert str(folder) not in text
 
 
-def test_what_is_broken_is_one_line_without_folders():
+def test_an_error_is_one_line_without_folders():
     def break_down() -> str:
         raise OSError("/opt/someone/lib/libbroken.so: cannot open\nand much more")
 

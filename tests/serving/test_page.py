@@ -1,4 +1,4 @@
-"""The real app in a process of its own, used by a browser, gradio_client and curl."""
+"""The real app, in a process of its own: used by a browser, by gradio_client and by curl."""
 
 import json
 import os
@@ -34,7 +34,7 @@ curl -s $URL/gradio_api/call/judge/$id
 
 @pytest.fixture(scope="module")
 def cards(members, tmp_path_factory) -> dict[str, Path]:
-    """Copies of the two members, the first with a card and a figure."""
+    """The two members, the first with a card and a figure; not the session's own, which others read."""
     from PIL import Image
 
     root = tmp_path_factory.mktemp("app")
@@ -49,7 +49,7 @@ def cards(members, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def app(cards, tmp_path_factory) -> Iterator[str]:
-    """The address of the running app. At the end it must exit with 0 and leave nothing behind."""
+    """Address of the running app; afterwards it must have ended well and left nothing behind."""
     folder = tmp_path_factory.mktemp("run")
     log, temporary = folder / "log", folder / "temporary"
     temporary.mkdir()
@@ -65,7 +65,7 @@ def app(cards, tmp_path_factory) -> Iterator[str]:
         finally:
             process.send_signal(signal.SIGTERM)
     said = log.read_text()
-    # Gradio prints a traceback for a path that nobody uploaded.
+    # Gradio prints one for a path that nobody uploaded.
     assert process.returncode == 0 and said.count("Traceback") == said.count("InvalidPathError: Cannot move"), said
     assert [path.name for path in temporary.iterdir() if path.name.startswith("bothways")] == []
     assert not (REPOSITORY / "scripts" / "app.pyi").exists()
@@ -80,7 +80,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # Chromium's sandbox needs more rights than a container gives, and the pages are our own.
+        # Its sandbox needs more rights than a container gives; the pages are our own.
         started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield started.new_context(viewport={"width": 1200, "height": 900})
         started.close()
@@ -88,7 +88,7 @@ def browser():
 
 @pytest.fixture
 def page(app, browser):
-    """The page, freshly loaded. It must ask no other host for anything, and run no text that it shows."""
+    """The page, freshly loaded; it must have asked no other host for anything, and run nothing that it was shown."""
     page, asked, broken = browser.new_page(), [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: broken.append(str(error)))
@@ -168,7 +168,7 @@ def test_a_file_gives_the_files_of_predict(page, members, tmp_path, monkeypatch)
     assert page.input_value("#summary textarea").startswith("72 battles in ")
 
 
-def test_a_file_without_battles_is_refused_with_a_reason(page, tmp_path):
+def test_a_file_that_is_none_is_refused_in_words(page, tmp_path):
     page.get_by_role("tab", name="A file").click()
     odd = tmp_path / "<img src=x onerror='window.hit = 1'>.csv"
     odd.write_text("id,<script>window.hit = 1</script>\n1,2\n")
@@ -215,7 +215,7 @@ def test_gradio_client_gets_verdicts_and_files(app, judge, tmp_path):
         client.predict(file=handle_file(DEMO_DATA / "train.jsonl"), api_name="/judge_file")
 
 
-def test_curl_gets_a_verdict_in_two_steps(app, judge):
+def test_curl_gets_a_verdict_by_two_steps(app, judge):
     if shutil.which("curl") is None:
         pytest.skip("curl is not here")
     assert CURL in (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -241,8 +241,8 @@ def test_the_api_answers_hostile_texts_and_echoes_ids(app, text):
     assert json.loads(data.removeprefix("data: "))[0]["id"] == text.replace("\ud800", "\ufffd")
 
 
-def test_requests_beyond_the_queue_are_refused_and_the_others_get_their_own_verdicts(app, judge):
-    """60 requests at once where 4 may wait: they come in faster than verdicts are computed."""
+def test_when_too_many_wait_more_are_turned_away_and_the_others_get_their_own_answers(app, judge):
+    """60 at once where 4 may wait: no thread that asks can be as slow as a verdict."""
     battles = [{"id": 0, "prompt": "?", "response_a": "yes " * times, "response_b": "no"} for times in range(1, 9)]
     known = [judge.predict([battle], readings="both")["p_a"][0] for battle in battles]
 
@@ -269,7 +269,7 @@ def test_what_is_not_served_is_refused(app, cards):
         assert httpx.get(f"{app}/gradio_api/file={path}").status_code == 403
     large = httpx.post(f"{app}/gradio_api/call/judge", content=b" " * 5_000_000)
     assert large.status_code == 413 and "at most 4,000,000 bytes" in large.json()["detail"]
-    for size in (250_000, 2_000_000):  # more than a file may have, and more than the server reads at all
+    for size in (250_000, 2_000_000):  # beyond the file's limit, and beyond what is read at all
         upload = httpx.post(f"{app}/gradio_api/upload", files={"files": ("x.csv", b" " * size)})
         assert upload.status_code == 413
     for path in ("/etc/passwd", "http://192.0.2.1/x.csv", str(cards["ab"] / "member.json")):
@@ -278,7 +278,7 @@ def test_what_is_not_served_is_refused(app, cards):
         assert "event: error" in httpx.get(f"{app}/gradio_api/call/judge_file/{asked.json()['event_id']}").text
 
 
-def test_without_gradio_the_error_says_what_to_install():
+def test_without_gradio_the_way_out_is_said():
     code = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_path('scripts/app.py', run_name='__main__')"
     done = run(sys.executable, "-c", code)
     assert done.returncode == 1 and 'pip install "bothways[app]", or in a clone `make app`' in done.stderr

@@ -1,4 +1,4 @@
-"""A judge for many people answers what `Judge.predict` answers, whatever is sent and however many ask at once."""
+"""A judge for many people: answers are those of `Judge.predict`, whoever asks at the same time and whatever is sent."""
 
 import json
 import socket
@@ -9,19 +9,25 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from modeling.data.battles import ORIENTATIONS, TEXTS
 from modeling.judging.judge import Judge
 from modeling.serving.server import TITLES, FairLock, Limits, ServedJudge, check_battle, load_upload
 from modeling.serving.web import LARGEST_BODY, RequestGuard, find_port, read_card, render_verdict
 from modeling.settings.arguments import AppArguments
-from tests.helpers import DEMO_DATA, HOSTILE_INPUTS, call
+from tests.helpers import DEMO_DATA, call
 
 LIMITS = Limits(max_characters=1000, max_battles=100, max_bytes=100_000)
 TEXT = {"prompt": "Which?", "response_a": "This one.", "response_b": "That one, because it is better."}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # two that wait for each other make tiny members slow on a busy machine
+
+
+from tests.helpers import HOSTILE_INPUTS
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +36,8 @@ def served(judge: Judge) -> ServedJudge:
 
 
 @pytest.fixture(scope="module")
-def known(judge: Judge, demo_battles) -> dict:
-    """The verdict of `Judge.predict` on each of 12 demo battles alone."""
+def known(judge, demo_battles) -> dict:
+    """What `Judge.predict` says of each demo battle alone."""
     return {row["id"]: judge.predict([row], readings="both").iloc[0] for row in list(demo_battles)[:12]}
 
 
@@ -50,7 +56,7 @@ def test_a_verdict_says_what_predict_says(served, known, demo_battles):
         assert (verdict["id"], verdict["winner"]) == (battle["id"], row["winner"])
         assert (verdict["p_a"], verdict["p_b"], verdict["tokens"]) == (row["p_a"], row["p_b"], row["tokens"])
         assert verdict["cut"] == {name: row[f"cut_{name}"] for name in TEXTS}
-        for order in ORIENTATIONS:  # the mean of the members' passes in this order
+        for order in ORIENTATIONS:  # over the members that read in it
             assert verdict["readings"][order] == (row[f"p_a_ab_{order}"] + row[f"p_a_ba_{order}"]) / 2
         assert verdict["p_a"] == pytest.approx(sum(verdict["readings"].values()) / 2)
         assert verdict["order_mattered"] == ((verdict["readings"]["ab"] >= 0.5) != (verdict["readings"]["ba"] >= 0.5))
@@ -59,7 +65,7 @@ def test_a_verdict_says_what_predict_says(served, known, demo_battles):
 
 
 def test_exchanged_answers_give_the_mirrored_verdict(served):
-    """Law 2: with passes in both orders, p(a, b) = 1 - p(b, a)."""
+    """Law 2: read both ways, p(a, b) = 1 - p(b, a)."""
     turned = {"prompt": TEXT["prompt"], "response_a": TEXT["response_b"], "response_b": TEXT["response_a"]}
     one, other = served.judge_battle(TEXT), served.judge_battle(turned)
     assert one["p_a"] == pytest.approx(other["p_b"], abs=1e-5)
@@ -74,7 +80,7 @@ def test_hostile_text_is_read_as_text_and_reaches_no_markup(served, text):
 
 
 def test_lone_surrogates_are_read_as_the_replacement_character(served):
-    """JSON can hold lone surrogates; neither a tokenizer nor a response can."""
+    """JSON lets them in; neither a tokenizer nor an answer can hold them."""
     odd = served.judge_battle({**TEXT, "prompt": "a \ud800 b \ud83d\ude00"}, "\udfff")
     plain = served.judge_battle({**TEXT, "prompt": "a \ufffd b \U0001f600"})
     assert odd["id"] == "\ufffd" and odd["p_a"] == plain["p_a"]
@@ -139,7 +145,7 @@ def test_a_file_beyond_a_limit_is_refused(tmp_path):
 
 
 def test_a_small_file_that_unpacks_to_a_large_one_is_refused_unread(tmp_path):
-    """A few kB of zstd hold 15 MB of one letter, which the file's metadata tell before it is read."""
+    """Some kB of zstd hold 15 MB of the same letter; the file's own metadata say so."""
     table = pa.table({"id": [1], **{name: ["x" * 5_000_000] for name in TEXTS}})
     pq.write_table(table, tmp_path / "bomb.parquet", compression="zstd", use_dictionary=False)
     assert (tmp_path / "bomb.parquet").stat().st_size < LIMITS.max_bytes
@@ -158,7 +164,7 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused_unread(tmp_path):
         ("<img src=x>.csv", b"a\n<script>\n", "missing columns"),
     ],
 )
-def test_a_file_without_battles_is_refused_in_one_line_without_its_folder(tmp_path, name, content, said):
+def test_a_file_that_is_none_is_refused_in_one_line_without_its_folder(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=said) as error:
         load_upload(tmp_path / name, LIMITS)
@@ -169,7 +175,7 @@ def test_a_file_without_battles_is_refused_in_one_line_without_its_folder(tmp_pa
 
 
 def test_results_of_many_threads_do_not_mix(served, known, demo_battles, tmp_path):
-    """6 threads ask 12 battles four times each while a file is read: every number is the battle's own."""
+    """12 battles from 6 threads, four times each, while a file is read: every number is that of the battle alone."""
     alone = served.judge_file(DEMO_DATA / "test.jsonl", tmp_path / "alone").predictions.read_bytes()
     rows, wrong = list(demo_battles)[:12], []
 
@@ -186,7 +192,7 @@ def test_results_of_many_threads_do_not_mix(served, known, demo_battles, tmp_pat
 
 
 def test_a_battle_is_answered_while_a_file_is_read(served, demo_battles, tmp_path):
-    """A battle that comes before the first batch of a file is answered before the second batch."""
+    """Asked when the first batch is about to be read, it is answered before the second."""
     order: list[object] = []
     asker = threading.Thread(target=lambda: order.append(ask(served, demo_battles[0])["id"]))
 

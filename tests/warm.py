@@ -154,7 +154,8 @@ def serve() -> None:
     global _address
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the commands by themselves
     for name in PRELOADED:
-        importlib.import_module(name)
+        with suppress(ModuleNotFoundError):  # DeepSpeed, where it is not installed
+            importlib.import_module(name)
     import modeling
 
     for module in pkgutil.walk_packages(modeling.__path__, "modeling."):

@@ -1,1 +1,6 @@
-"""What is measured and compared; not part of the installed package."""
+"""Measurements and studies, run from the root of a clone. They are not in the wheel, and nothing in it uses them."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results"

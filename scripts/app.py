@@ -1,4 +1,4 @@
-"""Serves a judge as a web page and an API: two answers in, the verdict out; or a file of battles.
+"""Serves a judge as a web page and an API that take one battle or a file of battles and return verdicts.
 
 python scripts/app.py                                               # configs/demo/app.yaml, http://127.0.0.1:7860
 python scripts/app.py --judge user/judge --host 0.0.0.0 --port 8080
@@ -15,8 +15,8 @@ if find_spec("gradio") is None:
 
 import os
 
-# Before their first import. Nothing is reported to anybody; a bar per battle would fill the log; and of past requests
-# Gradio would keep 10,000, for a page that is switched off here.
+# Set before Gradio and tqdm are imported, because they read these once. No telemetry; no progress bar per battle in the
+# log; and a short history of requests, where Gradio keeps 10,000 for a monitoring page that is off here.
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DELAY": "1e9"}
 os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "100", "GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000"}
 
@@ -35,7 +35,7 @@ logger = logging.getLogger("bothways.app")
 
 def main() -> None:
     (arguments,) = parse_arguments(AppArguments, verb="app")
-    # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
+    # Imported here, because torch and transformers take seconds to load and a mistake in the flags is reported first.
     from accelerate import PartialState
 
     from modeling.judging.judge import Judge
@@ -44,19 +44,19 @@ def main() -> None:
     from modeling.serving.web import find_port
 
     if PartialState(cpu=arguments.use_cpu).num_processes > 1:
-        raise ValueError("Launcher: expected one process, which serves everybody; found several. Use python.")
+        raise ValueError("Launcher: expected one process; found several. Start the app with python.")
     host = arguments.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     port = find_port(host, arguments.port)
     bound_heaps()
     judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
-    logging.getLogger("modeling.judging.judge").setLevel(logging.WARNING)  # it says something of each battle
+    logging.getLogger("modeling.judging.judge").setLevel(logging.WARNING)  # it logs a line per battle
     limits = Limits(
         max_characters=arguments.max_characters, max_battles=arguments.max_battles, max_bytes=arguments.max_bytes
     )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with tempfile.TemporaryDirectory(prefix="bothways-app-") as folder:  # readable by this user alone
+    with tempfile.TemporaryDirectory(prefix="bothways-app-") as folder:  # only this user can read it
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": str(Path(folder) / "examples")}
         page = build_page(ServedJudge(judge, limits), Path(folder))
         serve(page, host, port, arguments, Path(__file__).with_suffix(".css"))

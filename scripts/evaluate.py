@@ -1,4 +1,4 @@
-"""Says how good predictions are: a table here, and report.json, report.html and pictures in --output_dir.
+"""Evaluates predictions: prints a table, and writes report.json, report.html and pictures to --output_dir.
 
 python scripts/evaluate.py                                          # configs/demo/evaluate.yaml, after predict.py
 python scripts/evaluate.py --predictions outputs/p/predictions.parquet --battles test.parquet --output_dir outputs/e
@@ -23,16 +23,16 @@ logger = logging.getLogger("bothways.evaluate")
 
 def main() -> None:
     (arguments,) = parse_arguments(EvaluateArguments, verb="evaluate")
-    # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
+    # Imported here because torch and transformers take seconds; a mistake on the command line is reported before that.
     from accelerate import PartialState
 
     from modeling.data.battles import load_battles
-    from modeling.evaluation import scoring
     from modeling.evaluation.html_report import build_page, list_wrong_battles
     from modeling.evaluation.plots import draw_figures
     from modeling.evaluation.report import format_report
-    from modeling.judging.predictions import calibrate_verdicts
-    from modeling.judging.recalibration import save_calibration, take_raw
+    from modeling.judging import scoring
+    from modeling.judging.predictions import calibrate_verdicts, take_raw
+    from modeling.judging.recalibration import save_calibration
     from modeling.runtime.distributed import call_on_main
     from modeling.runtime.files import replace_folder, write_json
 

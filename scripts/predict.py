@@ -1,4 +1,4 @@
-"""Predicts which answer people prefer: reads each battle with every member of a judge and averages.
+"""Predicts which answer people prefer, by averaging the members of a judge.
 
 python scripts/predict.py                                           # configs/demo/predict.yaml
 python scripts/predict.py --battles test.parquet --judge outputs/demo/ab outputs/demo/ba --output_dir outputs/p
@@ -27,16 +27,17 @@ PROGRESS = ".bothways-progress"
 def main() -> None:
     start = time.monotonic()
     (arguments,) = parse_arguments(PredictArguments, verb="predict")
-    # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
+    # Imported here because torch and transformers take seconds; a mistake on the command line is reported before that.
     from accelerate import PartialState
 
     from modeling.data.battles import load_battles
-    from modeling.judging.predicting import compare, find_deadline, load_judges
-    from modeling.judging.predictions import write_verdicts
+    from modeling.judging.cascade import load_judges
+    from modeling.judging.predictions import format_accuracy, write_verdicts
+    from modeling.judging.time_budget import TimeBudget
 
     state = PartialState(cpu=arguments.use_cpu)
     battles = load_battles(arguments.battles, **arguments.row_policy)
-    judge = load_judges(arguments)
+    judge = load_judges(arguments.judge, arguments.cascade, arguments.cascade_shares, **arguments.loading)
     output = Path(arguments.output_dir)
     options = {
         "readings": arguments.readings,
@@ -46,7 +47,7 @@ def main() -> None:
         "progress_dir": output / PROGRESS,
     }
     if arguments.time_budget:
-        options["deadline"] = find_deadline(arguments.time_budget, start)
+        options["time_budget"] = TimeBudget.from_duration(arguments.time_budget, start)
     loaded = time.monotonic()
     verdicts = (judge.predict_folds if arguments.folds else judge.predict)(battles, **options)
     seconds = time.monotonic() - loaded
@@ -55,7 +56,7 @@ def main() -> None:
         paths = write_verdicts(output, verdicts)
         shutil.rmtree(output / PROGRESS, ignore_errors=True)
         if "label" in battles.column_names and len(battles):
-            print(compare(verdicts, battles))
+            print(format_accuracy(verdicts, battles))
         logger.info(f"Written: {', '.join(str(path) for path in paths)}")
 
 

@@ -1,12 +1,12 @@
-"""Labels battles with a judge's probabilities, so that train.py can learn from battles that nobody voted on.
+"""Labels battles with a judge's probabilities, so that train.py can use battles without votes.
 
 python scripts/pseudolabel.py                                       # configs/demo/pseudolabel.yaml
 python scripts/pseudolabel.py --battles pool.parquet --judge outputs/demo/ab outputs/demo/ba --output soft.parquet \
     --exclude train.parquet test.parquet
 accelerate launch --config_file configs/accelerate/ddp.yaml scripts/pseudolabel.py --min_confidence 0.95
 
-The pool may be of any size: it is checked once from end to end, and then read, labelled and written in parts. The same
-command, given again after a crash, goes on where it was.
+The pool may have any size: every row is checked first, and then the pool is read, labelled and written in parts. After
+a crash the same command resumes at the first unfinished part.
 """
 
 from importlib.util import find_spec
@@ -27,7 +27,7 @@ logger = logging.getLogger("bothways.pseudolabel")
 
 def main() -> None:
     (arguments,) = parse_arguments(PseudolabelArguments, verb="pseudolabel")
-    # Here, and not above: they load torch and transformers, which takes seconds, and a mistake is answered before.
+    # Imported here because torch and transformers take seconds; a mistake on the command line is reported before that.
     from accelerate import PartialState
     from tqdm.auto import tqdm
 
@@ -37,6 +37,7 @@ def main() -> None:
     from modeling.judging.pseudolabels import (
         PartFolder,
         check_pool,
+        count_left_out,
         describe_judge,
         describe_training,
         drop_known,
@@ -56,23 +57,21 @@ def main() -> None:
     if not arguments.exclude:
         logger.warning(
             "--exclude: expected the training and evaluation files; found none, so no battle is left out. The judge "
-            f"says that it was made with: {describe_training(judge)}"
+            f"was trained and evaluated on: {describe_training(judge)}"
         )
     made_by = describe_judge(judge, arguments.readings, arguments.calibrated)
     progress = output.with_name(f".{output.name}.progress")
     parts = PartFolder(progress, call_on_main(PartFolder.list_finished, progress))
-    left_out = {"have a prompt of --exclude": Fault(), "have no sure answer (--min_confidence)": Fault()}
+    left_out = {"have a prompt of --exclude": Fault(), "are below --min_confidence": Fault()}
+    excluded_ids, unsure_ids = left_out.values()
     pool = iterate_battles(arguments.battles, chunk_rows=arguments.rows_per_part, **arguments.row_policy)
     with tqdm(total=num_battles, unit="battles", desc="Pool", disable=not state.is_main_process) as bar:
         for battles in pool:
             kept = drop_known(battles, excluded)
             label_part(arguments, judge, kept, parts, made_by)
             if state.is_main_process:
-                for fault, before, after in zip(
-                    left_out.values(), (battles["id"], kept["id"]), (set(kept["id"]), parts.list_ids()), strict=True
-                ):
-                    for id in (id for id in before if id not in after):
-                        fault.add(id, None)
+                count_left_out(excluded_ids, battles["id"], set(kept["id"]))
+                count_left_out(unsure_ids, kept["id"], parts.list_ids())
             bar.update(len(battles))
     if state.is_main_process:
         count = parts.join(output)

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py through its real command: files, mistakes, calibration, and a judge that reads first."""
+"""scripts/evaluate.py as a command: its files, calibration, a judge instead of predictions, and users' mistakes."""
 
 import json
 import re
@@ -18,18 +18,18 @@ FILES = {"report.json", "report.html", "figures"}
 
 
 def write_predictions(path, battles=TEST, seed=0, sharpness=1.0):
-    """Better than chance, of one member that read both orders; sharper than honest where asked."""
+    """Predictions better than chance, of one member that read both orders; overconfident if sharpness is above 1."""
     loaded = load_battles(battles)
     won = np.array(loaded["label"][:])[:, 0] * 2 - 1
     odds = (won[:, None] + np.random.default_rng(seed).normal(size=(len(won), 2)) * 2) * sharpness
-    readings = 1 / (1 + np.exp(-odds))
-    p_a = readings.mean(axis=1)
+    passes = 1 / (1 + np.exp(-odds))
+    p_a = passes.mean(axis=1)
     verdicts = {
         "id": loaded["id"][:],
         "p_a": p_a,
         "p_b": 1 - p_a,
-        "p_a_m_ab": readings[:, 0],
-        "p_a_m_ba": readings[:, 1],
+        "p_a_m_ab": passes[:, 0],
+        "p_a_m_ba": passes[:, 1],
     }
     pd.DataFrame(verdicts).to_parquet(path, index=False)
     return path
@@ -77,10 +77,10 @@ def test_battles_are_shown_where_asked_and_a_second_run_replaces_the_first(predi
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
 
 
-def test_a_judge_reads_first_and_its_predictions_are_kept(members, tmp_path, monkeypatch):
+def test_a_judge_s_predictions_are_kept_beside_the_report(members, tmp_path, monkeypatch):
     flags = ["--judge", *members.values(), "--battles", TEST, "--output_dir", tmp_path / "out", "--draws", 100]
     call("evaluate", *flags, monkeypatch=monkeypatch)
-    assert {path.name for path in tmp_path.iterdir()} == {"out"}  # nor is what was in progress left over
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}  # no progress folder is left
     found = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
     call("predict", *flags[:-4], "--output_dir", tmp_path / "p", monkeypatch=monkeypatch)
     assert found.equals(pd.read_parquet(tmp_path / "p" / "predictions.parquet"))
@@ -108,18 +108,18 @@ def test_calibration_is_fitted_elsewhere_and_shown_before_and_after(method, pred
 
 
 def test_calibrating_on_scored_battles_or_prompts_is_refused(predictions, tmp_path, monkeypatch, caplog):
-    """By their prompts, whatever their ids are."""
+    """Prompts decide, not ids."""
     flags = [*build_flags(predictions, tmp_path / "out"), "--calibrate", "temperature"]
     same = ["--calibrate_predictions", predictions, "--calibrate_battles", TEST]
     said = fail("evaluate", *flags, *same, monkeypatch=monkeypatch, caplog=caplog)
-    assert "expected battles with other prompts than the scored ones; found none of 72" in said
+    assert "expected battles with other prompts than the scored battles; found none among 72" in said
     rows = [json.loads(line) for line in TEST.read_text(encoding="utf-8").splitlines()[:3]]
     rows = [row | {"id": f"new-{number}", "prompt": f"{row['prompt']} "} for number, row in enumerate(rows)]
     (tmp_path / "near.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     near = write_predictions(tmp_path / "near.parquet", tmp_path / "near.jsonl")
     near_flags = ["--calibrate_predictions", near, "--calibrate_battles", tmp_path / "near.jsonl"]
     said = fail("evaluate", *flags, *near_flags, monkeypatch=monkeypatch, caplog=caplog)
-    assert "found none of 3" in said
+    assert "found none among 3" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -130,13 +130,13 @@ def test_calibrating_on_scored_battles_or_prompts_is_refused(predictions, tmp_pa
         ({"--predictions": "nowhere.parquet"}, "Predictions nowhere.parquet: expected a file; found none"),
         ({"--predictions": TEST}, "expected a parquet file"),
         ({"--calibrate": "isotonic"}, "expected both or neither; found one"),
-        ({"--train_file": TEST}, "--train_file .*: expected none that is scored; found 72"),
-        ({"--battles": TRAIN}, "expected a row for each battle; found otherwise for 216"),
+        ({"--train_file": TEST}, "--train_file .*: expected no scored battle; found 72"),
+        ({"--battles": TRAIN}, "expected a row for each battle; found none for 216"),
         ({"--show_battles": -1}, "no fewer battles than 0"),
         ({"--predictions": ""}, "Expected --predictions or --judge; found neither"),
     ],
 )
-def test_mistakes_have_one_line_and_write_nothing(change, expected, predictions, tmp_path, monkeypatch, caplog):
+def test_a_mistake_gives_one_line_and_writes_nothing(change, expected, predictions, tmp_path, monkeypatch, caplog):
     flags = dict(zip(*[iter(build_flags(predictions, tmp_path / "out"))] * 2, strict=True)) | change
     said = fail("evaluate", *(part for item in flags.items() for part in item), monkeypatch=monkeypatch, caplog=caplog)
     assert re.search(expected, said), said
@@ -144,7 +144,7 @@ def test_mistakes_have_one_line_and_write_nothing(change, expected, predictions,
 
 
 def test_a_folder_with_other_files_or_with_an_input_is_not_replaced(predictions, tmp_path, monkeypatch, caplog):
-    """Not even a former evaluation's, if the predictions that are to be scored lie in it."""
+    """Not even an earlier evaluation's folder, if it holds the predictions to score."""
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep")
     flags = build_flags(predictions, tmp_path / "notes")

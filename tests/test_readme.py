@@ -1,110 +1,85 @@
-"""What README.md says is run here, or checked against the tree."""
+"""What only README.md says: its tree, its scripts, and its table of results."""
 
 import json
 import re
-import runpy
-import sys
 
 import pytest
 
+from modeling import PACKAGES
 from modeling.data.battles import load_battles
+from modeling.evaluation.text_report import format_estimate
 from tests.helpers import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-SCRIPTS = {path.name for path in (REPOSITORY / "scripts").glob("*.py")}
+RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
-def test_every_file_that_the_readme_names_exists():
-    """Outputs are made by the demo and are left out; `<base>` stands for any of the recipes."""
-    names = set(re.findall(r"(?:scripts|configs|modeling|tests)/[\w./-]*\w", README))
-    assert len(names) > 20
-    assert [name for name in sorted(names) if not (REPOSITORY / name).exists()] == []
+def read_page(name: str) -> str:
+    return (REPOSITORY / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
-def test_the_tree_lists_every_module_and_script():
+def list_rows(text: str, heading: str) -> list[list[str]]:
+    """The cells of the table under a heading, without its first two lines."""
+    lines = [line for line in text.split(f"\n## {heading}\n")[1].split("\n## ")[0].splitlines() if line[:1] == "|"]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_tree_has_the_ten_packages_and_every_script():
     tree = README.split("## The tree")[1].split("```")[1]
-    modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "modeling").rglob("*.py")}
-    assert set(re.findall(r"modeling/[\w/]+\.py", tree)) == {name for name in modules if "__init__" not in name}
+    assert tuple(re.findall(r"^modeling/(\w+)/ ", tree, re.M)) == PACKAGES
     verbs = re.search(r"scripts/ +one verb per file: (.*)", tree)[1].split(", ")
-    assert {f"{verb}.py" for verb in verbs} == SCRIPTS == set(re.findall(r"^\| `scripts/(\w+\.py)`", README, re.M))
+    scripts = {path.stem for path in (REPOSITORY / "scripts").glob("*.py")}
+    assert set(verbs) == scripts == set(re.findall(r"^\| \[`scripts/(\w+)\.py`\]", README, re.M))
 
 
-def test_every_make_target_and_flag_that_the_readme_names_exists():
-    makefile = (REPOSITORY / "Makefile").read_text()
-    for target in set(re.findall(r"make (\w+)", "\n".join(re.findall(r"`{1,3}[^`]*`{1,3}", README)))):
-        assert re.search(rf"^{target}:", makefile, re.M), target
-    arguments = "".join(
-        (REPOSITORY / "modeling" / f"{name}.py").read_text()
-        for name in ("options", "arguments", "prediction_arguments")
+def test_the_front_page_is_a_front_page():
+    assert len(README.splitlines()) <= 250
+
+
+def test_the_results_are_the_measured_ones():
+    study, prediction, training = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("study", "prediction", "training")
     )
-    others = {
-        "config_file",
-        "num_processes",
-        "help",
-        "help_all",
-        "flag",
-        "per_device_train_batch_size",
-        "learning_rate",
-        "max_steps",
-        "report_to",
-        "resume_from_checkpoint",
-        *("train", "test", "soft", "work_dir"),  # benchmarks/study.py's own
-        "no",  # of pip's --no-deps
-    }
-    for flag in set(re.findall(r"--([a-z_]+)", README)) - others:
-        assert re.search(rf"^    {flag}: ", arguments, re.M), flag
+    best = list(study["judges"].values())[-1]
+    arms = study["tables"]["heads and orders"]
+    swapped = arms["two members, both orders (four readings)"]["against"]["two members, each its own order"]
+    ours = prediction["ways"]["ours"]
+    expected = [
+        format_estimate(best["before"]["accuracy"]),
+        format_estimate(best["after"]["ece"]),
+        format_estimate(study["baselines"]["tf-idf"]["accuracy"]),
+        format_estimate(study["baselines"]["longer wins"]["accuracy"]),
+        "{:+.3f} [{:+.3f}, {:+.3f}]".format(*swapped["accuracy"]),
+        "{:.2f} ({:.2f} to {:.2f})".format(*ours["tokens_ratio"]),
+        f"{ours['answers']['largest_dp']:.3f}",
+        f"{training['ways']['ours']['tokens_ratio'][0]:.2f}",
+        "3.10 GB",  # of no file: docs/training.md has its command
+        "0",
+    ]
+    assert [cells[1] for cells in list_rows(README, "Results")] == expected
+    assert "| zero3, 2 processes | none | 4 | 2.17 | 3.10 |" in read_page("training")
 
 
-def test_the_python_example_runs(members, monkeypatch):
-    """With the tests' own members in the place of the demo's."""
-    code = re.search(r"```python\n(.*?)```", README, re.S)[1]
-    for orientation, folder in members.items():
-        assert f'"outputs/demo/{orientation}"' in code
-        code = code.replace(f"outputs/demo/{orientation}", str(folder))
-    monkeypatch.chdir(REPOSITORY)
-    found: dict = {}
-    exec(code, found)  # the code stands in our own README
-    assert {"id", "p_a", "p_b", "winner"} <= set(found["verdicts"]) and len(found["symmetric"]) == 72
+def test_a_goal_that_was_missed_is_called_so():
+    missed = {cells[2].split(",")[0] for cells in list_rows(README, "Results") if "missed" in cells[2]}
+    assert missed == {"0.68", "0.03", "1.8", "0.01", "within 25%"}
 
 
-def test_the_example_of_a_merged_member_runs(members, tmp_path, monkeypatch):
-    """With a member of the tests' own, merged as the README says."""
-    command = re.search(r"^python (scripts/publish\.py .*--merged.*)$", README, re.M)[1]
-    flags = command.replace("outputs/demo/ab", str(members["ab"])).replace("outputs/merged/ab", str(tmp_path / "ab"))
-    monkeypatch.setattr(sys, "argv", flags.split())
-    monkeypatch.chdir(REPOSITORY)
-    runpy.run_path(str(REPOSITORY / "scripts" / "publish.py"), run_name="__main__")
-    code = re.search(r"```python\n(import modeling\.classifier.*?)```", README, re.S)[1]
-    found: dict = {}
-    exec(code.replace("outputs/merged/ab", str(tmp_path / "ab")), found)
-    assert type(found["model"]).__name__ == "Gemma2ForPreference" and found["model"].score.dense is not None
+def test_memory_is_that_of_the_page_on_training():
+    rows = list_rows(read_page("training"), "Memory")
+    measured = {cells[2]: cells[5] for cells in rows if cells[1] == "cpu"}
+    computed = {tuple(cells[:2]): cells[2] for cells in rows if cells[0] != "SmolLM2-135M"}
+    for base, *sizes in list_rows(README, "Bases and memory"):
+        base = base.split(",")[0]
+        for quantization, size in zip(("8bit", "4bit", "none"), sizes, strict=True):
+            known = measured.get(quantization, "") if base == "SmolLM2-135M" else computed[base, quantization]
+            assert size == known, (base, quantization)
 
 
-def test_the_table_of_pseudo_labels_is_the_study_s():
-    """Accuracy, log loss and their differences with intervals, as benchmarks/pseudolabels.json has them."""
-    arms = json.loads((REPOSITORY / "benchmarks" / "pseudolabels.json").read_text())["arms"]
-    text = (REPOSITORY / "docs" / "pseudolabels.md").read_text(encoding="utf-8")
-    rows = [row for row in text.splitlines() if row.startswith(("| labelled alone", "| + pool", "| teacher, w"))]
-    expected = [arm for found in arms.values() for name, arm in found.items() if name[:3] in ("lab", "+ p", "tea")]
-    assert len(rows) == len(expected)
-    for row, figures in zip(rows, expected, strict=True):
-        cells = [cell.strip() for cell in row.split("|")]
-        for name, at in (("accuracy", 3), ("log_loss", 5)):
-            assert cells[at] == f"{figures[name][0]:.3f}", row
-            if against := figures.get("against", {}).get("labelled alone"):
-                assert cells[at + 1] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*against[name]), row
-
-
-def test_the_study_s_tables_are_its_figures(monkeypatch):
-    """Every row, judges and baselines included, as benchmarks/study.json has it."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    from study_tables import format_judges, format_parts, format_table
-
-    figures = json.loads((REPOSITORY / "benchmarks" / "study.json").read_text())
-    tables = [format_table(title, arms) for title, arms in figures["tables"].items()]
-    best = list(figures["judges"].values())[-1]
-    for table in [format_judges(figures), format_parts(best), *tables]:
-        assert table in README, table
+def test_machines_are_those_of_the_page_on_performance():
+    ours = [cells[0] for cells in list_rows(README, "Machines")]
+    theirs = [cells[0] for cells in list_rows(read_page("performance"), "Precision")]
+    assert all(theirs[place].startswith(name) for place, name in enumerate(ours)) and len(ours) == 6
 
 
 def test_battles_are_packaged_with_the_code():

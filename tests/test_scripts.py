@@ -245,7 +245,7 @@ def test_train_answers_mistakes_with_one_line(flags, expected, bases, tmp_path, 
         ([{"winner": "model_c"}], "battle 'r0': winner must be one of model_a, model_b, tie; found 'model_c'"),
         ([{"response_a": " "}], "battle 'r0': prompt, response_a and response_b must not be null or blank"),
         ([{"prompt": None}], "battle 'r0': prompt, response_a and response_b must not be null or blank"),
-        ([{}, {"id": "r0"}], "battle 'r0': an id must stand on 1 row"),
+        ([{}, {"id": "r0"}], "battle 'r0': each id must be on 1 row"),
     ],
 )
 def test_predict_answers_bad_rows_with_their_ids_and_writes_nothing(

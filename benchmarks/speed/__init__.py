@@ -1,1 +1,1 @@
-"""What scripts/benchmark.py times: ways of doing the same thing, in turns."""
+"""Timing: this project's way of doing a task against other ways, in alternating rounds."""

@@ -1,15 +1,15 @@
-"""Many people at once: clients that ask the app without pause, every answer checked; or a picture of the page.
+"""Load test of the app: many clients at once, with every answer checked. It can also take a screenshot of the page.
 
-    python benchmarks/app.py                            # after `make demo`; a minute; writes benchmarks/app.json
-    python benchmarks/app.py --screenshot docs/app.png  # needs chromium and playwright
+    python -m benchmarks.speed.app                            # after `make demo`; writes benchmarks/results/app.json
+    python -m benchmarks.speed.app --screenshot docs/app.png  # needs chromium and playwright
 
-Each client asks for a battle of the demo's held-out ones, waits for the answer and asks again. The answers are worked
-out before, in this process, one battle at a time; each request has an id of its own that must come back.
+Each client sends a battle of the demo's test set, waits for the answer, and sends the next. The expected answers are
+computed beforehand in this process, one battle at a time. Each request has its own id, which must come back.
 """
 
 import os
 
-os.environ.setdefault("TQDM_DELAY", "1e9")  # before its first import: no bar for each battle
+os.environ.setdefault("TQDM_DELAY", "1e9")  # tqdm reads it when it is imported: no progress bar per battle
 
 import argparse
 import asyncio
@@ -31,34 +31,36 @@ from pathlib import Path
 import httpx
 import psutil
 
+from benchmarks import REPOSITORY, RESULTS
 from modeling.data.battles import TEXTS, load_battles
 from modeling.judging.judge import Judge
 from modeling.runtime.startup import run_script
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-BATTLES = REPOSITORY / "modeling" / "data" / "test.jsonl"
-TOLERANCE = 1e-6  # of a probability, between two processes; the battles' own differ by far more
+BATTLES = REPOSITORY / "modeling" / "data" / "demo" / "test.jsonl"
+TOLERANCE = 1e-6  # between the probabilities of two processes; those of two battles differ by more, see choose_battles
 WARM_UP = 1 / 3  # of the time, before memory counts as settled
 
 
 def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--judge", nargs="+", default=["outputs/demo/ab", "outputs/demo/ba"])
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--battles", type=int, default=12, help="Distinct battles to ask for.")
-    parser.add_argument("--output", default="benchmarks/app.json")
-    parser.add_argument("--screenshot", help="Take a picture of the page instead, with a verdict on it.")
+    parser.add_argument(
+        "--judge", nargs="+", default=["outputs/demo/ab", "outputs/demo/ba"], help="Members, or one whole judge."
+    )
+    parser.add_argument("--clients", type=int, default=50, help="Clients at the same time.")
+    parser.add_argument("--seconds", type=float, default=60, help="How long the clients send requests.")
+    parser.add_argument("--battles", type=int, default=12, help="Number of distinct battles to send.")
+    parser.add_argument("--output", default=str(RESULTS / "app.json"), help="JSON file to write.")
+    parser.add_argument("--screenshot", help="PNG file: write a screenshot of a verdict instead of a load test.")
     return parser.parse_args()
 
 
 @contextmanager
 def serve(judge: list[str]) -> Iterator[tuple[str, psutil.Process]]:
-    """The real app on a free port: its address and its process."""
+    """Starts the real app on a free port; yields its address and its process."""
     command = [sys.executable, "scripts/app.py", "--judge", *judge, "--port", "0", "--max_waiting", "200"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        with log.open("w") as said, subprocess.Popen(command, cwd=REPOSITORY, stderr=said) as app:
+        with log.open("w") as stderr, subprocess.Popen(command, cwd=REPOSITORY, stderr=stderr) as app:
             while not (address := re.search(r"on (http://\S+)/\n", log.read_text())):
                 if app.poll() is not None:
                     raise SystemExit(log.read_text())
@@ -71,7 +73,7 @@ def serve(judge: list[str]) -> Iterator[tuple[str, psutil.Process]]:
 
 
 class Load:
-    """What the clients saw."""
+    """The clients, and what they have seen: latencies and errors."""
 
     def __init__(self, address: str, battles: list[dict], known: list[float], seconds: float):
         self.address, self.battles, self.known = address, battles, known
@@ -80,7 +82,7 @@ class Load:
         self.errors: list[str] = []
 
     async def ask(self, client: httpx.AsyncClient, number: int, id: str) -> None:
-        """One battle by the two steps of the API: ask, then wait for the answer."""
+        """Sends one battle by the API's two steps, request and wait, and checks the answer."""
         url = f"{self.address}/gradio_api/call/judge"
         start = time.perf_counter()
         asked = await client.post(url, json={"data": [*(self.battles[number][name] for name in TEXTS), id]})
@@ -95,6 +97,7 @@ class Load:
             self.errors.append(f"{id}: expected {self.known[number]}; found {answer.text[-300:]}")
 
     async def keep_asking(self, name: int) -> None:
+        """Sends one request after another until the time is over."""
         chance = random.Random(name)
         async with httpx.AsyncClient(timeout=None) as client:
             count = 0
@@ -103,7 +106,7 @@ class Load:
                 count += 1
 
     async def watch_memory(self, process: psutil.Process, every: float) -> list[float]:
-        """Megabytes that the app holds, time after time."""
+        """Returns the app's memory in megabytes, sampled `every` so many seconds."""
         found = []
         while time.perf_counter() < self.until:
             await asyncio.sleep(every)
@@ -111,16 +114,16 @@ class Load:
         return found
 
     async def run(self, clients: int, process: psutil.Process) -> list[float]:
-        """Lets all clients ask until the time is over; gives the memory that the app held meanwhile."""
+        """Runs all clients until the time is over; returns the app's memory samples."""
         every = (self.until - time.perf_counter()) / 60
         asking = [self.keep_asking(name) for name in range(clients)]
         return (await asyncio.gather(self.watch_memory(process, every), *asking))[0]
 
 
 def choose_battles(flags: argparse.Namespace) -> tuple[list[dict], list[float]]:
-    """Battles whose answers differ, so that a mix-up would be seen, and p_a of each, read alone in this process."""
+    """Returns battles with distinct answers, so that a mix-up shows, and the p_a of each, predicted alone here."""
     judge = Judge.from_pretrained(flags.judge)
-    logging.getLogger("modeling.judging.judge").setLevel(logging.WARNING)  # it says something of each battle
+    logging.getLogger("modeling.judging.judge").setLevel(logging.WARNING)  # it logs a line per call
     battles: list[dict] = []
     known: list[float] = []
     for battle in load_battles(BATTLES):
@@ -135,6 +138,7 @@ def choose_battles(flags: argparse.Namespace) -> tuple[list[dict], list[float]]:
 
 
 def measure(flags: argparse.Namespace) -> dict:
+    """Returns throughput, latency, errors and memory of the app under load."""
     battles, known = choose_battles(flags)
     with serve(flags.judge) as (address, process):
         at_start, start = process.memory_info().rss / 1e6, time.perf_counter()
@@ -161,7 +165,7 @@ def measure(flags: argparse.Namespace) -> dict:
 
 
 def take_picture(flags: argparse.Namespace) -> None:
-    """The page with a verdict on the first example, 1,200 pixels wide."""
+    """Writes a screenshot of the page with a verdict on the first example, 1,200 pixels wide."""
     from playwright.sync_api import sync_playwright
 
     with serve(flags.judge) as (address, _), sync_playwright() as playwright:
@@ -170,7 +174,7 @@ def take_picture(flags: argparse.Namespace) -> None:
         page.goto(address)
         page.get_by_role("button", name="English").click()
         page.wait_for_selector("#verdict .headline")
-        page.wait_for_timeout(1000)  # until what moves has come to rest
+        page.wait_for_timeout(1000)  # until the page's animations have ended
         Path(flags.screenshot).parent.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=flags.screenshot, full_page=True, animations="disabled")
         browser.close()
@@ -178,16 +182,16 @@ def take_picture(flags: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the app is ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # runs the finally in serve, which ends the app
     flags = parse_flags()
     if flags.screenshot:
         take_picture(flags)
         return
-    figures = measure(flags)
-    text = json.dumps(figures, indent=2)
+    results = measure(flags)
+    text = json.dumps(results, indent=2)
     Path(flags.output).write_text(text + "\n", encoding="utf-8")
     print(text)
-    if figures["errors"]:
+    if results["errors"]:
         raise SystemExit(1)
 
 

@@ -1,8 +1,8 @@
-"""What a checkpoint and a restart cost on the demo base: seconds and bytes, each measured several times.
+"""Measures what a checkpoint and a restart cost on the demo base, in seconds and megabytes, several times each.
 
-    python benchmarks/checkpoints.py                    # after `make demo`; writes benchmarks/checkpoints.json
+    python -m benchmarks.speed.checkpoints              # after `make demo`; writes benchmarks/results/checkpoints.json
 
-A start is timed from the command to the first logged loss, fresh and from a checkpoint in turn.
+A start is timed from the command to the first logged loss; fresh starts and resumed ones alternate.
 """
 
 import json
@@ -15,38 +15,40 @@ import tempfile
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-TURNS = 3
+from benchmarks import REPOSITORY, RESULTS
+
+ROUNDS = 3
 TRAIN = ["--orientation", "ab", "--logging_steps", "1", "--save_strategy", "steps", "--max_length", "128"]
 
 
 def time_first_loss(output: Path, *flags: str) -> tuple[float, str]:
-    """Seconds until the first loss is logged, and all that the command said."""
+    """Returns the seconds until the first loss is logged, and the command's whole output."""
     command = [sys.executable, "-u", "scripts/train.py", *TRAIN, "--output_dir", str(output), *flags]
-    start, first, said = time.perf_counter(), None, []
+    start, first, lines = time.perf_counter(), None, []
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
         for line in run.stdout:
-            said.append(line)
+            lines.append(line)
             if first is None and "'loss'" in line:
                 first = time.perf_counter() - start
     if run.returncode:
-        raise SystemExit("".join(said))
-    return first, "".join(said)
+        raise SystemExit("".join(lines))
+    return first, "".join(lines)
 
 
 def main() -> None:
     fresh, resumed, saves, sizes = [], [], [], []
-    for _ in range(TURNS):
+    for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "ab"
-            seconds, said = time_first_loss(output, "--max_steps", "4", "--save_steps", "2")
+            seconds, output_text = time_first_loss(output, "--max_steps", "4", "--save_steps", "2")
             fresh.append(seconds)
-            for size, save in re.findall(r"([\d.]+) MB in ([\d.]+) s", said):
+            for size, save in re.findall(r"([\d.]+) MB in ([\d.]+) s", output_text):
                 sizes.append(float(size))
                 saves.append(float(save))
+            # The finished run's last checkpoint goes, so that the same command resumes from step 2.
             shutil.rmtree(Path(folder) / "ab.checkpoints" / "checkpoint-4")
             resumed.append(time_first_loss(output, "--max_steps", "4", "--save_steps", "2")[0])
-    figures = {
+    results = {
         "checkpoint_mb": statistics.median(sizes),
         "checkpoint_seconds": saves,
         "first_loss_fresh_seconds": fresh,
@@ -57,8 +59,8 @@ def main() -> None:
             "first_loss_resumed": statistics.median(resumed),
         },
     }
-    text = json.dumps(figures, indent=2)
-    (REPOSITORY / "benchmarks" / "checkpoints.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(results, indent=2)
+    (RESULTS / "checkpoints.json").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 

@@ -1,9 +1,9 @@
-"""What a report of 100,000 predictions costs: seconds of each step and the memory, on made-up battles.
+"""Times the evaluation report of 100,000 synthetic predictions: seconds of each step, and memory.
 
-    python benchmarks/evaluation.py                     # writes benchmarks/evaluation.json
+    python -m benchmarks.speed.evaluation               # writes benchmarks/results/evaluation.json
 
-The battles have a prompt each, ten languages, sources and quarters of length, twenty models and four readings, so that
-every table of the report is there; the 1,000 draws are those of the default.
+Every battle has its own prompt. There are ten languages, ten sources, twenty models and four passes, so that the report
+has all of its tables. The 1,000 bootstrap draws are the default.
 """
 
 import json
@@ -17,30 +17,19 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
+from benchmarks import RESULTS
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.plots import draw_figures
 from modeling.evaluation.report import build_report, group_prompts
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 BATTLES, DRAWS = 100_000, 1000
-WORDS = (
-    "rain",
-    "mountains",
-    "answer",
-    "question",
-    "people",
-    "judge",
-    "prefer",
-    "shorter",
-    "longer",
-    "reason",
-    "battle",
-)
+WORDS = ("rain", "mountains", "answer", "question", "people", "judge")
+WORDS += ("prefer", "shorter", "longer", "reason", "battle")
 
 
 def build_inputs(rng: np.random.Generator) -> tuple[pd.DataFrame, Dataset]:
-    """Battles whose outcomes follow from a hidden quality, and predictions that know half of it."""
+    """Returns predictions and battles. Outcomes follow from hidden odds, of which the predictions know a noisy half."""
     prompts = [f"{number}: {' '.join(rng.choice(WORDS, 8))}" for number in range(BATTLES)]
     odds = rng.normal(size=BATTLES)
     a_wins = rng.random(BATTLES) < 1 / (1 + np.exp(-odds))
@@ -54,15 +43,16 @@ def build_inputs(rng: np.random.Generator) -> tuple[pd.DataFrame, Dataset]:
         **{name: [f"{name} {n}" for n in rng.integers(0, 10, BATTLES)] for name in ("language", "source")},
         **{f"model_{side}": [f"model {n}" for n in models[:, column]] for column, side in enumerate("ab")},
     }
-    readings = {
+    passes = {
         f"p_a_{m}_{o}": _squash(odds / 2 + rng.normal(size=BATTLES) / 2) for m in ("x", "y") for o in ("ab", "ba")
     }
-    verdicts = pd.DataFrame({"id": battles["id"], "p_a": np.mean(list(readings.values()), axis=0), **readings})
+    verdicts = pd.DataFrame({"id": battles["id"], "p_a": np.mean(list(passes.values()), axis=0), **passes})
     cuts = rng.random((BATTLES, len(CUT_COLUMNS))) < 0.05
     return verdicts.assign(**dict(zip(CUT_COLUMNS, cuts.astype(int).T, strict=True))), Dataset.from_dict(battles)
 
 
 def _squash(odds: np.ndarray) -> np.ndarray:
+    """The logistic function."""
     return 1 / (1 + np.exp(-odds))
 
 
@@ -83,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         draw_figures(report, Path(folder))
     seconds["figures"] = time.perf_counter() - start
-    figures = {
+    results = {
         "battles": BATTLES,
         "prompts": report["prompts"],
         "grouping": grouping,
@@ -93,8 +83,8 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 1),
     }
-    text = json.dumps(figures, indent=2)
-    (REPOSITORY / "benchmarks" / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(results, indent=2)
+    (RESULTS / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 

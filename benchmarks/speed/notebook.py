@@ -1,6 +1,6 @@
-"""The notebook's way, re-created: training with random batches of 8 padded to the longest, prediction sorted by length
-in fixed batches of 2, both orders in full, adapters unmerged. It has our network, kernels and encoded battles, so that
-what is timed is the way alone.
+"""The baseline: the notebook's way, re-created. It trains on random batches of 8 padded to the longest battle, predicts
+in batches of 2 sorted by length, reads every order in full, and does not merge adapters. Network, kernels and encoded
+battles are ours, so that only the way is compared.
 """
 
 import tempfile
@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import RandomSampler, Sampler
 from transformers import Trainer, TrainingArguments
 
-from benchmarks.speed.turns import Turn
+from benchmarks.speed.rounds import Round
 from modeling.data.battles import orient_label
 from modeling.encoding.collator import BattleCollator, encode_dataset
 from modeling.judging.judge import Judge
@@ -23,19 +23,19 @@ from modeling.network.attention import list_kernels
 from modeling.network.base import find_base, load_base
 from modeling.network.lora import add_adapters
 
-PREDICTED_AT_ONCE, TRAINED_AT_ONCE = 2, 8  # battles of a batch
-SEED = 0  # of the adapters and of the order of battles, where ways are timed
+PREDICTION_BATCH, TRAINING_BATCH = 2, 8  # battles
+SEED = 0  # of the adapters and of the order of battles, in timed rounds
 
 
 def build_predictor(
     judge: Sequence[str], slices: Sequence[list[dict]], readings: str | None, batch: int, dtype: str = "auto"
-) -> Turn:
-    """A turn reads a slice of the battles with each member in its order, unmerged.
+) -> Round:
+    """Returns a round that makes all passes over one slice of the battles with unmerged members.
 
     Args:
-        judge: Names of its members, or of a judge.
-        slices: The battles of each turn.
-        batch: Battles of a batch.
+        judge: Names of its members, or of one judge.
+        slices: The battles of each round.
+        batch: Battles per batch.
     """
     loaded = Judge.from_pretrained(judge, merge="never", skip_probes=True, dtype=dtype)
     plan = loaded.plan_passes(readings)
@@ -45,48 +45,49 @@ def build_predictor(
         [member.encoder.encode(member.encoder.clean_battles(rows), order) for member, order in plan] for rows in slices
     ]
 
-    def run(turn: int) -> dict:
-        """Seconds of all passes, tokens, battles, and p that a wins."""
+    def run(number: int) -> dict:
+        """Seconds and tokens of all passes, battles, and each p_a."""
         start = time.perf_counter()
         p = []
-        for (member, order), reading in zip(plan, encoded[turn], strict=True):
+        for (member, order), sequences in zip(plan, encoded[number], strict=True):
             model, collate = member.activate(), BattleCollator(member.encoder.encoding.pad_token_id, "left")
-            p_reading = np.full((len(reading), 2), np.nan)
-            rows = sorted(range(len(reading)), key=lambda row: -reading[row]["length"])
+            p_pass = np.full((len(sequences), 2), np.nan)
+            rows = sorted(range(len(sequences)), key=lambda row: -sequences[row]["length"])
             for first in range(0, len(rows), batch):
                 some = rows[first : first + batch]
                 with torch.inference_mode():
-                    logits = model(**collate([{"input_ids": reading[row]["input_ids"]} for row in some])).logits
+                    logits = model(**collate([{"input_ids": sequences[row]["input_ids"]} for row in some])).logits
                 for row, by_slot in zip(some, torch.softmax(logits.double(), -1).tolist(), strict=True):
-                    p_reading[row] = orient_label(by_slot, order)
-            p.append(p_reading)
+                    p_pass[row] = orient_label(by_slot, order)
+            p.append(p_pass)
         seconds = time.perf_counter() - start
-        tokens = sum(battle["length"] for reading in encoded[turn] for battle in reading)
-        return {"seconds": seconds, "tokens": tokens, "battles": len(slices[turn]), "p_a": np.mean(p, axis=0)[:, 0]}
+        tokens = sum(battle["length"] for sequences in encoded[number] for battle in sequences)
+        return {"seconds": seconds, "tokens": tokens, "battles": len(slices[number]), "p_a": np.mean(p, axis=0)[:, 0]}
 
     return run
 
 
 def use_padded_attention(model: nn.Module) -> None:
-    """transformers' own attention, in which padding takes part: the family's default."""
+    """Sets transformers' own attention, which computes padding too: the default of the model's family."""
+    # Only one kernel left means soft-capped scores, which only eager computes.
     model.config._attn_implementation = "eager" if len(list_kernels(model.config)) == 1 else "sdpa"
 
 
 class NotebookTrainer(Trainer):
-    """Random batches, in an order that the seed alone decides."""
+    """A Trainer with random batches, in an order that only the seed decides."""
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         return RandomSampler(self.train_dataset, generator=torch.Generator().manual_seed(self.args.seed))
 
 
 def build_model(base: str, lora: dict, seed: int, dtype: str) -> nn.Module:
-    """A base with fresh adapters, the same for each way of one seed."""
+    """Returns a base with fresh adapters, which are the same for every way with the same seed."""
     torch.manual_seed(seed)
     return add_adapters(load_base(find_base(base), dtype=dtype), **lora)
 
 
 def build_arguments(folder: str, **options) -> TrainingArguments:
-    """Settings of a few steps that write nothing."""
+    """Returns the settings of a short run that writes nothing."""
     return TrainingArguments(
         folder,
         report_to=[],
@@ -101,18 +102,18 @@ def build_arguments(folder: str, **options) -> TrainingArguments:
 
 
 def build_trainer(model: nn.Module, train_set: Dataset, folder: str, seed: int, options: dict) -> Trainer:
-    """The Trainer of a model as the notebook has it.
+    """Returns the notebook's Trainer of a model.
 
     Args:
         model: A base with adapters.
-        train_set: What `encode_dataset` returned.
-        folder: Where it may write.
-        options: Of TrainingArguments.
+        train_set: The result of `encode_dataset`.
+        folder: Where the Trainer may write.
+        options: Fields of TrainingArguments.
     """
     use_padded_attention(model)
     return NotebookTrainer(
         model=model,
-        args=build_arguments(folder, per_device_train_batch_size=TRAINED_AT_ONCE, seed=seed, **options),
+        args=build_arguments(folder, per_device_train_batch_size=TRAINING_BATCH, seed=seed, **options),
         train_dataset=train_set,
         data_collator=BattleCollator(0, "left"),
     )
@@ -126,28 +127,28 @@ def build_training(
     max_length: int,
     options: dict,
     dtype: str,
-) -> Turn:
-    """A turn trains one epoch on a slice of the battles; the adapters go on from the turn before.
+) -> Round:
+    """Returns a round that trains one epoch on one slice; the adapters continue from the round before.
 
     Args:
-        build: `build_trainer`, or another way's.
+        build: `build_trainer`, or that of another way.
         base: Folder of a base.
-        slices: The battles of each turn, data sets with labels.
-        lora: Of `add_adapters`.
-        options: Of TrainingArguments.
+        slices: The labelled battles of each round.
+        lora: Keyword arguments of `add_adapters`.
+        options: Fields of TrainingArguments.
     """
     encoder = load_encoder(find_base(base), max_length, "balanced")
     encoded = [encode_dataset(battles, encoder, "ab") for battles in slices]
     model = build_model(base, lora, SEED, dtype)
 
-    def run(turn: int) -> dict:
-        """Seconds of the training alone, real tokens, battles, and the mean loss."""
+    def run(number: int) -> dict:
+        """Seconds of training alone, tokens without padding, battles, and the mean loss."""
         with tempfile.TemporaryDirectory() as folder:
-            trainer = build(model, encoded[turn], folder, SEED, options)
+            trainer = build(model, encoded[number], folder, SEED, options)
             start = time.perf_counter()
             loss = trainer.train().training_loss
             seconds = time.perf_counter() - start
-        tokens = sum(encoded[turn]["length"])
-        return {"seconds": seconds, "tokens": tokens, "battles": len(encoded[turn]), "loss": loss}
+        tokens = sum(encoded[number]["length"])
+        return {"seconds": seconds, "tokens": tokens, "battles": len(encoded[number]), "loss": loss}
 
     return run

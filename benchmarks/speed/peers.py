@@ -1,5 +1,5 @@
-"""Peers that install from the package index: pairjudge 0.3.0 and TRL 1.16.0, on the same backbone and battles, by their
-own classes. The extra `[benchmark]` has them.
+"""Peers: pairjudge 0.3.0 and TRL 1.16.0, used through their own classes on the same backbone and battles. The extra
+`[benchmark]` installs them.
 """
 
 import tempfile
@@ -15,32 +15,32 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from benchmarks.speed.turns import Turn
+from benchmarks.speed.rounds import Round
 from modeling.data.battles import TEXTS
 from modeling.network.lora import LORA_MODULES
 from modeling.network.precision import DTYPES
 
-PAIRJUDGE_AT_ONCE, TRL_AT_ONCE = 4, 8  # battles of a batch: pairjudge's default, and the notebook's
+PAIRJUDGE_BATCH, TRL_BATCH = 4, 8  # battles: pairjudge's default, and the notebook's
 
 
 def find_peers() -> set[str]:
-    """Those that are installed."""
+    """Returns the names of the installed peers."""
     return {name for name in ("pairjudge", "trl") if find_spec(name)}
 
 
 def build_frame(battles: Sequence[dict]) -> pd.DataFrame:
-    """Battles as pairjudge takes them: each text a list of turns."""
+    """Returns battles in pairjudge's form, where each text is a list of turns."""
     return pd.DataFrame([{"id": row["id"], **{name: [row[name]] for name in TEXTS}} for row in battles])
 
 
 def build_pairjudge_predictor(
     backbone: str, slices: Sequence[list[dict]], max_length: int, orders: int, dtype: str
-) -> Turn:
-    """A turn compares a slice of the battles, in both orders if `orders` is 2, with an untrained head of three classes.
+) -> Round:
+    """Returns a round that predicts one slice with an untrained 3-class head, in both orders if `orders` is 2.
 
     Args:
         backbone: Folder of a plain language model.
-        slices: The battles of each turn.
+        slices: The battles of each round.
     """
     from pairjudge import PackerConfig, PairwiseJudge
 
@@ -51,34 +51,36 @@ def build_pairjudge_predictor(
     model.config.pad_token_id, model.config.use_cache = tokenizer.pad_token_id, False
     judge = PairwiseJudge(model.eval(), tokenizer, PackerConfig(max_length=max_length))
 
-    def run(turn: int) -> dict:
-        """Seconds of its comparison, packing included, tokens of all passes, and battles."""
-        frame = build_frame(slices[turn])
+    def run(number: int) -> dict:
+        """Seconds of its prediction, packing included; tokens of all passes; battles."""
+        frame = build_frame(slices[number])
         tokens = [
             len(judge.packer.pack(*texts).input_ids)
             for a, b in (("response_a", "response_b"), ("response_b", "response_a"))[:orders]
             for texts in zip(frame["prompt"], frame[a], frame[b], strict=True)
         ]
         start = time.perf_counter()
-        judge.predict_proba(frame, swap_debias=orders == 2, batch_size=PAIRJUDGE_AT_ONCE)
+        judge.predict_proba(frame, swap_debias=orders == 2, batch_size=PAIRJUDGE_BATCH)
         return {"seconds": time.perf_counter() - start, "tokens": sum(tokens), "battles": len(frame)}
 
     return run
 
 
-def build_pairjudge_trainer(backbone: str, slices: Sequence[Dataset], max_length: int, lora: dict) -> Turn:
-    """A turn trains on a slice of the battles, by its own configuration: float32, all that it allows on a CPU, adapters
-    on all layers, and a battle at a time. What it needs besides, an evaluation of a battle, is timed with it.
+def build_pairjudge_trainer(backbone: str, slices: Sequence[Dataset], max_length: int, lora: dict) -> Round:
+    """Returns a round that trains on one slice with pairjudge's own configuration.
+
+    On a CPU it allows float32 only. It puts adapters on all layers, and it insists on an evaluation set: one battle,
+    whose time is included.
     """
     from pairjudge.packing import PackerConfig, PairPacker
     from pairjudge.training import JudgeTrainConfig, train
 
     packer = PairPacker(AutoTokenizer.from_pretrained(backbone), PackerConfig(max_length=max_length))
 
-    def run(turn: int) -> dict:
+    def run(number: int) -> dict:
         """Seconds of its training, loading included, tokens, and battles."""
-        frame = build_frame(slices[turn])
-        labels = np.array(slices[turn]["label"][:])
+        frame = build_frame(slices[number])
+        labels = np.array(slices[number]["label"][:])
         for name, won in zip(("winner_model_a", "winner_model_b"), labels.T.round().astype(int), strict=True):
             frame[name] = won
         frame["winner_tie"] = 0
@@ -96,7 +98,8 @@ def build_pairjudge_trainer(backbone: str, slices: Sequence[Dataset], max_length
                 lora_dropout=0.0,
                 output_dir=str(Path(folder) / "out"),
                 merge_adapter=False,
-                per_device_train_batch_size=1,  # its 2 of 2,200 tokens in float32 took more than 24 GB with the others
+                # Its default of 2 battles of 2,200 tokens in float32 ran out of 24 GB beside the other ways.
+                per_device_train_batch_size=1,
                 gradient_accumulation_steps=8,
                 device="cpu",
             )
@@ -108,26 +111,27 @@ def build_pairjudge_trainer(backbone: str, slices: Sequence[Dataset], max_length
     return run
 
 
-def build_trl_trainer(backbone: str, slices: Sequence[Dataset], max_length: int, lora: dict, dtype: str) -> Turn:
-    """A turn trains TRL's RewardTrainer on a slice: prompt with the chosen answer, and prompt with the rejected one.
+def build_trl_trainer(backbone: str, slices: Sequence[Dataset], max_length: int, lora: dict, dtype: str) -> Round:
+    """Returns a round that trains TRL's RewardTrainer on one slice.
 
-    A pair makes two sequences there, so tokens a second compare with ours, and battles a second with those of a model
-    that reads each answer by itself. The adapters go on from the turn before.
+    TRL reads the prompt with the chosen answer and the prompt with the rejected one as two sequences. Its tokens per
+    second compare with ours directly; its battles per second are those of a model that scores each answer alone. The
+    adapters continue from the round before.
     """
     from trl import RewardConfig, RewardTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=DTYPES[dtype])
     model = get_peft_model(model, _build_lora(lora, model.config.num_hidden_layers))
-    options = {"per_device_train_batch_size": TRL_AT_ONCE, "num_train_epochs": 1, "bf16": dtype == "bfloat16"}
+    options = {"per_device_train_batch_size": TRL_BATCH, "num_train_epochs": 1, "bf16": dtype == "bfloat16"}
     options |= {"gradient_checkpointing": False, "max_length": max_length, "use_cpu": not torch.cuda.is_available()}
     options |= {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
 
-    def run(turn: int) -> dict:
-        """Seconds of the training alone, real tokens of both sequences, and pairs."""
+    def run(number: int) -> dict:
+        """Seconds of training alone, tokens of both sequences without padding, and pairs."""
         with tempfile.TemporaryDirectory() as folder:
             settings = RewardConfig(output_dir=folder, **options)
-            pairs = Dataset.from_list([_build_pair(battle) for battle in slices[turn]])
+            pairs = Dataset.from_list([_build_pair(battle) for battle in slices[number]])
             trainer = RewardTrainer(model=model, args=settings, train_dataset=pairs, processing_class=tokenizer)
             tokens = sum(len(ids) for name in ("chosen_ids", "rejected_ids") for ids in trainer.train_dataset[name])
             start = time.perf_counter()
@@ -139,7 +143,7 @@ def build_trl_trainer(backbone: str, slices: Sequence[Dataset], max_length: int,
 
 
 def _build_lora(lora: dict, num_layers: int) -> LoraConfig:
-    """The adapters of `add_adapters`, on a plain model with a stock head."""
+    """The same adapters as `add_adapters` makes, for a plain model with a stock head."""
     return LoraConfig(
         task_type="SEQ_CLS",
         r=lora["r"],
@@ -152,6 +156,6 @@ def _build_lora(lora: dict, num_layers: int) -> LoraConfig:
 
 
 def _build_pair(battle: dict) -> dict:
-    """A battle as TRL takes it: the likelier answer is the chosen one."""
+    """A battle in TRL's form: the likelier answer is the chosen one."""
     best, worst = ("response_a", "response_b")[:: 1 if battle["label"][0] >= 0.5 else -1]
     return {"prompt": battle["prompt"], "chosen": battle[best], "rejected": battle[worst]}

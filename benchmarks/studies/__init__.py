@@ -1,1 +1,1 @@
-"""Studies: what learns, and what does not, on real battles."""
+"""Studies: which parts of a judge help on real battles."""

@@ -1,6 +1,6 @@
-"""What the arms of a study are worth: figures with intervals by a bootstrap of prompts, and paired differences.
+"""Scores the arms of a study: accuracy and log loss with bootstrap intervals over prompts, and paired differences.
 
-For benchmarks/pseudolabels.py and benchmarks/study.py; it must not know what is studied.
+It must not know what is studied.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,11 +16,13 @@ def measure_arms(
     truth: np.ndarray,
     resampler: Resampler,
 ) -> dict:
-    """Figures of each arm, the mean over its seeds; differences of those in `pairs`, first minus second.
+    """Returns each arm's metrics, averaged over its seeds, and the differences of the arms in `pairs`.
 
     Args:
-        found: By arm, its training battles and the probabilities of the scored ones, shape (seeds, battles, labels).
-        truth: The label that won, shape (battles,).
+        found: By arm, the number of training battles and the test probabilities, shape (seeds, battles, labels).
+        pairs: Two arms each; the difference is the first minus the second.
+        truth: Index of the label that won, shape (battles,).
+        resampler: Draws prompts.
 
     Returns:
         By arm: battles, scored, accuracy_by_seed; accuracy and log_loss as [value, low, high]; against, the differences
@@ -28,18 +30,19 @@ def measure_arms(
     """
 
     def estimate(values: np.ndarray) -> list[float]:
-        (of_all,) = resampler.estimate_means(values[:, None].astype(float))
-        return [round(number, 4) for number in (of_all.value, of_all.low, of_all.high)]
+        (mean,) = resampler.estimate_means(values[:, None].astype(float))
+        return [round(number, 4) for number in (mean.value, mean.low, mean.high)]
 
+    # Averaged over the seeds per battle, so that an interval covers the choice of prompts and not of seeds.
     values = {
         "accuracy": {arm: (p.argmax(-1) == truth).mean(0) for arm, (_, p) in found.items()},
         "log_loss": {arm: -np.log(p[:, np.arange(len(truth)), truth]).mean(0) for arm, (_, p) in found.items()},
     }
-    figures = {arm: {"battles": size, "scored": len(truth)} for arm, (size, _) in found.items()}
+    results = {arm: {"battles": size, "scored": len(truth)} for arm, (size, _) in found.items()}
     for arm, (_, p) in found.items():
-        figures[arm]["accuracy_by_seed"] = (p.argmax(-1) == truth).mean(1).round(4).tolist()
-        figures[arm] |= {figure: estimate(of_arm[arm]) for figure, of_arm in values.items()}
+        results[arm]["accuracy_by_seed"] = (p.argmax(-1) == truth).mean(1).round(4).tolist()
+        results[arm] |= {metric: estimate(by_arm[arm]) for metric, by_arm in values.items()}
     for arm, other in pairs:
-        differences = {figure: estimate(of_arm[arm] - of_arm[other]) for figure, of_arm in values.items()}
-        figures[arm].setdefault("against", {})[other] = differences
-    return figures
+        differences = {metric: estimate(by_arm[arm] - by_arm[other]) for metric, by_arm in values.items()}
+        results[arm].setdefault("against", {})[other] = differences
+    return results

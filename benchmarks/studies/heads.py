@@ -1,6 +1,6 @@
-"""The project's head, trained with the project's loss on features that a frozen base gave once.
+"""Trains the project's head with the project's loss on the cached features of a frozen base.
 
-For benchmarks/pseudolabels.py and benchmarks/study.py; it must not know what is studied.
+It must not know what is studied.
 """
 
 import math
@@ -15,7 +15,7 @@ from modeling.data.battles import LABELS, ORIENTATIONS
 from modeling.network.classifier import PreferenceHead, PreferenceMixin
 from modeling.network.losses import Distillation, compute_preference_loss
 
-BATCH = 32  # battles of a step
+BATCH = 32  # battles per step
 NO_TEACHER = Distillation()
 
 
@@ -30,19 +30,24 @@ def train_head(
     distillation: Distillation = NO_TEACHER,
     steps: int | None = None,
 ) -> PreferenceHead:
-    """A head trained for the recipe's epochs, or for `steps`; the seed decides its start, the order and dropout.
+    """Returns a head trained for the recipe's epochs, or for `steps`.
 
     Args:
         features: Shape (battles, orders, hidden).
-        targets: True probabilities by label, shape (battles, labels), whatever the orders.
-        recipe: learning_rate, epochs, head_dropout; head_hidden_size (0 for a linear head) and batch if they are others
-            than half of the hidden size and BATCH.
+        targets: True probabilities by label, shape (battles, labels), the same for every order.
+        seed: Decides the initial weights, the order of battles, and dropout.
+        recipe: learning_rate, epochs and head_dropout; optionally head_hidden_size (default: half of the hidden size;
+            0 for a linear head) and batch (default: BATCH).
+        orders: The orders that the features were computed in.
         teacher: A teacher's probabilities by label, shape (battles, labels).
+        distillation: Weight and temperature of the teacher.
+        steps: Optimiser steps, instead of the recipe's epochs.
     """
     torch.manual_seed(seed)
     hidden, batch = features.shape[-1], recipe.get("batch", BATCH)
     shape = {"hidden_size": hidden, "num_labels": len(LABELS), "head_dropout": recipe["head_dropout"]}
     head = PreferenceHead(SimpleNamespace(**shape, head_hidden_size=recipe.get("head_hidden_size", hidden // 2)))
+    # The classifier's own initialisation, without building a classifier.
     for layer in (layer for layer in head.modules() if isinstance(layer, nn.Linear)):
         PreferenceMixin._init_weights(SimpleNamespace(score=head), layer)
     steps = steps or count_steps(features, recipe)
@@ -61,18 +66,18 @@ def train_head(
 
 
 def count_steps(features: Tensor, recipe: dict) -> int:
-    """Optimiser steps of the recipe's epochs."""
+    """Returns the number of optimiser steps in the recipe's epochs."""
     return math.ceil(recipe["epochs"] * len(features) / recipe.get("batch", BATCH))
 
 
 def orient(labels: Tensor, orders: Sequence[str]) -> Tensor:
-    """Values by label, (battles, labels), by slot for each reading, (battles * orders, labels)."""
+    """Returns values by label, shape (battles, labels), as values by slot, shape (battles * orders, labels)."""
     return torch.stack([labels if order == "ab" else labels.flip(-1) for order in orders], dim=1).flatten(0, 1)
 
 
 @torch.inference_mode()
 def predict_orders(head: PreferenceHead, features: Tensor, orders: Sequence[str] = ORIENTATIONS) -> Tensor:
-    """Probabilities by label of each reading, shape (battles, orders, labels)."""
+    """Returns the probabilities by label of each pass, shape (battles, orders, labels)."""
     by_slot = torch.softmax(head(features), dim=-1)
     return torch.stack(
         [by_slot[:, place] if order == "ab" else by_slot[:, place].flip(-1) for place, order in enumerate(orders)], 1
@@ -80,5 +85,5 @@ def predict_orders(head: PreferenceHead, features: Tensor, orders: Sequence[str]
 
 
 def predict(head: PreferenceHead, features: Tensor, orders: Sequence[str] = ORIENTATIONS) -> Tensor:
-    """Probabilities by label, shape (battles, labels), the mean over the readings."""
+    """Returns the probabilities by label, averaged over the passes, shape (battles, labels)."""
     return predict_orders(head, features, orders).mean(1)

@@ -1,13 +1,13 @@
-"""What pseudo-labels and a teacher do for a judge: aligned with their battles, shuffled across them, hard and soft.
+"""Study of pseudo-labels and a teacher: aligned with their battles or shuffled, hard or soft.
 
     python scripts/quantize.py --quantization none --output_dir outputs/demo/plain
-    python benchmarks/pseudolabels.py --train battles_train.parquet --test battles_test.parquet \
+    python -m benchmarks.studies.pseudolabels --train battles_train.parquet --test battles_test.parquet \
         --pool soft_labels_en.parquet --base outputs/demo/plain --work_dir outputs/pseudolabels --check
 
-The base stays frozen: its pooled last token is computed once for each battle and order (kept in --work_dir, where the
-same command finds it again), and the project's head is trained on it with the project's loss, both orders of a battle
-in one step. The pool's own labels only say how good the pseudo-labels are. --check labels pool battles, and the same
-with their answers exchanged, with the real scripts/pseudolabel.py too. Writes benchmarks/pseudolabels.json.
+The base is frozen. Its pooled last token is computed once per battle and order and cached in --work_dir; the project's
+head is trained on it with the project's loss, both orders of a battle in one step. The pool's own labels only measure
+how good the pseudo-labels are. --check also labels some pool battles, in both orders, with the real
+scripts/pseudolabel.py. Writes benchmarks/results/pseudolabels.json.
 """
 
 import argparse
@@ -21,13 +21,14 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import transformers
-from arms import measure_arms
-from frozen import Reading, check_pipeline, load_features
-from heads import BATCH, count_steps, predict, train_head
 from torch import Tensor
 from torch.nn.functional import one_hot
 from tqdm import tqdm
 
+from benchmarks import RESULTS
+from benchmarks.studies.arms import measure_arms
+from benchmarks.studies.frozen import Extraction, check_pipeline, load_features
+from benchmarks.studies.heads import BATCH, count_steps, predict, train_head
 from modeling.data.battles import LABELS, load_battles
 from modeling.data.folds import assign_folds
 from modeling.data.near_duplicates import DuplicateIndex, group_texts
@@ -35,10 +36,10 @@ from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.metrics import compute_accuracy, compute_baselines
 from modeling.network.losses import Distillation, soft_cross_entropy
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SEEDS, FOLDS, DRAWS = range(2), 5, 10_000
-POOL, SMALL = 2048, 400  # battles: drawn from the pool, of the small labelled sets
+POOL, SMALL = 2048, 400  # battles drawn from the pool, and in each small labelled set
 GRID = {"learning_rate": (3e-4,), "epochs": (2, 5), "head_dropout": (0.1,)}
+# Names of arms: keys of the result file and rows of docs/pseudolabels.md.
 ALONE, PANEL, JUDGE = "labelled alone", "panel's p_a for its winner", "the judge: mean of 2 heads on all labels"
 SOFT, SHUFFLED, HARD, SURE = "+ pool, soft", "+ pool, soft, shuffled", "+ pool, hard", "+ pool, hard, surer half"
 SAME_STEPS = "; steps as alone"
@@ -47,22 +48,25 @@ PAIRS = ((SOFT, SHUFFLED), (SOFT + SAME_STEPS, SHUFFLED + SAME_STEPS), (HARD, SO
 
 
 def load_data(arguments: argparse.Namespace) -> tuple[SimpleNamespace, SimpleNamespace, SimpleNamespace, dict]:
-    """Training, pool and test battles, with features scaled by the training battles', and how they were made."""
+    """Returns training, pool and test battles with normalised features, and facts about them."""
     train, test = (load_battles(file, tie_policy="drop") for file in (arguments.train, arguments.test))
-    # As scripts/pseudolabel.py --exclude does it: a pool must not hold prompts that are trained or tested on.
+    # A pool must not hold prompts that are trained or tested on; the filter is that of pseudolabel.py --exclude.
     pool = load_battles(arguments.pool, blank_policy="keep").shuffle(seed=0).select(range(POOL))
     known = DuplicateIndex()
     known.add(train["prompt"][:])
-    leaks = sum(map(bool, known.find(test["prompt"][:])))
+    contaminated = sum(map(bool, known.find(test["prompt"][:])))
     known.add(test["prompt"][:])
     sets = {"train": train.shuffle(seed=0), "pool": pool, "test": test}
-    reading = Reading(arguments.base, arguments.max_length)
+    extraction = Extraction(arguments.base, arguments.max_length)
     read = {
-        name: load_features(battles, name, reading, arguments.work_dir, arguments.processes)
+        name: load_features(battles, name, extraction, arguments.work_dir, arguments.processes)
         for name, battles in sets.items()
     }
     mean, scale = (compute(read["train"][0], dim=(0, 1)) for compute in (torch.mean, torch.std))
-    facts = {"read": {name: cost for name, (_, cost) in read.items()}, "test_battles_near_training_prompts": leaks}
+    facts = {
+        "read": {name: cost for name, (_, cost) in read.items()},
+        "test_battles_near_training_prompts": contaminated,
+    }
     rows = {}
     for name, battles in sets.items():
         kept = [row for row, near in enumerate(known.find(battles["prompt"][:])) if name != "pool" or not near]
@@ -82,7 +86,7 @@ def load_data(arguments: argparse.Namespace) -> tuple[SimpleNamespace, SimpleNam
 
 
 def cross_validate(rows: SimpleNamespace, recipe: dict, seeds: range) -> Tensor:
-    """Each battle's probabilities from heads that saw no prompt of its fold, the mean over the seeds."""
+    """Returns each battle's out-of-fold probabilities, averaged over the seeds."""
     out = torch.zeros_like(rows.targets)
     for fold, seed in product(range(FOLDS), seeds):
         held = rows.folds == fold
@@ -92,7 +96,7 @@ def cross_validate(rows: SimpleNamespace, recipe: dict, seeds: range) -> Tensor:
 
 
 def choose_recipe(samples: list[SimpleNamespace]) -> list[dict]:
-    """All recipes with their cross-validated log loss, the mean over the samples; the best comes first."""
+    """Returns all recipes with their cross-validated log loss, averaged over the samples, the best first."""
     recipes = [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
     for recipe in tqdm(recipes, desc="Recipes"):
         outputs = [(cross_validate(rows, recipe, SEEDS[:1]), rows.targets) for rows in samples]
@@ -101,14 +105,15 @@ def choose_recipe(samples: list[SimpleNamespace]) -> list[dict]:
 
 
 def draw_small(train: SimpleNamespace, seed: int) -> SimpleNamespace:
-    """A small labelled set: whole prompts in random order, as far as they go."""
+    """Returns a small labelled set: all battles of one random prompt after another, cut at SMALL."""
     _, prompts = np.unique(train.battles["prompt"][:], return_inverse=True)
     rows = np.argsort(np.random.default_rng(seed).permutation(prompts.max() + 1)[prompts], kind="stable")[:SMALL]
     return SimpleNamespace(**{name: values[rows] for name, values in vars(train).items() if name != "battles"})
 
 
 def build_arms(own: SimpleNamespace, pool: SimpleNamespace, recipe: dict, seed: int) -> dict[str, dict]:
-    """What `train_head` is given in each arm."""
+    """Returns the arguments of `train_head` in each arm."""
+    # The original's fault, on purpose: labels that belong to other battles.
     shuffled = pool.soft[torch.randperm(len(pool.soft), generator=torch.Generator().manual_seed(seed))]
     hard, every = one_hot(pool.soft.argmax(1), len(LABELS)).float(), torch.full_like(pool.sure, True)
     added = {SOFT: (pool.soft, every), SHUFFLED: (shuffled, every), HARD: (hard, every), SURE: (hard, pool.sure)}
@@ -123,7 +128,7 @@ def build_arms(own: SimpleNamespace, pool: SimpleNamespace, recipe: dict, seed: 
 
 
 def run_arms(samples: list[SimpleNamespace], pool: SimpleNamespace, recipe: dict, test: SimpleNamespace) -> dict:
-    """Of each arm the number of battles and the test probabilities, shape (seeds, battles, labels)."""
+    """Returns each arm's number of battles and test probabilities, shape (seeds, battles, labels)."""
     sizes, outputs = {}, {}
     for seed, own in zip(tqdm(SEEDS, desc="Seeds"), samples, strict=True):
         for arm, given in build_arms(own, pool, recipe, seed).items():
@@ -133,7 +138,7 @@ def run_arms(samples: list[SimpleNamespace], pool: SimpleNamespace, recipe: dict
 
 
 def describe_labels(pool: SimpleNamespace) -> dict:
-    """How good the pseudo-labels are, by the pool's own verdicts, and how sure."""
+    """Returns how often the pseudo-labels agree with the pool's own labels, and how confident they are."""
     p, truth, confidence = pool.soft.numpy(), pool.targets.numpy(), pool.soft.max(1).values
     sure = pool.sure.numpy()
     return {
@@ -146,26 +151,27 @@ def describe_labels(pool: SimpleNamespace) -> dict:
 
 
 def compute_baselines_text(rows: SimpleNamespace) -> dict[str, str]:
+    """Returns the baselines of some battles as text."""
     battles = rows.battles
     found = compute_baselines(battles["response_a"], battles["response_b"], rows.targets.numpy())
     return {name: str(estimate) for name, estimate in found.items()}
 
 
-def write_figures(figures: dict) -> None:
-    """The JSON file, and the tables in markdown."""
-    text = json.dumps(figures, indent=1)
-    (REPOSITORY / "benchmarks" / "pseudolabels.json").write_text(text + "\n", encoding="utf-8")
-    for setting, arms in figures["arms"].items():
+def write_results(results: dict) -> None:
+    """Writes the JSON file and prints the tables in Markdown."""
+    text = json.dumps(results, indent=1)
+    (RESULTS / "pseudolabels.json").write_text(text + "\n", encoding="utf-8")
+    for setting, arms in results["arms"].items():
         print(
             f"\n| {setting} | battles | accuracy | against alone [95%] | log loss | against alone [95%] |"
             "\n|---|---|---|---|---|---|"
         )
         for arm, found in arms.items():
             cells = [f"{found['battles']:,}"]
-            for figure in ("accuracy", "log_loss"):
-                against = found.get("against", {}).get(ALONE, {}).get(figure)
+            for metric in ("accuracy", "log_loss"):
+                against = found.get("against", {}).get(ALONE, {}).get(metric)
                 cells += [
-                    f"{found[figure][0]:.3f}",
+                    f"{found[metric][0]:.3f}",
                     "" if against is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*against),
                 ]
             print(f"| {arm} | {' | '.join(cells)} |")
@@ -173,11 +179,14 @@ def write_figures(figures: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("train", "test", "pool", "base", "work_dir"):
-        parser.add_argument(f"--{name}", required=True, type=Path if name == "work_dir" else str)
-    parser.add_argument("--max_length", type=int, default=256)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--train", required=True, help="Labelled battles to train on.")
+    parser.add_argument("--test", required=True, help="Battles to score.")
+    parser.add_argument("--pool", required=True, help="Battles to pseudo-label.")
+    parser.add_argument("--base", required=True, help="Folder of a base that is not quantised.")
+    parser.add_argument("--work_dir", required=True, type=Path, help="Folder that caches features.")
+    parser.add_argument("--max_length", type=int, default=256, help="Maximum tokens of a battle.")
+    parser.add_argument("--processes", type=int, default=2, help="Processes that extract features.")
+    parser.add_argument("--check", action="store_true", help="Compare with labels of the real scripts/pseudolabel.py.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the heads are too small for more
     start = time.perf_counter()
@@ -212,7 +221,7 @@ def main() -> None:
         "max_length": arguments.max_length,
     }
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    write_figures(
+    write_results(
         {
             "settings": settings,
             "versions": versions,

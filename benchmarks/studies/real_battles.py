@@ -1,4 +1,4 @@
-"""The battles of a study, and what frozen bases give for them. For benchmarks/study.py."""
+"""The battles of the study, and the features of frozen bases for them. It must not know the study's tables."""
 
 import argparse
 import hashlib
@@ -12,20 +12,20 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import yaml
-from arms import measure_arms
-from frozen import Reading, load_features
 
+from benchmarks import REPOSITORY
+from benchmarks.studies.arms import measure_arms
+from benchmarks.studies.frozen import Extraction, load_features
 from modeling.data.battles import load_battles
 from modeling.data.near_duplicates import DuplicateIndex, group_texts
 from modeling.evaluation.baselines import estimate_baselines
 from modeling.evaluation.bootstrap import Resampler
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 STUDY = REPOSITORY / "configs" / "study" / "study.yaml"
 
 
 class Study:
-    """The battles, and what each base gives for them."""
+    """The battles of the study, its settings, and each base's features."""
 
     def __init__(self, arguments: argparse.Namespace, settings: Mapping):
         self.arguments, self.settings = arguments, settings
@@ -37,7 +37,7 @@ class Study:
         tested.add(self.test["prompt"][:])
         for battles in (self.train, self.test):
             known.add(battles["prompt"][:])
-        # As train.py's guard: battles whose prompt stands near a scored one are not trained on.
+        # As train.py does it: battles whose prompt is a near-duplicate of a scored one are not trained on.
         self.fit = [row for row, near in enumerate(tested.find(self.train["prompt"][:])) if not near]
         self.added = [row for row, near in enumerate(known.find(self.soft["prompt"][:])) if not near]
         self.truth = np.array(self.test["label"][:]).argmax(1)
@@ -45,23 +45,27 @@ class Study:
         self.resampler = Resampler(self.groups, self.settings["draws"])
         self.read: dict[str, dict] = {}
 
-    def name_reading(self, base: str, max_length: int | None = None, **options) -> Reading:
-        """A reading of a base, which is quantised first if it is not there."""
+    def prepare_extraction(self, base: str, max_length: int | None = None, **options) -> Extraction:
+        """Returns an extraction from a base of the study; quantises the base first if its folder does not exist."""
         settings = self.settings["bases"][base]
         folder = self.arguments.work_dir / "bases" / name_settings(base, settings)
         if not folder.is_dir():
             flags = [f"--{name}={value}" for name, value in settings.items()]
             run("scripts/quantize.py", *flags, "--output_dir", folder)
-        return Reading(str(folder), max_length or self.settings["max_length"], **options)
+        return Extraction(str(folder), max_length or self.settings["max_length"], **options)
 
     def load(
-        self, reading: Reading, most: int | None = None, scored: int | None = None, known: Reading | None = None
+        self,
+        extraction: Extraction,
+        most: int | None = None,
+        scored: int | None = None,
+        known: Extraction | None = None,
     ) -> SimpleNamespace:
-        """Features, scaled by the training battles', and labels, of those that are trained on and of the scored ones.
+        """Returns the features of training and scored battles, normalised by the training battles', and the targets.
 
         Args:
-            most: Of the training battles only so many, less those that are near a scored one's prompt.
-            scored: Of the scored battles only so many.
+            most: Use only this many training battles, less those whose prompt is near a scored one's.
+            scored: Use only this many scored battles.
             known: See `load_features`.
         """
         sets = {
@@ -71,8 +75,8 @@ class Study:
         found = {}
         for name, battles in sets.items():
             folder, processes = self.arguments.work_dir / "features", self.arguments.processes
-            found[name], cost = load_features(battles, name, reading, folder, processes, known)
-            costs = self.read.setdefault(str(reading.find_folder(Path())), {})
+            found[name], cost = load_features(battles, name, extraction, folder, processes, known)
+            costs = self.read.setdefault(str(extraction.find_folder(Path())), {})
             costs[name] = max(cost, costs.get(name, cost), key=lambda cost: cost["battles"])
         kept = [row for row in self.fit if row < len(sets["train"])]
         features = found["train"][kept]
@@ -86,12 +90,12 @@ class Study:
         )
 
     def measure_baselines(self) -> dict[str, dict]:
-        """What needs no language model, fitted on all training battles; see `estimate_baselines`."""
+        """Returns the baselines without a language model, fitted on all training battles."""
         found = estimate_baselines(self.resampler, self.test, self.train.select(self.fit))
         return {name: found[name] for name in ("always a", "longer wins", "tf-idf")}
 
     def measure(self, found: dict, pairs: dict[str, str]) -> dict:
-        """See `measure_arms`; the second of a pair is what the first is compared with."""
+        """Returns `measure_arms` of the arms; `pairs` maps an arm to the one it is compared with."""
         shaped = {arm: (size, torch.stack(p).double().numpy()) for arm, (size, p) in found.items()}
         scored = len(next(iter(shaped.values()))[1][0])
         groups = np.unique(self.groups[:scored], return_inverse=True)[1]
@@ -100,23 +104,27 @@ class Study:
 
 
 def open_study(doc: str) -> Study:
-    """The study of configs/study/study.yaml on the battles that a script's flags name.
+    """Returns the study of configs/study/study.yaml on the battles that the command line names.
 
     Args:
-        doc: What the script says of itself.
+        doc: The script's docstring, which --help prints.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("train", "test", "soft", "work_dir"):
-        parser.add_argument(f"--{name}", required=True, type=Path if name == "work_dir" else str)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--train", required=True, help="Battles to train on.")
+    parser.add_argument("--test", required=True, help="Battles to score.")
+    parser.add_argument(
+        "--soft", required=True, help="English battles with GPT-4's p_a, to add to the training battles."
+    )
+    parser.add_argument("--work_dir", required=True, type=Path, help="Folder that caches features and predictions.")
+    parser.add_argument("--processes", type=int, default=2, help="Processes that extract features.")
     return Study(parser.parse_args(), yaml.safe_load(STUDY.read_text(encoding="utf-8")))
 
 
 def name_settings(name: str, settings: Mapping) -> str:
-    """A folder's name that is another when the settings are."""
+    """Returns a folder name that changes with the settings."""
     return f"{name}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def run(*command: object) -> None:
-    """A script of the project, as a user would type it."""
+    """Runs a script of the project as a user would."""
     subprocess.run([sys.executable, *map(str, command)], cwd=REPOSITORY, check=True)

@@ -1,13 +1,12 @@
-"""What the parts of a judge are worth on real battles: head, orders, length, truncation, quantisation, labels, base.
+"""Ablation study on real battles: head, orders, length, truncation, quantisation, labels, base and adapters.
 
-    python benchmarks/study.py --train battles_train.parquet --test battles_test.parquet \
+    python -m benchmarks.studies.study --train battles_train.parquet --test battles_test.parquet \
         --soft soft_labels_en.parquet --work_dir outputs/study
 
-configs/study/study.yaml says which arms, and what they need. Every base is read once for each battle and order; what
-it gave is kept in --work_dir, where the same command, stopped at any time, finds it again. Heads are the project's,
-trained with its loss; adapters are trained and read by scripts/train.py and scripts/predict.py. Writes
-benchmarks/study.json and docs/study.png, prints its tables, and leaves the judges' predictions in --work_dir, for
-scripts/evaluate.py.
+configs/study/study.yaml defines the arms. Each base's features are computed once per battle and order and cached in
+--work_dir, so that the same command resumes after an interruption. Heads are the project's own, trained with its loss;
+adapters are trained by scripts/train.py and used by scripts/predict.py. Writes benchmarks/results/study.json and
+docs/study.png, prints the tables, and leaves the judges' predictions in --work_dir for scripts/evaluate.py.
 """
 
 import json
@@ -19,13 +18,14 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from frozen import load_features
-from heads import predict, predict_orders, train_head
-from real_battles import REPOSITORY, Study, name_settings, open_study, run
-from study_tables import draw_arms, format_judges, format_table
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks import REPOSITORY, RESULTS
+from benchmarks.studies.frozen import load_features
+from benchmarks.studies.heads import predict, predict_orders, train_head
+from benchmarks.studies.real_battles import Study, name_settings, open_study, run
+from benchmarks.studies.tables import draw_arms, format_judges, format_table
 from modeling.data.battles import ORIENTATIONS
 from modeling.data.folds import assign_folds
 from modeling.evaluation.metrics import estimate_metrics
@@ -34,11 +34,12 @@ from modeling.judging.calibration import fit_temperature
 from modeling.network.losses import soft_cross_entropy
 
 FOLDS, DROPOUT, SHARES = 5, 0.1, (0.0, 0.2, 0.4, 0.6)
+# Names of arms: keys of the result file and rows of the published tables.
 TWO, BOTH, AB = "two members, each its own order", "one member of both orders", "ab alone"
 
 
 def cross_validate(data: SimpleNamespace, folds: Tensor, recipe: dict, orders: tuple = ORIENTATIONS, seed=0) -> Tensor:
-    """Probabilities by label of each training battle, from a head of these orders that saw none of its fold."""
+    """Returns each training battle's out-of-fold probabilities by label, from heads trained on `orders`."""
     out, features = torch.zeros_like(data.targets), data.features[:, : len(orders)]
     for fold in range(FOLDS):
         held = folds == fold
@@ -48,7 +49,7 @@ def cross_validate(data: SimpleNamespace, folds: Tensor, recipe: dict, orders: t
 
 
 def choose_recipe(study: Study, data: SimpleNamespace, kind: str, orders: tuple) -> list[dict]:
-    """All recipes of a kind of head with their cross-validated log loss; the best comes first."""
+    """Returns all recipes of a kind of head with their cross-validated log loss, the best first."""
     grid = study.settings["recipes"][kind]
     folds = torch.tensor(assign_folds(study.train.select(data.rows), FOLDS))
     recipes = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
@@ -63,15 +64,15 @@ def choose_recipe(study: Study, data: SimpleNamespace, kind: str, orders: tuple)
 
 
 def study_heads(study: Study, recipes: dict) -> dict:
-    """Head, orders, labels, and the share that is read a second time: on the first base, all training battles."""
-    reading, found = study.name_reading("smollm2"), {}
-    data, folder = study.load(reading), study.arguments.work_dir / "features"
-    pool, study.read["soft"] = load_features(study.soft, "pool", reading, folder, study.arguments.processes)
+    """Returns the arms on head, orders, labels and the share of second passes: SmolLM2, all training battles."""
+    extraction, found = study.prepare_extraction("smollm2"), {}
+    data, folder = study.load(extraction), study.arguments.work_dir / "features"
+    pool, study.read["soft"] = load_features(study.soft, "pool", extraction, folder, study.arguments.processes)
     mean, scale = data.scaling
     pool, soft = (pool[study.added] - mean) / scale, torch.tensor(study.soft["label"][:])[study.added].float()
     hard = torch.nn.functional.one_hot(soft.argmax(1), 2).float()
     for seed in study.settings["seeds"]:
-        arms = read_heads(data, seed, recipes)
+        arms = score_heads(data, seed, recipes)
         for name, labels in (("+ English battles, p of GPT-4", soft), ("+ English battles, its winner", hard)):
             features = torch.cat([data.features, pool])
             head = train_head(features, torch.cat([data.targets, labels]), seed, recipes["mlp, 2"][0])
@@ -83,8 +84,8 @@ def study_heads(study: Study, recipes: dict) -> dict:
     return study.measure(found, {arm: TWO for arm in found if arm != TWO} | own)
 
 
-def read_heads(data: SimpleNamespace, seed: int, recipes: dict) -> dict[str, Tensor]:
-    """The arms of one seed that the same few heads make up."""
+def score_heads(data: SimpleNamespace, seed: int, recipes: dict) -> dict[str, Tensor]:
+    """Returns one seed's arms that share the same six heads."""
     orders = {"ab": ("ab",), "ba": ("ba",), "both": ORIENTATIONS}
     places = {"ab": [0], "ba": [1], "both": [0, 1]}
     p = {}
@@ -104,24 +105,25 @@ def read_heads(data: SimpleNamespace, seed: int, recipes: dict) -> dict[str, Ten
         f"{BOTH}, linear head": p["linear", "both"].mean(1),
     }
     first, every = p["mlp", "both"][:, 0], arms[BOTH]
-    doubt = (first[:, 0] - 0.5).abs().argsort()
+    by_uncertainty = (first[:, 0] - 0.5).abs().argsort()  # the most uncertain first
     for share in SHARES:
-        again = doubt[: round(share * len(doubt))]
+        again = by_uncertainty[: round(share * len(by_uncertainty))]
         arms[f"{BOTH}, second reading for {share:.0%}"] = first.index_put((again,), every[again])
     return arms
 
 
 def study_lengths(study: Study, recipes: dict) -> dict:
-    """Length, truncation and quantisation: one order, few battles."""
+    """Returns the arms on length, truncation and quantisation: one order, few battles."""
     few, recipe, orders = (study.settings["few"], study.settings["few_scored"]), recipes["mlp, 1"][0], ("ab",)
     found, pairs = {}, {}
-    known = {"smollm2": study.name_reading("smollm2")}  # by base, the latest reading
+    # By base, the latest extraction: battles that fit its length as well need no second forward pass.
+    known = {"smollm2": study.prepare_extraction("smollm2")}
     for arm, settings in study.settings["lengths"].items():
         options = dict(settings)
         against, base = options.pop("against", None), options.pop("base")
-        reading = study.name_reading(base, **options, orders=orders)
-        data = study.load(reading, *few, known.get(base))
-        known[base] = reading
+        extraction = study.prepare_extraction(base, **options, orders=orders)
+        data = study.load(extraction, *few, known.get(base))
+        known[base] = extraction
         for seed in study.settings["seeds"]:
             head = train_head(data.features, data.targets, seed, recipe, orders=orders)
             found.setdefault(arm, (len(data.targets), []))[1].append(predict(head, data.test, orders))
@@ -130,10 +132,10 @@ def study_lengths(study: Study, recipes: dict) -> dict:
 
 
 def study_bases(study: Study, recipes: dict) -> dict:
-    """Two bases, and both together."""
+    """Returns the arms on two bases, and their average."""
     found, names = {}, {"SmolLM2-135M": "smollm2", "Gemma-3-270M": "gemma3"}
     for arm, base in names.items():
-        data = study.load(study.name_reading(base), study.settings["some"])
+        data = study.load(study.prepare_extraction(base), study.settings["some"])
         for seed in study.settings["seeds"]:
             head = train_head(data.features, data.targets, seed, recipes["mlp, 2"][0])
             found.setdefault(arm, (len(data.targets), []))[1].append(predict(head, data.test))
@@ -143,11 +145,11 @@ def study_bases(study: Study, recipes: dict) -> dict:
 
 
 def study_adapters(study: Study) -> dict:
-    """Adapters at several rates, and the head alone for as many steps at the same rate."""
+    """Returns the arms on adapters at several learning rates, each beside a head alone with as many steps."""
     settings = study.settings["adapters"]
-    data, found, pairs = study.load(study.name_reading("smollm2")), {}, {}
+    data, found, pairs = study.load(study.prepare_extraction("smollm2")), {}, {}
     mean, scale = data.scaling
-    # As train.py's head has them.
+    # Not normalised, as train.py's head sees them.
     features, test = ((each * scale + mean)[:, :1] for each in (data.features, data.test))
     for rate, alpha in settings["ladder"]:
         arm, alone = f"adapters, rate {rate:.1e}, alpha {alpha}", f"head alone, rate {rate:.1e}"
@@ -162,13 +164,18 @@ def study_adapters(study: Study) -> dict:
 
 
 def train_adapter(study: Study, rate: float, alpha: int) -> np.ndarray:
-    """A member's probabilities by label, shape (battles, labels), from the real commands."""
+    """Returns a member's probabilities by label, shape (battles, labels), from the real scripts."""
     arguments, settings = study.arguments, study.settings["adapters"]
     chosen = {**settings["flags"], "learning_rate": rate, "lora_alpha": alpha}
     folder = arguments.work_dir / "adapters" / name_settings(f"rate{rate:.1e}-alpha{alpha}", chosen)
     verdicts = folder / "predictions" / "predictions.parquet"
     if not verdicts.is_file():
-        flags = [*(f"--{name}={value}" for name, value in chosen.items()), "--base", study.name_reading("smollm2").base]
+        flags = [
+            *(f"--{name}={value}" for name, value in chosen.items()),
+            "--base",
+            study.prepare_extraction("smollm2").base,
+        ]
+        # A finished member stays; an interrupted prediction resumes by itself.
         if not (folder / "member").is_dir():
             battles = arguments.work_dir / "train.parquet"
             study.train.select(study.fit).to_parquet(battles)
@@ -188,24 +195,24 @@ def train_adapter(study: Study, rate: float, alpha: int) -> np.ndarray:
 
 
 def study_judges(study: Study, recipes: dict) -> dict:
-    """Judges of one base and of two, before and after a temperature fitted on out-of-fold training battles."""
+    """Returns judges of one base and of two, before and after a temperature fitted on out-of-fold predictions."""
     settings, judges = study.settings, {}
     sizes = {"SmolLM2-135M, all battles": {"smollm2": None}}
     sizes["SmolLM2-135M and Gemma-3-270M"] = {"smollm2": settings["some"], "gemma3": settings["some"]}
     for name, bases in sizes.items():
-        readings, held_out = {}, []
+        passes, held_out = {}, []
         for base, most in bases.items():
-            data = study.load(study.name_reading(base), most)
+            data = study.load(study.prepare_extraction(base), most)
             folds = torch.tensor(assign_folds(study.train.select(data.rows), FOLDS))
             recipe, seeds = recipes["mlp, 2"][0], settings["seeds"]
             held_out += [cross_validate(data, folds, recipe, seed=seed) for seed in seeds]
             heads = [train_head(data.features, data.targets, seed, recipe) for seed in seeds]
             by_order = torch.stack([predict_orders(head, data.test) for head in heads]).mean(0).double().numpy()
-            readings |= {f"p_a_{base}_{order}": by_order[:, place, 0] for place, order in enumerate(ORIENTATIONS)}
-        raw = np.mean(list(readings.values()), axis=0)
+            passes |= {f"p_a_{base}_{order}": by_order[:, place, 0] for place, order in enumerate(ORIENTATIONS)}
+        raw = np.mean(list(passes.values()), axis=0)
         calibration = fit_temperature(torch.stack(held_out).mean(0)[:, 0].numpy(), data.targets.numpy())
         p_a = calibration.apply(raw)
-        verdicts = {"id": study.test["id"][:], "p_a": p_a, "p_b": 1 - p_a, "raw_p_a": raw, **readings}
+        verdicts = {"id": study.test["id"][:], "p_a": p_a, "p_b": 1 - p_a, "raw_p_a": raw, **passes}
         path = study.arguments.work_dir / f"judge-{'+'.join(bases)}.parquet"
         pd.DataFrame(verdicts).to_parquet(path, index=False)
         report = build_report(pd.DataFrame(verdicts), study.test)
@@ -223,7 +230,7 @@ def study_judges(study: Study, recipes: dict) -> dict:
 def main() -> None:
     torch.set_num_threads(1)  # the heads are too small for more
     start, study = time.perf_counter(), open_study(__doc__)
-    first = study.load(study.name_reading("smollm2"))
+    first = study.load(study.prepare_extraction("smollm2"))
     recipes = {
         f"{kind}, {len(orders)}": choose_recipe(study, first, kind, orders)
         for kind, orders in product(study.settings["recipes"], (("ab",), ORIENTATIONS))
@@ -234,7 +241,7 @@ def main() -> None:
         "bases": study_bases(study, recipes),
         "adapters": study_adapters(study),
     }
-    figures = {
+    results = {
         "settings": study.settings,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "data": {"training": len(study.fit), "scored": len(study.truth), "prompts": len(set(study.groups))},
@@ -245,10 +252,10 @@ def main() -> None:
         "judges": study_judges(study, recipes),
         "seconds": round(time.perf_counter() - start),
     }
-    text = json.dumps(figures, indent=1)
-    (REPOSITORY / "benchmarks" / "study.json").write_text(text + "\n", encoding="utf-8")
-    print("\n\n".join([format_judges(figures), *(format_table(title, arms) for title, arms in tables.items())]))
-    draw_arms(tables, figures["baselines"], REPOSITORY / "docs" / "study.png")
+    text = json.dumps(results, indent=1)
+    (RESULTS / "study.json").write_text(text + "\n", encoding="utf-8")
+    print("\n\n".join([format_judges(results), *(format_table(title, arms) for title, arms in tables.items())]))
+    draw_arms(tables, results["baselines"], REPOSITORY / "docs" / "study.png")
 
 
 if __name__ == "__main__":

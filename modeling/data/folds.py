@@ -1,7 +1,7 @@
-"""Folds of battles: which battles are held out together, so that no prompt is both trained on and evaluated.
+"""Assigns battles to folds so that no prompt is both trained on and evaluated.
 
-A fold is a function of the battles and of nothing else: no random state, and not the order of the rows ("modulo"
-apart), so that a later command can recompute it and check it by its fingerprint.
+The folds depend on the battles alone: on no random state and, but for "modulo", not on the order of the rows. A later
+command can therefore recompute a fold and check it by its fingerprint.
 """
 
 import hashlib
@@ -16,19 +16,19 @@ from modeling.runtime.choices import FOLD_METHODS
 
 
 def assign_folds(battles: Dataset, num_folds: int, method: str = "prompt") -> list[int]:
-    """Fold of each battle.
+    """Returns the fold of each battle.
 
-    "prompt" keeps battles of one prompt, or of prompts that are nearly the same, in one fold, and gives each fold the
-    same share of each label (a wins, b wins, tie) and language. "modulo" puts row i into fold i % num_folds, as some
-    competitions do: it leaks, since a prompt that stands on two rows is trained on and evaluated.
+    "prompt" keeps battles with the same prompt, or near-duplicates of it, in one fold, and gives each fold the same
+    share of each outcome (a wins, b wins, tie) and language. "modulo" puts row i into fold i % num_folds, as some
+    competitions do. It leaks: a prompt on two rows is both trained on and evaluated.
 
     Args:
-        battles: Battles with a column prompt and, where they are to be balanced, label and language.
+        battles: Battles with a column prompt, and label and language if these are to be balanced.
         num_folds: Number of folds, at least 2.
         method: One of `FOLD_METHODS`.
 
     Returns:
-        A number from 0 to num_folds - 1 per row.
+        One number per row, from 0 to num_folds - 1.
 
     Raises:
         ValueError: If there are fewer than two folds or the method is unknown.
@@ -42,16 +42,13 @@ def assign_folds(battles: Dataset, num_folds: int, method: str = "prompt") -> li
 
 
 def split_folds(battles: Dataset, num_folds: int, fold: int, method: str = "prompt") -> tuple[Dataset, Dataset]:
-    """Training and evaluation parts: the battles outside and inside of one fold, each in the order of the rows.
+    """Returns the battles outside one fold, for training, and those inside it, for evaluation, each in row order.
 
     Args:
         battles: As in `assign_folds`.
         num_folds: Number of folds, at least 2.
         fold: The fold to evaluate on, from 0.
         method: One of `FOLD_METHODS`.
-
-    Returns:
-        The part to train on and the part to evaluate on.
 
     Raises:
         ValueError: If the fold does not exist, the method is unknown, or one of the parts is empty.
@@ -69,30 +66,23 @@ def split_folds(battles: Dataset, num_folds: int, fold: int, method: str = "prom
 
 
 def fingerprint_fold(battles: Dataset) -> str:
-    """Hash of the ids of an evaluation part: 16 hexadecimal digits, whatever the order of the rows.
-
-    Args:
-        battles: Battles with a column id.
-
-    Returns:
-        The same text for the same set of ids; text and whole numbers differ ("7" is not 7).
-    """
-    ids = sorted(json.dumps(id) for id in battles["id"])
+    """Returns a hash of the ids of an evaluation part: 16 hexadecimal digits, independent of the order of the rows."""
+    ids = sorted(json.dumps(id) for id in battles["id"])  # JSON tells the text "7" from the number 7
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
 def _assign_by_row(battles: Dataset, num_folds: int) -> list[int]:
-    """Row i in fold i % num_folds."""
+    """Puts row i into fold i % num_folds."""
     return [row % num_folds for row in range(len(battles))]
 
 
 def _assign_by_prompt(battles: Dataset, num_folds: int) -> list[int]:
-    """Groups of near-identical prompts, large ones first, each where its most frequent stratum is rarest so far."""
+    """Puts groups of near-duplicate prompts, the largest first, where their most frequent stratum is rarest so far."""
     if not len(battles):
         return []
     prompts = battles["prompt"][:]
     groups = np.array(group_texts(prompts))
-    # counts[i] battles of group pairs[i, 0] are of stratum pairs[i, 1]; a group's pairs begin at starts[group].
+    # Group pairs[i, 0] has counts[i] battles of stratum pairs[i, 1]. The pairs of a group start at starts[group].
     strata = _number_strata(battles)
     pairs, counts = np.unique(np.stack([groups, strata], axis=1), axis=0, return_counts=True)
     starts = np.searchsorted(pairs[:, 0], np.arange(groups.max() + 2))
@@ -102,7 +92,8 @@ def _assign_by_prompt(battles: Dataset, num_folds: int) -> list[int]:
     for group in _order_groups(prompts, groups):
         rows = slice(starts[group], starts[group + 1])
         majority = pairs[rows, 1][np.argmax(counts[rows])]
-        # Fewest of the stratum, then fewest in all, then the lowest number: argmin takes the first.
+        # Fewest battles of the stratum, then fewest in all, then the lowest number, because argmin takes the first.
+        # No total exceeds len(prompts), so one number orders by both counts.
         fold = np.argmin(held[majority] * (len(prompts) + 1) + totals)
         held[pairs[rows, 1], fold] += counts[rows]
         totals[fold] += counts[rows].sum()
@@ -111,12 +102,12 @@ def _assign_by_prompt(battles: Dataset, num_folds: int) -> list[int]:
 
 
 def _number_strata(battles: Dataset) -> np.ndarray:
-    """Number of each row's combination of winning label (or tie) and language, in an order of its own."""
+    """Returns the number of each row's stratum: its combination of outcome and language, in sorted order."""
     outcomes = languages = [""] * len(battles)
     if "label" in battles.column_names:
         labels = np.array(battles["label"][:], float)
         is_tie = (labels == labels.max(axis=1, keepdims=True)).sum(axis=1) > 1
-        outcomes = np.where(is_tie, -1, labels.argmax(axis=1)).tolist()
+        outcomes = np.where(is_tie, -1, labels.argmax(axis=1)).tolist()  # argmax alone would call a tie a win for a
     if "language" in battles.column_names:
         languages = [str(language) for language in battles["language"]]
     strata = list(zip(outcomes, languages, strict=True))
@@ -125,11 +116,12 @@ def _number_strata(battles: Dataset) -> np.ndarray:
 
 
 def _order_groups(prompts: Sequence[str], groups: np.ndarray) -> list[int]:
-    """Group numbers, largest first, those of one size by a hash of their smallest prompt."""
+    """Returns the group numbers, largest group first; groups of the same size in the order of a hash."""
     smallest: dict[int, str] = {}
     for group, prompt in zip(groups.tolist(), map(normalize_text, prompts), strict=True):
         smallest[group] = min(prompt, smallest.get(group, prompt))
     sizes = np.bincount(groups)
+    # The hash is as good as a random order, but the same for every run and every order of the rows.
     digests = {
         group: hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest() for group, prompt in smallest.items()
     }

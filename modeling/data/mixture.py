@@ -1,4 +1,7 @@
-"""Sources of training battles put together: guarded against leaks, repeats and empty comparisons, weighted, counted."""
+"""Mixes sources of training battles: drops contamination and duplicates, weights, softens labels, counts.
+
+It must not know where the battles come from or how a model is trained on them.
+"""
 
 import math
 from collections import Counter
@@ -12,73 +15,81 @@ from modeling.data.battles import RESPONSES, TEXTS
 from modeling.data.near_duplicates import DuplicateIndex, normalize_text
 from modeling.data.reader import Fault
 from modeling.data.schemas import RowError, read_probability
+from modeling.runtime.tables import format_table
 
 logger = get_logger(__name__)
-MOST_LANGUAGES = 12  # rows of a source in the table of counts
+MOST_LANGUAGES = 12  # per source in the table of counts; the others share a row
 
-NUMBERS = Floats(Value("float64"))
+PROBABILITIES = Floats(Value("float64"))
 MIXED = Features(
     {name: Value("string") for name in ("id", *TEXTS, "language", "train_source")}
-    | {"label": NUMBERS, "teacher": NUMBERS, "weight": Value("float64")}
+    | {"label": PROBABILITIES, "teacher": PROBABILITIES, "weight": Value("float64")}
 )
 
 
 def drop_duplicates(source: str, battles: Dataset, *, repeat_policy: str, identical_policy: str) -> Dataset:
-    """The battles of a source; those that compare nothing, or what an earlier one compared, are counted and may go.
+    """Counts, and optionally drops, duplicates and battles with two equal responses.
 
     Args:
-        source: Names the battles in the log.
-        battles: With labels.
-        repeat_policy: "keep" or "drop" for battles with the prompt and the two answers of an earlier one, in either
-            order; case and white space do not count. Those with the other winner are counted by themselves: they are
-            no copies, but say that voters disagreed.
-        identical_policy: "keep" or "drop" for battles whose answers are the same.
+        source: The name of the battles in the log.
+        battles: Labelled battles.
+        repeat_policy: "keep" or "drop" for a battle with the prompt and the two responses of an earlier one, in either
+            order, ignoring case and white space. Duplicates with the opposite winner are counted apart, because they
+            show that voters disagreed.
+        identical_policy: "keep" or "drop" for a battle whose responses are equal.
+
+    Returns:
+        The remaining battles in the same order.
     """
     ids, dropped = battles["id"][:], set()
-    for (what, flag), rows in _find_duplicates(battles).items():
-        policy = {"repeat_policy": repeat_policy, "identical_policy": identical_policy}[flag]
-        fault = Fault()
+    policies = {"repeat_policy": repeat_policy, "identical_policy": identical_policy}
+    for (kind, flag), rows in _find_duplicates(battles).items():
+        policy, fault = policies[flag], Fault()
         for row in rows:
             fault.add(ids[row], None)
         if rows:
-            did = {"keep": "kept", "drop": "dropped"}[policy]
-            logger.warning(f"{source}: {did} {len(rows)} of {len(ids)} battles {what} (--{flag} {policy}): {fault}")
+            done = {"keep": "kept", "drop": "dropped"}[policy]
+            logger.warning(f"{source}: {done} {len(rows)} of {len(ids)} battles {kind} (--{flag} {policy}): {fault}")
         dropped.update(rows if policy == "drop" else ())
     return battles.select([row for row in range(len(ids)) if row not in dropped]) if dropped else battles
 
 
 def _find_duplicates(battles: Dataset) -> dict[tuple[str, str], list[int]]:
-    """Rows of each kind of twin, by what they are and the flag that is about them."""
+    """Returns the rows of each kind of duplicate, by its description and its flag."""
     repeats, opposed, identical = [], [], []
     leads: dict[int, float] = {}
     for row, battle in enumerate(battles.select_columns([*TEXTS, "label"])):
-        prompt, *answers = (normalize_text(battle[name]) for name in TEXTS)
-        first, second = battle["label"] if answers[0] < answers[1] else reversed(battle["label"])
-        # How far the answer that sorts first leads: the same for a battle and the same one turned.
-        said, lead = hash((prompt, *sorted(answers))), first - second
-        if answers[0] == answers[1]:
+        prompt, *responses = (normalize_text(battle[name]) for name in TEXTS)
+        first, second = battle["label"] if responses[0] < responses[1] else reversed(battle["label"])
+        # The lead of the response that sorts first does not change when a battle's sides are swapped.
+        key, lead = hash((prompt, *sorted(responses))), first - second  # a hash, to keep no texts in memory
+        if responses[0] == responses[1]:
             identical.append(row)
-            lead = 0
-        if said in leads:
-            (opposed if leads[said] * lead < 0 else repeats).append(row)
-        leads.setdefault(said, lead)
+            lead = 0  # equal responses: no repeat of this battle opposes it
+        if key in leads:
+            (opposed if leads[key] * lead < 0 else repeats).append(row)
+        leads.setdefault(key, lead)
     return {
         ("that repeat another", "repeat_policy"): repeats,
-        ("that repeat another with the other winner", "repeat_policy"): opposed,
-        ("whose two answers are the same", "identical_policy"): identical,
+        ("that repeat another with the opposite winner", "repeat_policy"): opposed,
+        ("with two equal responses", "identical_policy"): identical,
     }
 
 
 def drop_contaminated(source: str, battles: Dataset, evaluation: DuplicateIndex, *, leak_policy: str) -> Dataset:
-    """The battles of a source without those whose prompt stands, exactly or nearly, in the evaluation part.
+    """Counts the battles whose prompt is, exactly or nearly, in the evaluation part, and applies `leak_policy` to them.
 
     Args:
-        source: Names the battles in the log.
-        evaluation: The prompts that must not be trained on.
-        leak_policy: "drop" leaves them out, "keep" does not, "error" stops; whichever, they are counted.
+        source: The name of the battles in the log.
+        battles: Battles that would be trained on.
+        evaluation: The prompts of the evaluation part.
+        leak_policy: "drop" leaves contaminated battles out, "keep" keeps them, "error" stops. All three count them.
+
+    Returns:
+        The remaining battles in the same order.
 
     Raises:
-        ValueError: If there are any and the policy is "error".
+        ValueError: If there are contaminated battles and the policy is "error".
     """
     exact, near, kept = Fault(), Fault(), []
     prompts = battles["prompt"][:]
@@ -88,17 +99,20 @@ def drop_contaminated(source: str, battles: Dataset, evaluation: DuplicateIndex,
         else:
             kept.append(row)
     count = exact.count + near.count
-    said = (
-        f"{source}: {count} of {len(battles)} battles have a prompt of the evaluation part, {exact.count} the same and "
-        f"{near.count} nearly the same"
+    summary = (
+        f"{source}: {count} of {len(battles)} battles are contaminated: {exact.count} have a prompt of the evaluation "
+        f"part and {near.count} a near-duplicate of one"
     )
-    if not count or leak_policy == "keep":
-        (logger.warning if count else logger.info)(f"{said}{'; kept (--leak_policy keep)' if count else ''}")
+    if not count:
+        logger.info(summary)
         return battles
-    named = "; ".join(f"{what}: {fault}" for what, fault in (("same", exact), ("nearly", near)) if fault.count)
+    if leak_policy == "keep":
+        logger.warning(f"{summary}; kept (--leak_policy keep)")
+        return battles
+    named = "; ".join(f"{kind}: {fault}" for kind, fault in (("same", exact), ("near", near)) if fault.count)
     if leak_policy == "error":
-        raise ValueError(f"{said}; expected none. {named}. Pass --leak_policy drop to leave them out of training.")
-    logger.warning(f"{said}; dropped from training (--leak_policy drop). {named}")
+        raise ValueError(f"{summary}; expected none. {named}. Pass --leak_policy drop to leave them out of training.")
+    logger.warning(f"{summary}; dropped from training (--leak_policy drop). {named}")
     return battles.select(kept)
 
 
@@ -108,36 +122,38 @@ def mix_sources(
     confidences: Sequence[float] | None = None,
     teacher_columns: Sequence[str] = (),
 ) -> Dataset:
-    """One set of training battles from several sources.
+    """Returns one set of training battles from several sources.
 
     Args:
-        sources: Name and labelled battles of each.
-        weights: Of each source's battles in the loss, scaled so that their mean over all battles is 1; None: all alike.
-        confidences: Probability that a label of the source is right: a label [1, 0] becomes [c, 1 - c].
-        teacher_columns: Columns with a teacher's probabilities, as [p_a, p_b] or as p_a, also as texts of a csv; the
-            mean of those that are not null (or empty) becomes the column `teacher`.
+        sources: Name and labelled battles of each source.
+        weights: Weight in the loss of each source's battles, scaled to a mean of 1 over all battles. None: all equal.
+        confidences: Probability for each source that a label is right: a label [1, 0] becomes [c, 1 - c].
+        teacher_columns: Columns with a teacher's probabilities, as [p_a, p_b] or as p_a, or as csv text. The mean of
+            those that are not empty becomes the column `teacher`.
 
     Returns:
-        Columns id (as text), prompt, response_a, response_b, label, language and train_source (the source's name), and
-        where asked for teacher and weight.
+        Rows in the order of the sources. Columns: id (as text), prompt, response_a, response_b, label, language,
+        train_source (the source's name), teacher if there are teacher columns, and weight if the weights differ.
 
     Raises:
-        ValueError: If a teacher column is in no source, or holds something else than probabilities.
+        ValueError: If no source has a teacher column, or it holds something other than probabilities.
     """
     for name in teacher_columns:
         if not any(name in battles.column_names for _, battles in sources):
             found = ", ".join(dict.fromkeys(name for _, battles in sources for name in battles.column_names))
             raise ValueError(f"--teacher_column {name}: expected a column of a --train_file; found {found}.")
-    numbers = [len(battles) for _, battles in sources]
+    counts = [len(battles) for _, battles in sources]
     weights, confidences = weights or [1.0] * len(sources), confidences or [1.0] * len(sources)
-    mean = sum(map(math.prod, zip(weights, numbers, strict=True))) / sum(numbers)
-    wanted = {"teacher": bool(teacher_columns), "weight": len(set(weights)) > 1}
-    features = Features({name: kind for name, kind in MIXED.items() if wanted.get(name, True)})
+    mean = sum(map(math.prod, zip(weights, counts, strict=True))) / sum(counts)
+    # Without a weight column the loss is the plain mean, which equal weights would give too.
+    optional = {"teacher": bool(teacher_columns), "weight": len(set(weights)) > 1}
+    # Only these columns: the others of the sources may differ in type, and could not be concatenated.
+    features = Features({name: kind for name, kind in MIXED.items() if optional.get(name, True)})
     mixed = []
     for (source, battles), weight, confidence in zip(sources, weights, confidences, strict=True):
         count = len(battles)
         columns = {name: battles[name][:] for name in ("label", *TEXTS)}
-        columns["id"] = [str(id) for id in battles["id"]]
+        columns["id"] = [str(id) for id in battles["id"]]  # sources may mix text and whole numbers
         columns["label"] = [soften_label(label, confidence) for label in columns["label"]]
         languages = battles["language"][:] if "language" in battles.column_names else [None] * count
         columns["language"] = [None if language is None else str(language) for language in languages]
@@ -148,7 +164,7 @@ def mix_sources(
 
 
 def soften_label(label: Sequence[float], confidence: float) -> list[float]:
-    """A label that is right with probability `confidence`, else one of the other labels, each as likely.
+    """Returns a label that is right with probability `confidence`, and else equally likely any other label.
 
     Example: `soften_label([1.0, 0.0], 0.9)` is `[0.9, 0.1]`; a tie stays a tie.
     """
@@ -156,29 +172,29 @@ def soften_label(label: Sequence[float], confidence: float) -> list[float]:
 
 
 def average_teachers(source: str, battles: Dataset, columns: Sequence[str]) -> list[list[float] | None]:
-    """Mean of the teachers' probabilities of each battle; None where none of them says anything."""
-    answers: list[list] = [[] for _ in range(len(battles))]
+    """Returns the mean of the teachers' probabilities for each battle, or None where no teacher has any."""
+    given: list[list] = [[] for _ in range(len(battles))]
     for name in columns:
-        odd = Fault()
+        fault = Fault()
         for row, value in enumerate(battles[name][:] if name in battles.column_names else []):
             try:
-                if p := read_probability(name, value):
-                    answers[row].append(p)
+                if probabilities := read_probability(name, value):
+                    given[row].append(probabilities)
             except RowError as error:
-                odd.add(battles[row]["id"], error.found)
-        if odd.count:
+                fault.add(battles[row]["id"], error.found)
+        if fault.count:
             raise ValueError(
-                f"{source}: {odd}: --teacher_column {name} must be null, a probability of a, or [p_a, p_b]; found "
-                f"{', '.join(odd.found)}. Fix these rows or leave the column out."
+                f"{source}: {fault}: --teacher_column {name} must be null, a probability of a, or [p_a, p_b]; found "
+                f"{', '.join(fault.found)}. Fix these rows or leave the column out."
             )
-    return [[sum(p) / len(said) for p in zip(*said, strict=True)] if said else None for said in answers]
+    return [[sum(p) / len(some) for p in zip(*some, strict=True)] if some else None for some in given]
 
 
 def describe_battles(battles: Dataset) -> str:
-    """A table: battles per source and language, how many each side wins, and the share of the longer answer's wins.
+    """Returns a table with a row per source and language: battles, wins of each side, ties, wins of the longer text.
 
     Args:
-        battles: With columns label, the texts and, where known, language and train_source.
+        battles: Labelled battles, with language and train_source where known.
     """
     counts: dict[tuple[str, str], Counter] = {}
     names = [name for name in ("language", "train_source") if name in battles.column_names]
@@ -186,6 +202,7 @@ def describe_battles(battles: Dataset) -> str:
         p_a, p_b = battle["label"]
         outcome = "tie" if p_a == p_b else "a" if p_a > p_b else "b"
         lengths = [len(battle[name]) for name in RESPONSES]
+        # A win between equally long responses is not one of the longer, but counts in the share's denominator.
         longer = outcome != "tie" and lengths[0] != lengths[1] and (lengths[0] > lengths[1]) == (outcome == "a")
         key = battle.get("train_source") or "", battle.get("language") or "-"
         counts.setdefault(key, Counter()).update({outcome: 1, "longer": longer})
@@ -193,19 +210,21 @@ def describe_battles(battles: Dataset) -> str:
     for source in dict.fromkeys(source for source, _ in counts):
         parts = {language: count for (name, language), count in counts.items() if name == source}
         total = sum(parts.values(), Counter())
-        common = sorted(parts.items(), key=lambda part: -_count(part[1]))
-        rest = sum((count for _, count in common[MOST_LANGUAGES:]), Counter())
-        shown = [*common[:MOST_LANGUAGES], *[(f"{len(common) - MOST_LANGUAGES} others", rest)] * bool(rest)]
+        ranked = sorted(parts.items(), key=lambda part: -_count(part[1]))
+        shown, others = ranked[:MOST_LANGUAGES], ranked[MOST_LANGUAGES:]
+        if others:
+            shown.append((f"{len(others)} others", sum((count for _, count in others), Counter())))
         rows += [_describe_row(source, language, count) for language, count in (*shown, ("all", total))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return format_table(rows)
 
 
 def _count(outcomes: Counter) -> int:
+    """Returns the number of battles; "longer" is not an outcome of its own."""
     return sum(outcomes[name] for name in ("a", "b", "tie"))
 
 
 def _describe_row(source: str, language: str, outcomes: Counter) -> tuple[str, ...]:
+    """Returns the cells of one row of the table."""
     decided = outcomes["a"] + outcomes["b"]
     longer = f"{outcomes['longer'] / decided:.1%}" if decided else "-"
     numbers = (f"{number:,}" for number in (_count(outcomes), outcomes["a"], outcomes["b"], outcomes["tie"]))

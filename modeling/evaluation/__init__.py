@@ -1,1 +1,1 @@
-"""Statistics and reports of predictions: no models, no judges."""
+"""Statistics and reports of predictions: metrics, intervals, baselines, biases, leaderboards. No models, no judges."""

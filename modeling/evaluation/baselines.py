@@ -1,6 +1,7 @@
-"""What a judge must beat: rules that look at places and lengths, and words counted. Learned ones need training battles.
+"""Baselines that a judge must beat: rules on slot and length, language majorities, and TF-IDF with logistic regression.
 
-None of them knows position: a battle with its answers exchanged gets the exchanged probability, but for "always a".
+The learned ones need training battles. The length rules and TF-IDF are symmetric: swapping a battle's answers swaps
+their prediction. This module must not know judges or reports.
 """
 
 from collections import Counter
@@ -14,18 +15,18 @@ from sklearn.linear_model import LogisticRegression
 from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.metrics import find_decided, find_hits, find_losses
 
-NGRAMS, LEAST_ANSWERS, MOST_NGRAMS = (2, 4), 2, 200_000
+NGRAMS, LEAST_ANSWERS, MOST_NGRAMS = (2, 4), 2, 200_000  # lengths in characters, answers with an n-gram, vocabulary
 SURE = np.array([1.0, 0.0])
 
 
 def estimate_baselines(resampler: Resampler, battles: Dataset, train_battles: Dataset | None = None) -> dict[str, dict]:
-    """Accuracy of each baseline, and the log loss of the one that gives probabilities.
+    """Estimates the accuracy of each baseline, and the log loss of TF-IDF, the only one that gives probabilities.
 
     Args:
-        resampler: Of the battles, grouped by prompt.
-        battles: To be scored; with labels.
-        train_battles: Other battles with labels, for "tf-idf" and, where both have a language, "majority per
-            language"; without them these are left out.
+        resampler: Resampler of the battles, grouped by prompt.
+        battles: Battles to score, with labels.
+        train_battles: Other battles with labels, for "tf-idf" and, if both have a language column, "majority per
+            language". None leaves these two out.
 
     Returns:
         {name: {"accuracy": estimate[, "log_loss": estimate]}}, estimates as JSON values.
@@ -48,15 +49,18 @@ def estimate_baselines(resampler: Resampler, battles: Dataset, train_battles: Da
 
 
 def measure_lengths(battles: Dataset) -> np.ndarray:
-    """Characters of both answers, shape (battles, 2)."""
+    """Returns the lengths of both answers in characters, shape (battles, 2)."""
     columns = [[len(text) for text in battles[f"response_{side}"][:]] for side in "ab"]
     return np.array(columns, float).T.reshape(-1, 2)
 
 
 def predict_majority(train_battles: Dataset, battles: Dataset) -> np.ndarray:
-    """The label that won more often among the training battles of the language, shape (battles, 2).
+    """Predicts, for each battle, the label that won more of the training battles in its language.
 
-    A language that training has not seen, or that is even, gets what won more often in all.
+    For a language that is balanced or missing in training, it predicts the label that won more battles overall.
+
+    Returns:
+        Scores, shape (battles, 2); the larger one marks the predicted label.
     """
     labels = np.array(train_battles["label"][:], float)
     balance: Counter = Counter()
@@ -68,24 +72,25 @@ def predict_majority(train_battles: Dataset, battles: Dataset) -> np.ndarray:
 
 
 def predict_tfidf(train_battles: Dataset, battles: Dataset) -> np.ndarray:
-    """Probabilities of a logistic regression on the difference of the answers' TF-IDF of 2 to 4 characters.
+    """Predicts with a logistic regression on the difference of the two answers' TF-IDF vectors.
 
-    Without an intercept, so that exchanging the answers exchanges the probabilities; characters, because not every
-    script puts spaces between words. Fitted on the training battles that favour an answer.
+    The features are n-grams of 2 to 4 characters, because not every script puts spaces between words. The regression is
+    fitted on the decided training battles.
 
     Returns:
-        Shape (battles, 2).
+        Probabilities, shape (battles, 2).
     """
     labels = np.array(train_battles["label"][:], float)
     decided = train_battles.select(np.flatnonzero(find_decided(labels)))
     won = labels[find_decided(labels), 0] > 0.5
-    # An n-gram of one answer teaches nothing, unless there are hardly others.
+    # An n-gram that occurs in a single answer teaches nothing; with hardly any answers it is all there is.
     least = LEAST_ANSWERS if len(decided) > LEAST_ANSWERS else 1
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=NGRAMS, min_df=least, max_features=MOST_NGRAMS)
     answers = vectorizer.fit_transform([*decided["response_a"], *decided["response_b"]])
     differences = answers[: len(decided)] - answers[len(decided) :]
-    # Every battle in both orders, so that there are two classes; C halves because the battles double.
+    # Each battle in both orders, so that both classes exist even if a always won. C is halved because that doubles the
+    # battles. Without an intercept, swapping the answers swaps the probabilities.
     regression = LogisticRegression(C=0.5, fit_intercept=False, max_iter=1000)
     regression.fit(sparse.vstack([differences, -differences]), np.concatenate([won, ~won]))
     scored = vectorizer.transform(battles["response_a"][:]) - vectorizer.transform(battles["response_b"][:])
-    return regression.predict_proba(scored)[:, ::-1]  # the classes are False, True: b won, a won
+    return regression.predict_proba(scored)[:, ::-1]  # the classes are False (b won) and True (a won)

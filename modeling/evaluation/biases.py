@@ -1,7 +1,8 @@
-"""What sways a judge besides the answers' worth: which one it reads first, and which one is longer.
+"""Biases of a judge: how much it favours the answer in the first slot, and how much the longer answer.
 
-Pure functions over arrays. A reading is one member reading in one order, named `<member>_ab` or `<member>_ba`; its
-probabilities are already turned back, p that a wins, and NaN where the member did not read.
+Pure functions over arrays. The passes of one member in one order are a column, named `<member>_ab` or `<member>_ba`.
+Its values are p_a, the probability that a wins whichever answer came first, or NaN for battles without that pass. This
+module must not know models or files.
 """
 
 from collections.abc import Mapping
@@ -11,56 +12,58 @@ import numpy as np
 from modeling.evaluation.bootstrap import UNKNOWN, Resampler
 from modeling.evaluation.metrics import find_decided, find_hits
 
-LENGTH_MATCHED = 1.2  # the longer answer has at most so many times the characters of the shorter one
+LENGTH_MATCHED = 1.2  # lengths match if the longer answer has at most this many times the characters of the shorter one
 LENGTH_BINS = 8
 
 
-def find_first(readings: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Probability that the answer read first wins, shape (battles, readings): p_a for ab, 1 - p_a for ba."""
-    return np.column_stack([1 - p if name.endswith("_ba") else p for name, p in readings.items()])
+def find_first(passes: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns the probability that the first answer wins, shape (battles, passes): p_a for ab, 1 - p_a for ba."""
+    return np.column_stack([1 - p if name.endswith("_ba") else p for name, p in passes.items()])
 
 
 def estimate_position_bias(
-    resampler: Resampler, readings: Mapping[str, np.ndarray], labels: np.ndarray
+    resampler: Resampler, passes: Mapping[str, np.ndarray], labels: np.ndarray
 ) -> dict[str, dict | None]:
-    """How much the place of an answer decides.
+    """Estimates how much the slot of an answer influences the judge.
 
     Args:
-        resampler: Of the battles, grouped by prompt.
-        readings: {name: p_a of shape (battles,)}; none are needed.
+        resampler: Resampler of the battles, grouped by prompt.
+        passes: {name: p_a of shape (battles,)}; may be empty.
         labels: True probabilities, shape (battles, 2).
 
     Returns:
-        mean_p_first: mean over all readings of the first answer's probability. 1/2 is none, if as many battles are won
-        by the first as by the second answer; `people_first` says what it would be if the labels had been predicted.
-        first_wins: share of the readings that the first answer wins (1/2 counts half).
-        flip_share: over battles and members that read both orders, the share whose winner changes with the order; None
-        where no member read both. Members of opposite orders differ by more than the place, so they do not count.
+        mean_p_first: Mean probability of the first answer over all passes; 1/2 means no bias if both slots win equally
+            often.
+        people_first: What `mean_p_first` would be if the judge predicted the labels themselves.
+        first_wins: Share of passes that the first answer wins; a probability of 1/2 counts half.
+        flip_share: Share of battles and members, of those with both orders, whose winner changes with the order; None
+            if no member has both orders.
     """
     unknown = UNKNOWN.to_dict()
-    if not readings:
+    if not passes:
         return {"mean_p_first": unknown, "first_wins": unknown, "flip_share": None, "people_first": unknown}
-    first, read = find_first(readings), ~np.isnan(find_first(readings))
-    wins = np.where(first == 0.5, 0.5, first > 0.5)
-    people = find_first(dict.fromkeys(readings, labels[:, 0]))
+    first, read = find_first(passes), ~np.isnan(find_first(passes))
+    wins = np.where(first == 0.5, 0.5, first > 0.5)  # NaN gives 0 here; `read` leaves it out below
+    people = find_first(dict.fromkeys(passes, labels[:, 0]))
     return {
         "mean_p_first": _estimate_ratio(resampler, first, read),
         "first_wins": _estimate_ratio(resampler, wins, read, share=True),
-        "flip_share": _estimate_flips(resampler, readings),
+        "flip_share": _estimate_flips(resampler, passes),
         "people_first": _estimate_ratio(resampler, people, read),
     }
 
 
 def _estimate_ratio(resampler: Resampler, values: np.ndarray, read: np.ndarray, share: bool = False) -> dict:
-    """Mean over all readings, several of them of one battle."""
+    """Estimates the mean over all passes that were made; a battle counts once for each of its passes."""
     columns = np.column_stack([np.where(read, values, 0).sum(axis=1), read.sum(axis=1)])
     return resampler.estimate(columns, lambda sums: sums[:, 0] / sums[:, 1], read.any(axis=1), share=share).to_dict()
 
 
-def _estimate_flips(resampler: Resampler, readings: Mapping[str, np.ndarray]) -> dict | None:
-    """Of the members that read both orders; None where there are none."""
-    members = [name.removesuffix("_ab") for name in readings if name.endswith("_ab")]
-    pairs = [(readings[f"{name}_ab"], readings[f"{name}_ba"]) for name in members if f"{name}_ba" in readings]
+def _estimate_flips(resampler: Resampler, passes: Mapping[str, np.ndarray]) -> dict | None:
+    """Estimates the share of winners that change with the order, over members with both orders; None without any."""
+    # Two members of opposite orientations do not count as a pair: they differ by more than the order.
+    members = [name.removesuffix("_ab") for name in passes if name.endswith("_ab")]
+    pairs = [(passes[f"{name}_ab"], passes[f"{name}_ba"]) for name in members if f"{name}_ba" in passes]
     if not pairs:
         return None
     read = np.column_stack([~np.isnan(ab) & ~np.isnan(ba) for ab, ba in pairs])
@@ -71,19 +74,21 @@ def _estimate_flips(resampler: Resampler, readings: Mapping[str, np.ndarray]) ->
 def estimate_length_bias(
     resampler: Resampler, probabilities: np.ndarray, labels: np.ndarray, lengths: np.ndarray
 ) -> dict[str, object]:
-    """How much the length of an answer decides.
+    """Estimates how much the length of an answer influences the judge.
 
     Args:
-        resampler: Of the battles, grouped by prompt.
-        probabilities: Predicted, shape (battles, 2).
+        resampler: Resampler of the battles, grouped by prompt.
+        probabilities: Predicted probabilities, shape (battles, 2).
         labels: True probabilities, shape (battles, 2).
-        lengths: Characters of both answers, shape (battles, 2).
+        lengths: Lengths of both answers in characters, shape (battles, 2).
 
     Returns:
-        correlation: Pearson's, of p_a with the logarithm of the lengths' ratio a : b; people_correlation: the same of
-        the label, because people favour longer answers too. accuracy_length_matched: where neither answer is longer by
-        more than a fifth. bins: mean p_a and label by eighths of the ratio.
+        correlation: Pearson correlation of p_a with the log of the length ratio a : b.
+        people_correlation: The same for the labels, because people favour longer answers too.
+        accuracy_length_matched: Accuracy on battles in which neither answer is more than a fifth longer.
+        bins: Mean p_a and mean label in eighths of the battles, sorted by length ratio.
     """
+    # Plus 1, because an answer may be empty.
     ratio = np.log2((lengths[:, 0] + 1) / (lengths[:, 1] + 1))
     matched = find_decided(labels) & (np.abs(ratio) <= np.log2(LENGTH_MATCHED))
     hits = find_hits(probabilities, labels)
@@ -97,13 +102,14 @@ def estimate_length_bias(
 
 
 def _estimate_correlation(resampler: Resampler, x: np.ndarray, y: np.ndarray) -> dict:
-    """Pearson's correlation, from sums of standardised values; unknown where one of them never changes."""
+    """Estimates Pearson's correlation; unknown if x or y is constant."""
     if len(x) < 2 or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9:
         return UNKNOWN.to_dict()
+    # The bootstrap needs a function of sums. Standardised values keep the differences of sums below accurate.
     x, y = ((values - values.mean()) / values.std() for values in (x, y))
 
     def compute(sums: np.ndarray) -> np.ndarray:
-        """From sums of 1, x, y, xx, yy, xy."""
+        """Computes the correlation from sums of 1, x, y, xx, yy and xy."""
         mean_x, mean_y, xx, yy, xy = (sums[:, 1:] / sums[:, :1]).T
         return (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2))
 
@@ -111,9 +117,10 @@ def _estimate_correlation(resampler: Resampler, x: np.ndarray, y: np.ndarray) ->
 
 
 def _bin_lengths(resampler: Resampler, ratio: np.ndarray, p_a: np.ndarray, label_a: np.ndarray) -> list[dict]:
-    """Mean p_a and label by equal shares of the battles in order of the ratio; equal ratios stay together."""
+    """Estimates the mean p_a and label in bins of equally many battles by length ratio; equal ratios share a bin."""
     if len(ratio) == 0:
         return []
+    # unique(): if many battles have one length ratio, quantiles coincide and there are fewer bins.
     ends = np.unique(np.quantile(ratio, np.arange(1, LENGTH_BINS) / LENGTH_BINS))
     bins = np.searchsorted(ends, ratio)
     numbers = np.unique(bins)

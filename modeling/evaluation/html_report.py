@@ -1,4 +1,7 @@
-"""A report as one HTML file: tables, pictures inside it, and, only where asked, the battles that went most wrong."""
+"""The report as a single HTML file with tables, embedded pictures and, if requested, the battles with the highest loss.
+
+It must not compute statistics: it shows what the report holds.
+"""
 
 import base64
 from collections.abc import Iterable, Mapping
@@ -15,31 +18,32 @@ from modeling.evaluation.report import align_verdicts, read_labels, stack_probab
 from modeling.evaluation.text_report import FIGURES, build_sections, format_estimate, summarize
 
 TEMPLATE = "report_template.html"
-MOST_CHARACTERS = 4000  # of a text that is shown
+MOST_CHARACTERS = 4000  # characters shown of a text
 
 
 def build_page(
     report: Mapping, pictures: Iterable[Path], *, battles: Iterable[Mapping] = (), title: str = "Evaluation"
 ) -> str:
-    """The report as HTML that needs no other file and no network.
+    """Builds the report as HTML that needs no other file and no network.
 
     Args:
-        report: What `build_report` returned.
-        pictures: What `draw_figures` drew; a picture stands in the section that names its file's stem.
-        battles: What `list_wrong_battles` returned.
+        report: Result of `build_report`.
+        pictures: Result of `draw_figures`; each picture is placed in the section that names its file stem.
+        battles: Result of `list_wrong_battles`.
         title: Heading of the page.
 
     Returns:
-        HTML; whatever comes from data is escaped.
+        HTML in which all text from data is escaped.
     """
-    # Autoescape by hand: the default decides by a file's ending, and a string has none.
+    # jinja2 escapes nothing by default, and names and texts come from strangers.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a misspelt name in the template is an error, not an empty cell
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # "0.634 [0.584, 0.679]" becomes a value and an interval.
     headline = [
         (name, *format_estimate(report[key]).partition(" ")[::2])
         for key, name in FIGURES.items()
@@ -58,7 +62,16 @@ def build_page(
 
 
 def list_wrong_battles(verdicts: pd.DataFrame, battles: Dataset, count: int) -> list[dict]:
-    """The battles with the highest loss, worst first: id, p_a, label (of a) and texts, long ones shortened."""
+    """Returns the battles with the highest loss, worst first.
+
+    Args:
+        verdicts: Verdicts with columns id and p_a.
+        battles: The same battles, with labels.
+        count: Number of battles to return.
+
+    Returns:
+        Dictionaries with id, p_a, label (people's probability that a wins) and texts, shortened if long.
+    """
     p, labels = stack_probabilities(align_verdicts(verdicts, battles)), read_labels(battles)
     worst = np.argsort(-find_losses(p, labels), kind="stable")[:count]
     rows = []
@@ -70,5 +83,6 @@ def list_wrong_battles(verdicts: pd.DataFrame, battles: Dataset, count: int) -> 
 
 
 def _shorten(text: str) -> str:
+    """Returns the first `MOST_CHARACTERS` characters, and how many were left out."""
     left_out = len(text) - MOST_CHARACTERS
     return text if left_out <= 0 else f"{text[:MOST_CHARACTERS]}… ({left_out:,} more characters)"

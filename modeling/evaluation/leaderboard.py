@@ -1,10 +1,9 @@
-"""Models ranked by the battles between them: by what a judge predicts, beside what people said.
+"""Leaderboards: the models of the battles rated by the judge's predictions, beside the ratings by people's labels.
 
-Bradley-Terry ratings (Bradley and Terry 1952) by evalica, on Elo's scale: 400 points more are ten to one, the mean is
-1000. A judge's probabilities count as parts of a win, not its winners: they are what it expects, and a sure verdict
-says more than a close one. A judge that is never sure rates all models alike, but ranks them no worse. A tie is half a
-win each. Each model also has one drawn battle against a player that is no model, so that a model without a defeat, and
-models that never met, have finite ratings.
+The ratings are Bradley-Terry's (1952), computed by evalica, on Elo's scale: 400 points mean odds of ten to one, and the
+mean is 1000. A verdict counts by its probability, not by its winner: p_a is the expected win of a. A judge that is less
+confident rates models closer together, but does not rank them worse. A tie is half a win for each. This module must not
+know how predictions are made.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,28 +17,29 @@ from modeling.evaluation.bootstrap import UNKNOWN, Estimate, Resampler, bound_dr
 
 SCALE, MEAN = 400.0, 1000.0
 NO_MODEL = ("", "unknown", "none", "nan")
-# What is compared by rank: two models are ranked alike or not, and one of few battles stands anywhere by chance.
+# Rank correlations need three models, as two can only be ranked alike or not, and ten battles each, as the rank of a
+# model with fewer is mostly chance.
 LEAST_MODELS, LEAST_BATTLES = 3, 10
-MOST_DRAWS = 250  # one takes milliseconds where there are dozens of models
+MOST_DRAWS = 250  # each draw takes milliseconds for dozens of models
 
 
 def build_leaderboard(
     resampler: Resampler, p_a: np.ndarray, label_a: np.ndarray, models_a: Sequence, models_b: Sequence
 ) -> dict:
-    """Ratings of the models by people and by the judge, best by people first, and how alike the two rankings are.
+    """Rates the models by people's labels and by the judge, and compares the two rankings.
 
     Args:
-        resampler: Of the battles, grouped by prompt.
+        resampler: Resampler of the battles, grouped by prompt.
         p_a: The judge's probability that a wins, shape (battles,).
-        label_a: People's, shape (battles,).
-        models_a, models_b: Names, shape (battles,). Battles of a model with itself, or of one without a name or
-            "unknown", are left out.
+        label_a: People's probability that a wins, shape (battles,).
+        models_a, models_b: Names of the models, shape (battles,). Battles of a model against itself, or with a model
+            that is unnamed or "unknown", are left out.
 
     Returns:
-        battles, draws, models [{"name", "battles", "people", "judge"}], and spearman and kendall: how alike the two
-        rankings are, over the `ranked` models with ten battles or more; unknown for fewer than three. Chance lowers a
-        correlation, and drawing again lowers it further, so that the interval is rather too low; it always includes
-        the value.
+        battles, draws, ranked: Numbers of battles, of bootstrap draws, and of models in the rank correlations.
+        models: {"name", "battles", "people", "judge"} for each model, best by people first.
+        spearman, kendall: Rank correlations over the models with at least ten battles; unknown for fewer than three.
+            Their intervals lie rather too low, and always include the value.
     """
     named = [_is_named(a) and _is_named(b) and a != b for a, b in zip(models_a, models_b, strict=True)]
     part = np.array(named, bool)
@@ -63,7 +63,7 @@ def build_leaderboard(
 
 
 def _build_row(pairs: "_Pairs", groups: np.ndarray, place: int, ratings: tuple, drawn: np.ndarray) -> dict:
-    """A model's ratings by people and by the judge, with intervals from the draws."""
+    """Builds a model's row: its ratings by people and by the judge, with intervals from the draws."""
     met = pairs.includes(place)
     row: dict = {"name": str(pairs.models[place]), "battles": int(met.sum())}
     for number, who in enumerate(("people", "judge")):
@@ -73,14 +73,18 @@ def _build_row(pairs: "_Pairs", groups: np.ndarray, place: int, ratings: tuple, 
 
 
 def rate_models(models_a: Sequence, models_b: Sequence, chances_a: np.ndarray) -> dict[str, float]:
-    """Ratings of the models of battles, from the chance (or outcome, 1, 1/2 or 0) of the first."""
+    """Rates the models of battles by the probability that a wins, or by outcomes (1, 1/2 or 0).
+
+    Returns:
+        {model: rating}.
+    """
     pairs = _Pairs(np.array(models_a, object), np.array(models_b, object))
     ratings = pairs.rate(pairs.orient(np.asarray(chances_a, float)), np.ones(len(models_a)))
     return dict(zip(pairs.models.tolist(), ratings.tolist(), strict=True))
 
 
 class _Pairs:
-    """Which two models meet in each battle: a rating needs no more than each pair's sums."""
+    """The pair of models in each battle. Ratings need only sums over the battles of each pair, so draws are cheap."""
 
     def __init__(self, models_a: np.ndarray, models_b: np.ndarray):
         self.models, numbers = np.unique(np.concatenate([models_a, models_b]), return_inverse=True)
@@ -90,44 +94,49 @@ class _Pairs:
             self.sides.min(axis=0) * len(self.models) + self.sides.max(axis=0), return_inverse=True
         )
         self.first, self.second = codes // max(len(self.models), 1), codes % max(len(self.models), 1)
+        # Each model also draws one battle against an invented player. Without it, a model that never lost, and models
+        # that never met, would have infinite ratings.
         player, everyone = len(self.models), list(range(len(self.models)))
         ends = self.first.tolist() + everyone, self.second.tolist() + [player] * player
-        # Each pair twice, once won by its first and once by its second, by weight.
+        # evalica takes winners, not probabilities: each pair appears twice, once won by its first model and once by its
+        # second, weighted by the expected wins.
         self.left, self.right = ends[0] * 2, ends[1] * 2
         self.winners = [evalica.Winner.X] * len(ends[0]) + [evalica.Winner.Y] * len(ends[0])
         self.index = pd.RangeIndex(player + 1)
 
     def includes(self, model: int) -> np.ndarray:
-        """Which battles a model takes part in."""
+        """Returns which battles a model takes part in, booleans of shape (battles,)."""
         return (self.sides == model).any(axis=0)
 
     def orient(self, chances_a: np.ndarray) -> np.ndarray:
-        """From the chance of each battle's a to that of the pair's first model."""
+        """Converts the probability that a wins to the probability that the first model of the pair wins."""
         return np.where(self.turned, 1 - chances_a, chances_a)
 
     def rate(self, chances: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """Ratings, shape (models,), when each battle counts so many times."""
+        """Computes ratings, shape (models,), in which each battle counts the given number of times."""
         total = np.bincount(self.pair, weights=times, minlength=len(self.first))
         won = np.bincount(self.pair, weights=times * chances, minlength=len(self.first))
         drawn = np.full(len(self.models), 0.5)
-        weights = np.concatenate([won, drawn, total - won, drawn]).clip(min=0)
+        weights = np.concatenate([won, drawn, total - won, drawn]).clip(min=0)  # rounding: total - won may be -1e-17
         result = evalica.bradley_terry(
             self.left, self.right, self.winners, index=self.index, weights=weights, tolerance=1e-4, limit=10_000
         )
-        points = SCALE * np.log10(result.scores.sort_index().to_numpy()[:-1])
+        points = SCALE * np.log10(result.scores.sort_index().to_numpy()[:-1])  # without the invented player
         return points - points.mean() + MEAN
 
 
 def _is_named(model: object) -> bool:
+    """Returns whether a model has a name; data sets write "unknown", "none" or NaN for those without."""
     return model is not None and str(model).strip().lower() not in NO_MODEL
 
 
 def _correlate(
     correlate: Callable, people: np.ndarray, judge: np.ndarray, drawn: np.ndarray, num_groups: int
 ) -> Estimate:
-    """A rank correlation of the two ratings with its interval; counts models."""
+    """Estimates a rank correlation of the two ratings; its count is the number of models."""
     if len(people) < LEAST_MODELS or np.ptp(people) == 0 or np.ptp(judge) == 0:
         return UNKNOWN
     value = float(correlate(people, judge).statistic)
     low, high = bound_draws(np.array([correlate(*draw).statistic for draw in drawn], float), num_groups)
+    # Chance lowers a correlation, and resampling lowers it further: the interval may lie below the value itself.
     return Estimate(value, min(low, value), max(high, value), len(people))

@@ -1,18 +1,18 @@
-"""How good predictions are: accuracy, log loss, Brier score, calibration, ranking, and baselines to stand beside them.
+"""Metrics of predictions: accuracy, log loss, Brier score, calibration error, AUC and McNemar's test.
 
-Pure functions over arrays of shape (battles, labels); no model, no files. Every figure comes with its 95% interval,
-because an accuracy over 49 battles is uncertain by 13 points either way. Labels may be soft: [0.8, 0.2] says that four
-of five people prefer a, [0.5, 0.5] is a tie.
+Pure functions over arrays of shape (battles, labels); they must not know models or files. Accuracy and log loss always
+have a 95% interval, because an accuracy over 49 battles is uncertain by 13 points either way. Labels may be soft:
+[0.8, 0.2] means that four of five people prefer a, [0.5, 0.5] is a tie.
 
-    accuracy    over battles that favour a label, ties left out: is the likelier label the predicted one
-    log loss    over all battles: mean cross-entropy against the soft label, in nats
-    Brier       over all battles: mean of (p_a - label_a)^2, from 0 to 1; for always 1/2 on hard labels it is 1/4
-    ECE         over all battles, by the probability of the favoured answer in five bins of 0.1 from 0.5 to 1: mean
-                distance between it and the share of people (by soft label) who favour that answer too
-    AUC         over battles that favour a label: how often p_a is higher where a won than where b won
+    accuracy    Share of correct winners, over decided battles, which are those whose label is not a tie.
+    log loss    Mean cross-entropy against the soft label in nats, over all battles.
+    Brier       Mean of (p_a - label_a)^2, over all battles; from 0 to 1, and 1/4 for always 1/2 on hard labels.
+    ECE         Mean gap between the favoured answer's probability and people's share for it, over all battles, in five
+                bins of the probability from 0.5 to 1.
+    AUC         How often p_a is higher for a battle that a won than for one that b won, over decided battles.
 
-`compute_` functions take battles as independent and are quick, for the Trainer; `estimate_metrics` takes a `Resampler`,
-which knows the battles of one prompt.
+The `compute_` functions are fast and treat battles as independent; the Trainer uses them. `estimate_metrics` takes a
+`Resampler`, which knows the battles that share a prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,21 +27,24 @@ from transformers import EvalPrediction
 from modeling.evaluation.bootstrap import UNKNOWN, Z_95, Estimate, Resampler, bound_draws, bound_share
 
 SMALLEST_PROBABILITY = 1e-7  # keeps the log loss finite
-BINS = 5  # of the favoured answer's probability, from 1/2 to 1
+BINS = 5  # bins of the favoured answer's probability, from 1/2 to 1
 
 
 def compute_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> Estimate:
-    """Share of battles whose likelier label is the predicted one, with Wilson's interval (1927).
+    """Computes the share of decided battles whose winner was predicted, with Wilson's interval (1927).
 
-    Battles that favour no label, ties, are left out: no prediction could be right on them. A prediction that favours
-    none counts as the first label.
+    Ties are left out, because no prediction could be right on them. A prediction of equal probabilities counts as the
+    first label.
 
     Args:
-        probabilities: Predicted, shape (battles, labels).
+        probabilities: Predicted probabilities, shape (battles, labels).
         labels: True probabilities, shape (battles, labels).
 
     Returns:
-        NaN with count 0 where nothing is left.
+        The estimate; `UNKNOWN` if there is no decided battle.
+
+    Raises:
+        ValueError: If the shapes differ or a number is NaN.
     """
     probabilities, labels = check_arrays(probabilities, labels)
     hits = find_hits(probabilities, labels)[find_decided(labels)]
@@ -51,11 +54,15 @@ def compute_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> Estimate:
 
 
 def compute_log_loss(probabilities: np.ndarray, labels: np.ndarray) -> Estimate:
-    """Mean cross-entropy in nats, ties and soft labels included, with the normal interval of a mean."""
+    """Computes the mean cross-entropy in nats, ties and soft labels included, with the normal interval of a mean.
+
+    Arguments, result and errors are those of `compute_accuracy`.
+    """
     probabilities, labels = check_arrays(probabilities, labels)
     if len(labels) == 0:
         return UNKNOWN
     losses = find_losses(probabilities, labels)
+    # A single battle says nothing about the spread of losses, so its interval is unbounded.
     half = Z_95 * losses.std(ddof=1) / np.sqrt(len(losses)) if len(losses) > 1 else np.inf
     mean = float(losses.mean())
     return Estimate(mean, float(mean - half), float(mean + half), len(losses))
@@ -64,14 +71,14 @@ def compute_log_loss(probabilities: np.ndarray, labels: np.ndarray) -> Estimate:
 def compute_baselines(
     responses_a: Sequence[str], responses_b: Sequence[str], labels: np.ndarray
 ) -> dict[str, Estimate]:
-    """Accuracy of always choosing the first label, and of choosing the longer answer (characters)."""
+    """Computes the accuracy of always choosing the first label, and of choosing the answer with more characters."""
     always = np.tile([1.0, 0.0], (len(labels), 1))
     longer = np.array([[len(a), len(b)] for a, b in zip(responses_a, responses_b, strict=True)], float).reshape(-1, 2)
     return {"always a": compute_accuracy(always, labels), "longer wins": compute_accuracy(longer, labels)}
 
 
 def check_arrays(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays of floats; a ValueError if their shapes differ or a number is NaN."""
+    """Converts both to arrays of floats; raises a ValueError if their shapes differ or a number is NaN."""
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels, float)
     if probabilities.shape != labels.shape or probabilities.ndim != 2:
         raise ValueError(
@@ -87,46 +94,44 @@ def check_arrays(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
 
 
 def find_decided(labels: np.ndarray) -> np.ndarray:
-    """Which battles favour one label, booleans of shape (battles,)."""
+    """Returns which battles are decided, that is, have one most probable label; booleans of shape (battles,)."""
     return (labels == labels.max(axis=1, keepdims=True, initial=0)).sum(axis=1) == 1
 
 
 def find_hits(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which battles' likelier label is the predicted one, booleans; means nothing where none is likelier."""
+    """Returns whose winner was predicted, booleans of shape (battles,); meaningless for undecided battles."""
     return probabilities.argmax(axis=1) == labels.argmax(axis=1)
 
 
 def find_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Cross-entropy of each battle, in nats; a probability of 0 is read as 1e-7."""
+    """Computes each battle's cross-entropy in nats, shape (battles,); a probability of 0 counts as 1e-7."""
     return -(labels * np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1))).sum(axis=1)
 
 
 def find_favoured(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of the answer that each prediction favours, and the label's share for it, shape (battles,) each.
-
-    A prediction of exactly 1/2 favours neither: both are 1/2.
-    """
+    """Returns the favoured answer's probability, and the label's share for that answer, shape (battles,) each."""
+    # A prediction of exactly 1/2 favours neither answer: both numbers are then 1/2.
     favoured = probabilities.max(axis=1, initial=0)
     share = labels[np.arange(len(labels)), probabilities.argmax(axis=1)]
     return favoured, np.where(probabilities[:, 0] == probabilities[:, 1], 0.5, share)
 
 
-# --- figures with the bootstrap's intervals ---------------------------------------------------------------------------
+# --- metrics with bootstrap intervals ---------------------------------------------------------------------------------
 
 
 def estimate_metrics(
     resampler: Resampler, probabilities: np.ndarray, labels: np.ndarray, part: np.ndarray | None = None
 ) -> dict[str, Estimate]:
-    """accuracy, log_loss, brier, ece and auc, as the head of this module defines them.
+    """Estimates accuracy, log_loss, brier, ece and auc, as defined at the top of this module.
 
     Args:
-        resampler: Of the same battles, grouped by prompt.
-        probabilities: Predicted, shape (battles, 2).
+        resampler: Resampler of the same battles, grouped by prompt.
+        probabilities: Predicted probabilities, shape (battles, 2).
         labels: True probabilities, shape (battles, 2).
-        part: Which battles count, booleans; all if left out.
+        part: Booleans that select battles; None selects all.
 
     Raises:
-        ValueError: If a number is NaN, or the shapes differ.
+        ValueError: If the shapes differ or a number is NaN.
     """
     probabilities, labels = check_arrays(probabilities, labels)
     part = np.full(len(labels), True) if part is None else part
@@ -141,12 +146,10 @@ def estimate_metrics(
 
 
 def _estimate_ece(resampler: Resampler, probabilities: np.ndarray, labels: np.ndarray, part: np.ndarray) -> Estimate:
-    """Mean gap between probability and share, by bin, without its sign.
-
-    Chance makes the ECE larger, never smaller, and drawing again makes it larger once more. So percentiles of the draws
-    give the high end alone; the low end is the value less the 97.5% point of |gaps drawn - gaps found|, which by the
-    triangle inequality is no less than the error. Simulated, 95% to 100% of the intervals hold the truth.
-    """
+    """Estimates the expected calibration error: the mean over bins of the absolute gap, weighted by battles."""
+    # Chance makes an ECE larger, never smaller, and resampling adds to that. So percentiles of the draws give only the
+    # high end. The low end is the value minus the 97.5% point of |drawn gaps - found gaps|, which by the triangle
+    # inequality bounds the error. In simulations 95% to 100% of these intervals hold the true value.
     if not part.any():
         return UNKNOWN
     favoured, share = find_favoured(probabilities, labels)
@@ -159,17 +162,18 @@ def _estimate_ece(resampler: Resampler, probabilities: np.ndarray, labels: np.nd
     value, num_groups = float(np.abs(gaps).sum()), resampler.count_groups(part)
     _, error = bound_draws(np.abs(drawn - gaps).sum(axis=1), num_groups)
     _, high = bound_draws(np.abs(drawn).sum(axis=1), num_groups)
-    low = value - min(error, value)  # NaN where there are too few groups
+    low = value - min(error, value)  # NaN if there are too few groups
     return Estimate(value, low, max(high, value), int(part.sum()))
 
 
 def _find_bins(favoured: np.ndarray) -> np.ndarray:
-    """Bin of each probability; the ends of bins count up, 1 to the last. 1e-9: 0.6 is 0.6 whatever its last bit."""
+    """Returns each probability's bin; a bin includes its lower end, and the last bin includes 1."""
+    # Plus 1e-9, so that 0.6 is in its own bin even if its last bit was rounded down.
     return np.clip(np.floor((favoured - 0.5) * 2 * BINS + 1e-9), 0, BINS - 1).astype(int)
 
 
 def estimate_reliability(resampler: Resampler, probabilities: np.ndarray, labels: np.ndarray) -> list[dict]:
-    """What the ECE is made of: of each bin that is not empty its ends, its mean probability, and the people's share."""
+    """Returns the bins behind the ECE, empty ones left out: ends, mean probability, people's share and battles."""
     favoured, share = find_favoured(*check_arrays(probabilities, labels))
     bins = _find_bins(favoured)
     shares = resampler.estimate_means(
@@ -187,7 +191,7 @@ def estimate_reliability(resampler: Resampler, probabilities: np.ndarray, labels
 
 
 def estimate_selective(resampler: Resampler, probabilities: np.ndarray, labels: np.ndarray) -> list[dict]:
-    """Accuracy on the tenth of battles, without ties, that the prediction is surest of, on two tenths, and so on."""
+    """Estimates the accuracy on the most confident 10% of the decided battles, on 20%, and so on up to 100%."""
     probabilities, labels = check_arrays(probabilities, labels)
     decided = np.flatnonzero(find_decided(labels))
     surest = decided[np.argsort(-probabilities[decided].max(axis=1, initial=0), kind="stable")]
@@ -202,55 +206,62 @@ def estimate_selective(resampler: Resampler, probabilities: np.ndarray, labels: 
 
 
 def compute_mcnemar(hits: np.ndarray, other_hits: np.ndarray) -> dict[str, float]:
-    """McNemar's exact test (1947) of whether two predictions are right equally often on the same battles.
+    """Computes McNemar's exact test (1947) of whether two predictions are right equally often on the same battles.
 
-    Of the battles that only one of them gets right, each is as likely to be the first's if both are equally good. Takes
-    battles as independent, also those of one prompt.
+    It treats battles as independent, even those on one prompt.
+
+    Args:
+        hits: Whether the first prediction is right, booleans of shape (battles,).
+        other_hits: Whether the second prediction is right, in the same order.
 
     Returns:
-        only_first, only_second: battles that only one gets right; p_value: two-sided.
+        only_first and only_second, the numbers of battles that only one of them gets right, and the two-sided p_value.
     """
+    # If both are equally good, each battle that only one gets right is a fair coin.
     first, second = int((hits & ~other_hits).sum()), int((other_hits & ~hits).sum())
     p_value = stats.binomtest(first, first + second).pvalue if first + second else 1.0
     return {"only_first": first, "only_second": second, "p_value": float(p_value)}
 
 
-# --- in training ------------------------------------------------------------------------------------------------------
+# --- during training --------------------------------------------------------------------------------------------------
 
 
 def build_trainer_metrics(num_orders: int, cut: Sequence[bool]) -> Callable[[EvalPrediction], dict[str, float]]:
-    """`Trainer(compute_metrics=...)`: the metric on the softmax of the logits, and on the battles that were cut alone.
+    """Builds the function for `Trainer(compute_metrics=...)`: all metrics, and the accuracy on cut and uncut battles.
 
     Args:
-        num_orders: PassSchedule of each battle, one after the other in the evaluation set: 1, or 2 (ab and ba), of which
-            the second is turned back and both are averaged. With 1, by slot or by label is the same.
-        cut: Whether tokens of a battle were left out.
+        num_orders: Passes of each battle, which follow each other in the evaluation set: 1, or 2 for ab and then ba.
+            The two passes of a battle are averaged.
+        cut: Whether tokens of each battle were cut, booleans in the order of the battles.
     """
     cut = np.asarray(cut, bool)
 
     def compute(evaluation: EvalPrediction) -> dict[str, float]:
-        """Figures of one evaluation, from logits and labels by slot, shape (battles * num_orders, labels)."""
-        by_slot = softmax(evaluation.predictions.astype(float), axis=1)
-        readings = by_slot.reshape(-1, num_orders, by_slot.shape[1])
-        readings[:, 1:] = readings[:, 1:, ::-1]
-        probabilities, labels = readings.mean(axis=1), evaluation.label_ids[::num_orders]
-        figures = PreferenceMetric().compute(predictions=probabilities, references=labels)
+        """Computes the metrics of one evaluation from logits and labels in slot order."""
+        by_slot = softmax(evaluation.predictions.astype(float), axis=1)  # (battles * num_orders, labels)
+        passes = by_slot.reshape(-1, num_orders, by_slot.shape[1])  # (battles, num_orders, labels)
+        # The second pass shows b first, so its columns are mirrored before averaging. With one pass nothing needs
+        # mirroring: predictions and labels are both in slot order, which gives the same metrics.
+        passes[:, 1:] = passes[:, 1:, ::-1]
+        probabilities, labels = passes.mean(axis=1), evaluation.label_ids[::num_orders]
+        results = PreferenceMetric().compute(predictions=probabilities, references=labels)
         for name, part in (("cut", cut), ("uncut", ~cut)):
             if part.any() and not part.all():
                 accuracy = compute_accuracy(probabilities[part], labels[part])
-                figures |= {f"accuracy_{name}": accuracy.value, f"battles_{name}": accuracy.count}
-        return figures
+                results |= {f"accuracy_{name}": accuracy.value, f"battles_{name}": accuracy.count}
+        return results
 
     return compute
 
 
 class PreferenceMetric(evaluate.Metric):
-    """All figures of this module as an `evaluate.Metric`: `compute(predictions=probabilities, references=labels)`.
+    """All metrics of this module as an `evaluate.Metric`: `compute(predictions=probabilities, references=labels)`.
 
-    Accuracy and log loss have the quick intervals of `compute_accuracy` and `compute_log_loss`; brier, ece and auc come
-    without, and are left out where there is nothing to score. Used as a class: `evaluate.load` would look for it on
-    the Hub.
+    Accuracy and log loss have the intervals of `compute_accuracy` and `compute_log_loss`. brier, ece and auc have none,
+    and are left out if there is nothing to score.
     """
+
+    # Construct this class directly: evaluate.load would look for the metric on the Hub and fails offline.
 
     def _info(self):
         rows = datasets.Sequence(datasets.Value("float64"))
@@ -262,6 +273,7 @@ class PreferenceMetric(evaluate.Metric):
 
     def _compute(self, predictions, references):
         accuracy, log_loss = (compute(predictions, references) for compute in (compute_accuracy, compute_log_loss))
+        # One draw, because only the values are used: intervals by bootstrap would slow down each evaluation.
         others = estimate_metrics(Resampler(range(len(references)), draws=1), predictions, references)
         values = {name: others[name].value for name in ("brier", "ece", "auc")}
         return {

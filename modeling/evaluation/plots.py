@@ -1,7 +1,8 @@
-"""Pictures of a report, for its page and for cards. Drawn from the report alone, so that any report can be drawn again.
+"""Figures of a report, for its HTML page and for model cards.
 
-Through matplotlib's objects, not pyplot, which keeps state between calls. Colours are Okabe and Ito's (2008), which
-people tell apart who do not see red and green as different; what differs in colour differs in shape too.
+They are drawn from the report alone, so that any report.json can be drawn again; this module must not know predictions
+or battles. The colours are from Okabe and Ito's palette (2008) for colour-blind readers, and what differs in colour
+also differs in shape.
 """
 
 from collections.abc import Mapping
@@ -13,34 +14,36 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6b6b6b"
-WIDTH, HEIGHT, DPI = 6.4, 4.2, 130
-MOST_LANGUAGES, LONGEST_NAME = 20, 28
+WIDTH, HEIGHT, DPI = 6.4, 4.2, 130  # inches, inches, dots per inch
+MOST_LANGUAGES, LONGEST_NAME = 20, 28  # rows, characters
 STYLE = {"fmt": "o", "markersize": 5, "capsize": 3, "elinewidth": 1.4, "linewidth": 1.6}
+BAR_STYLE = {"color": BLUE, "alpha": 0.6, "edgecolor": "white"}
 
 
 def draw_figures(report: Mapping, folder: Path) -> list[Path]:
-    """Draws what the report has facts for, as PNG files.
+    """Draws all figures that the report has data for and writes them as PNG files.
 
     Args:
-        report: What `build_report` returned, or the same read back from JSON.
-        folder: Is created where it is missing.
+        report: Result of `build_report`, possibly read back from JSON.
+        folder: Folder for the files; it is created if missing.
 
     Returns:
-        The paths of reliability.png, position_bias.png, languages.png, length_bias.png, selective.png, as far as
-        there are facts.
+        Paths of the files: reliability.png, position_bias.png, languages.png, length_bias.png and selective.png, or
+        those of them that were drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, draw in DRAWINGS.items():
         if figure := draw(report):
             paths.append(folder / f"{name}.png")
-            # No date or version in the file: the same report gives the same bytes.
+            # Not pyplot, which keeps every figure in memory. Without "Software" the file has no version of matplotlib:
+            # the same report gives the same bytes.
             FigureCanvasAgg(figure).print_png(paths[-1], metadata={"Software": None})
     return paths
 
 
 def draw_reliability(report: Mapping) -> Figure | None:
-    """Share of battles that the favoured answer won against its probability, and how often each was given."""
+    """Draws people's share for the favoured answer against its probability, and the number of battles below."""
     rows = report["reliability"]
     if not rows:
         return None
@@ -49,40 +52,43 @@ def draw_reliability(report: Mapping) -> Figure | None:
     x, share = ([row[key] for row in rows] for key in ("mean_p", "share"))
     axes.plot([0.5, 1], [0.5, 1], linestyle="--", color=GREY, label="perfectly calibrated")
     axes.errorbar(x, share, _measure_ends(share, rows, "share_low", "share_high"), color=BLUE, label="judge", **STYLE)
-    axes.set(ylabel="share of people who favour it", ylim=(min(0.4, *share) - 0.03, 1.03))
-    axes.set_title(f"Reliability (ECE {_say(report['ece'])})")
+    axes.set(ylabel="people's share for the favoured answer", ylim=(min(0.4, *share) - 0.03, 1.03))
+    axes.set_title(f"Reliability (ECE {_format_value(report['ece'])})")
     axes.legend(loc="upper left", frameon=False)
     widths = [row["high"] - row["low"] for row in rows]
-    below.bar([row["low"] for row in rows], [row["battles"] for row in rows], widths, align="edge", **_FILLED)
+    below.bar([row["low"] for row in rows], [row["battles"] for row in rows], widths, align="edge", **BAR_STYLE)
     below.set(xlabel="probability of the favoured answer", ylabel="battles", xlim=(0.49, 1.01))
     return figure
 
 
 def draw_position_bias(report: Mapping) -> Figure | None:
-    """Mean probability of the answer that each reading sees first."""
+    """Draws the mean probability that each pass gives to the first answer."""
     rows = [(row["name"], row["mean_p_first"]) for row in report["readings"] if row.get("mean_p_first")]
     rows = [(name, estimate) for name, estimate in rows if estimate["value"] is not None]
     if not rows:
         return None
     bias = report["position_bias"]
-    rows.append(("all readings", bias["mean_p_first"]))
+    rows.append(("all passes", bias["mean_p_first"]))
     figure = _build_figure(WIDTH, 1.6 + 0.32 * len(rows))
     axes = figure.subplots()
     axes.axvline(0.5, linestyle="--", color=GREY)
     _draw_intervals(axes, rows)
     flips = bias.get("flip_share")
-    said = f"; {flips['value']:.1%} of verdicts flip with the order" if flips and flips["value"] is not None else ""
-    axes.set_title(f"Position bias{said}")
-    reach = max(0.05, *(abs((e[end] if e[end] is not None else e["value"]) - 0.5) for _, e in rows for end in _ENDS))
+    known = flips and flips["value"] is not None
+    share = f"; {flips['value']:.1%} of verdicts change with the order" if known else ""
+    axes.set_title(f"Position bias{share}")
+    # The axis is symmetric around 0.5, so that the direction of a bias is visible at once.
+    ends = [e["value"] if e[end] is None else e[end] for _, e in rows for end in ("low", "high")]
+    reach = max(0.05, *(abs(end - 0.5) for end in ends))
     axes.set(
-        xlabel="mean probability of the answer that is read first (0.5: none)",
+        xlabel="mean probability of the first answer (0.5: no bias)",
         xlim=(0.5 - 1.15 * reach, 0.5 + 1.15 * reach),
     )
     return figure
 
 
 def draw_languages(report: Mapping) -> Figure | None:
-    """Accuracy per language, the most battles first, beside the accuracy on all."""
+    """Draws the accuracy per language, most battles first, beside the accuracy on all languages."""
     table = [row for row in report["tables"].get("language", []) if row["accuracy"]["value"] is not None]
     if not table:
         return None
@@ -101,7 +107,7 @@ def draw_languages(report: Mapping) -> Figure | None:
 
 
 def draw_length_bias(report: Mapping) -> Figure | None:
-    """Mean probability of a, and people's, against how much longer a is."""
+    """Draws the judge's mean probability of a, and people's, against the length ratio of the answers."""
     rows = report["length_bias"].get("bins", [])
     if len(rows) < 2:
         return None
@@ -109,7 +115,7 @@ def draw_length_bias(report: Mapping) -> Figure | None:
     axes = figure.subplots()
     axes.axhline(0.5, linestyle=":", color=GREY)
     x = np.array([row["log2_ratio"] for row in rows])
-    shift = 0.008 * np.ptp(x)  # so that the two do not hide each other
+    shift = 0.008 * np.ptp(x)  # moves the two curves apart, so that neither hides the other
     for key, label, color, marker, move in (
         ("mean_p", "judge", BLUE, "o", -shift),
         ("people", "people", ORANGE, "s", shift),
@@ -117,15 +123,16 @@ def draw_length_bias(report: Mapping) -> Figure | None:
         values = [row[key]["value"] for row in rows]
         ends = _measure_ends(values, [row[key] for row in rows])
         axes.errorbar(x + move, values, ends, color=color, label=label, **(STYLE | {"fmt": f"{marker}-"}))
-    axes.set_title(f"Length bias (correlation of p with length {_say(report['length_bias']['correlation'])})")
-    axes.set(xlabel="length of a : length of b, in characters", ylabel="mean probability that a wins", ylim=(0, 1))
+    correlation = _format_value(report["length_bias"]["correlation"])
+    axes.set_title(f"Length bias (correlation of p_a with length {correlation})")
+    axes.set(xlabel="length of a : length of b (characters)", ylabel="mean probability that a wins", ylim=(0, 1))
     _name_ratios(axes, x)
     axes.legend(loc="upper left", frameon=False)
     return figure
 
 
 def draw_selective(report: Mapping) -> Figure | None:
-    """Accuracy on the surest share of battles."""
+    """Draws the accuracy on the most confident share of the verdicts."""
     rows = report["selective"]
     if len(rows) < 2:
         return None
@@ -138,27 +145,30 @@ def draw_selective(report: Mapping) -> Figure | None:
     axes.axhline(0.5, linestyle=":", color=GREY, label="guessing")
     longer = report["baselines"].get("longer wins", {}).get("accuracy")
     if longer and longer["value"] is not None:
-        axes.axhline(longer["value"], linestyle="--", color=ORANGE, label="the longer answer, on all battles")
-    axes.set_title("Accuracy of the surest verdicts alone")
-    axes.set(xlabel="share of battles answered, the surest first (%)", ylabel="accuracy", xlim=(7, 103))
+        axes.axhline(longer["value"], linestyle="--", color=ORANGE, label="longer wins, on all battles")
+    axes.set_title("Accuracy on the most confident verdicts")
+    axes.set(xlabel="share of battles, most confident first (%)", ylabel="accuracy", xlim=(7, 103))
     axes.legend(loc="best", frameon=False)
     return figure
 
 
 DRAWINGS = {
-    **{"reliability": draw_reliability, "position_bias": draw_position_bias, "languages": draw_languages},
-    **{"length_bias": draw_length_bias, "selective": draw_selective},
+    "reliability": draw_reliability,
+    "position_bias": draw_position_bias,
+    "languages": draw_languages,
+    "length_bias": draw_length_bias,
+    "selective": draw_selective,
 }
-_FILLED = {"color": BLUE, "alpha": 0.6, "edgecolor": "white"}
-_ENDS = ("low", "high")
 
 
 def _build_figure(width: float, height: float) -> Figure:
+    """Builds an empty figure; sizes in inches."""
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
 def _measure_ends(values: list[float], rows: list[Mapping], low: str = "low", high: str = "high") -> np.ndarray:
-    """Distances down and up to the ends, shape (2, rows); 0 where there is no interval."""
+    """Returns the distances from each value down and up to its interval's ends, shape (2, rows); 0 without interval."""
+    # max(): a percentile interval can exclude the value, and matplotlib refuses negative error bars.
     ends = [
         [0 if row[end] is None else max(sign * (row[end] - value), 0) for value, row in zip(values, rows, strict=True)]
         for sign, end in ((-1, low), (1, high))
@@ -167,26 +177,28 @@ def _measure_ends(values: list[float], rows: list[Mapping], low: str = "low", hi
 
 
 def _draw_intervals(axes: Axes, rows: list[tuple[str, Mapping]]) -> None:
-    """Estimates as horizontal intervals, the first on top."""
+    """Draws estimates as horizontal intervals, the first on top."""
     values = [estimate["value"] for _, estimate in rows]
     ends = _measure_ends(values, [estimate for _, estimate in rows])
     places = np.arange(len(rows))[::-1]
     axes.errorbar(values, places, xerr=ends, color=BLUE, **STYLE)
-    axes.set_yticks(places, [name for name, _ in rows], parse_math=False)  # a "$" in a name begins no formula
+    axes.set_yticks(places, [name for name, _ in rows], parse_math=False)  # a "$" in a name is no formula
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(axis="x", alpha=0.25)
 
 
 def _name_ratios(axes: Axes, log2_ratios: np.ndarray) -> None:
-    """Ticks such as 1 : 4 instead of logarithms, at most nine."""
+    """Labels the x axis with at most nine ratios such as 1:4 instead of logarithms."""
     low, high = int(np.floor(log2_ratios.min())), int(np.ceil(log2_ratios.max()))
     ticks = list(range(low, high + 1, max(1, (high - low) // 8 + ((high - low) % 8 > 0))))
     axes.set_xticks(ticks, [f"{2**tick}:1" if tick > 0 else f"1:{2**-tick}" for tick in ticks])
 
 
-def _say(estimate: Mapping) -> str:
-    return "not known" if estimate["value"] is None else f"{estimate['value']:.3f}"
+def _format_value(estimate: Mapping) -> str:
+    """Formats an estimate's value without its interval."""
+    return "unknown" if estimate["value"] is None else f"{estimate['value']:.3f}"
 
 
 def _shorten(name: str) -> str:
+    """Returns a name with at most `LONGEST_NAME` characters."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

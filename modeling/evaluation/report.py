@@ -1,7 +1,7 @@
-"""All that is known of predictions over battles with outcomes, as one dictionary of JSON values and as a text table.
+"""The evaluation report: all statistics of predictions on labelled battles, as a dictionary of JSON values.
 
-The dictionary is what report.json and a member's evaluation.json hold. It has names of columns' values (languages,
-sources, models) and numbers, but no text of any battle.
+report.json and a member's evaluation.json hold this dictionary. It contains numbers and the values of columns such as
+language, source and model, but never a battle's text. This module must not know judges or how a report is shown.
 """
 
 from collections import Counter
@@ -30,10 +30,10 @@ from modeling.evaluation.metrics import (
 )
 from modeling.evaluation.text_report import format_report as format_report
 
-READING = "p_a_"  # begins the name of a reading's column
-# Near-identical prompts are found among as many in about 3 s; beyond, only equal ones share a group.
+PASS_PREFIX = "p_a_"  # of a pass's column, p_a_<member>_<order>
+# Finding near-identical prompts among this many takes about 3 s. Among more, only equal prompts share a group.
 MOST_COMPARED = 10_000
-MOST_ROWS = 50  # of a table; what is rarer becomes one row
+MOST_ROWS = 50  # rows of a table; rarer values share the last one
 COLUMN_TABLES = ("language", "source", "verdict")
 NOT_GIVEN, OTHERS = "not given", "others"
 
@@ -41,38 +41,40 @@ NOT_GIVEN, OTHERS = "not given", "others"
 def build_report(
     verdicts: pd.DataFrame, battles: Dataset, *, train_battles: Dataset | None = None, draws: int = 1000, seed: int = 0
 ) -> dict:
-    """How good verdicts are, every figure with its 95% interval by a bootstrap of prompts.
+    """Builds the report of verdicts, with 95% intervals from a bootstrap over prompts.
 
     Args:
-        verdicts: Columns id and p_a; where there are, also p_a_<member>_<order>, cut_prompt, cut_response_a and
-            cut_response_b. One row for each battle, in any order.
-        battles: With labels. Columns language, source, verdict, model_a and model_b are used where there are.
+        verdicts: One row per battle, in any order, with columns id and p_a, and optionally p_a_<member>_<order>,
+            cut_prompt, cut_response_a and cut_response_b.
+        battles: Battles with labels, and optionally with columns language, source, verdict, model_a and model_b.
         train_battles: Other battles, for the baselines that learn.
-        draws, seed: Of the bootstrap.
+        draws: Number of bootstrap draws.
+        seed: Seed of the bootstrap.
 
     Returns:
-        JSON values without NaN: figures are {"value", "low", "high", "count"}, None where there is nothing to score.
+        JSON values without NaN. An estimate is {"value", "low", "high", "count"}, with None for what is unknown.
 
     Raises:
-        ValueError: If the ids are not the battles', a probability is missing or out of range, or there are no labels.
+        ValueError: If the ids do not match the battles', a probability is missing or out of range, or there are no
+            labels.
     """
     verdicts, labels = align_verdicts(verdicts, battles), read_labels(battles)
     p = stack_probabilities(verdicts)
     groups, grouping = group_prompts(battles["prompt"][:])
     resampler = Resampler(groups, draws, seed)
-    readings = read_passes(verdicts)
+    passes = read_passes(verdicts)
     report: dict = {"battles": len(battles), "decided": int(find_decided(labels).sum())}
     report |= {"prompts": resampler.num_groups, "grouping": grouping, "draws": draws, "seed": seed}
     report["confidence"] = CONFIDENCE
     report |= {name: estimate.to_dict() for name, estimate in estimate_metrics(resampler, p, labels).items()}
     report["baselines"] = estimate_baselines(resampler, battles, train_battles)
-    report["position_bias"] = estimate_position_bias(resampler, readings, labels)
+    report["position_bias"] = estimate_position_bias(resampler, passes, labels)
     report["length_bias"] = estimate_length_bias(resampler, p, labels, measure_lengths(battles))
     tables = _find_tables(verdicts, battles)
     report["tables"] = {name: _build_table(resampler, p, labels, *rows) for name, *rows in tables}
     report["reliability"] = estimate_reliability(resampler, p, labels)
     report["selective"] = estimate_selective(resampler, p, labels)
-    report["readings"] = _build_passes(resampler, readings, labels)
+    report["readings"] = _build_passes(resampler, passes, labels)
     if {"model_a", "model_b"} <= set(battles.column_names):
         models = battles["model_a"][:], battles["model_b"][:]
         report["leaderboard"] = build_leaderboard(resampler, p[:, 0], labels[:, 0], *models)
@@ -82,14 +84,21 @@ def build_report(
 def build_comparison(
     verdicts: pd.DataFrame, against: pd.DataFrame, battles: Dataset, *, draws: int = 1000, seed: int = 0
 ) -> dict:
-    """Whether one judge is better than another on the same battles: paired differences, first minus second.
+    """Compares two judges on the same battles by paired differences.
+
+    Args:
+        verdicts: Verdicts of the first judge.
+        against: Verdicts of the second judge.
+        battles: Battles with labels.
+        draws, seed: See `build_report`.
 
     Returns:
-        accuracy_difference, log_loss_difference: with intervals by a bootstrap of prompts, the same draws for both
-        judges; mcnemar: see `compute_mcnemar`; accuracy, log_loss: the second judge's own.
+        accuracy_difference, log_loss_difference: First judge minus second; both judges share the bootstrap draws.
+        accuracy, log_loss: Those of the second judge.
+        mcnemar: See `compute_mcnemar`.
 
     Raises:
-        ValueError: As `build_report`.
+        ValueError: See `build_report`.
     """
     labels = read_labels(battles)
     first, second = (stack_probabilities(align_verdicts(each, battles)) for each in (verdicts, against))
@@ -109,61 +118,67 @@ def build_comparison(
 
 
 def align_verdicts(verdicts: pd.DataFrame, battles: Dataset, where: str = "Predictions") -> pd.DataFrame:
-    """The verdicts in the battles' order.
-
-    Ids are compared as texts, because a csv and a parquet may disagree on whether "17" is a number.
+    """Returns the verdicts in the order of the battles.
 
     Raises:
-        ValueError: If columns or battles are missing, there are others, or a p_a is not a probability.
+        ValueError: If a column is missing, the ids do not match the battles', or a p_a is not a probability.
     """
     if missing := {"id", "p_a"} - set(verdicts):
         raise ValueError(
             f"{where}: expected the columns id and p_a; found no {' and no '.join(sorted(missing))}, but "
             f"{', '.join(map(str, verdicts))}. Write it with scripts/predict.py."
         )
+    # Ids are compared as text, because a CSV and a Parquet file may disagree on whether "17" is a number.
     found, ids = verdicts["id"].astype(str), [str(id) for id in battles["id"][:]]
-    for what, wrong in (
-        ("each id once", list(found[found.duplicated()].unique())),
-        ("a row for each battle", sorted(set(ids) - set(found))),
-        ("no other battles", sorted(set(found) - set(ids))),
+    for problem, wrong in (
+        ("each id once; found {} repeated", list(found[found.duplicated()].unique())),
+        ("a row for each battle; found none for {}", sorted(set(ids) - set(found))),
+        ("no other battles; found {}", sorted(set(found) - set(ids))),
     ):
         if wrong:
-            named = f"{', '.join(map(repr, wrong[:5]))}{' and more' * (len(wrong) > 5)}"
             raise ValueError(
-                f"{where}: expected {what}; found otherwise for {len(wrong)}: {named}. Give the battles that were "
+                f"{where}: expected {problem.format(len(wrong))}: {_list_some(wrong)}. Give the battles that were "
                 "predicted, with the same --schema and policies."
             )
     verdicts = verdicts.set_index(found).loc[ids].reset_index(drop=True)
-    p_a = pd.to_numeric(verdicts["p_a"], errors="coerce")
+    p_a = pd.to_numeric(verdicts["p_a"], errors="coerce")  # text becomes NaN, which is not between 0 and 1
     if not (odd := verdicts["id"][~p_a.between(0, 1)]).empty:
         raise ValueError(
-            f"{where}: expected p_a from 0 to 1; found otherwise (or NaN) for {len(odd)}: "
-            f"{', '.join(map(repr, odd[:5].tolist()))}{' and more' * (len(odd) > 5)}. Predict these battles again."
+            f"{where}: expected p_a from 0 to 1; found other values or NaN for {len(odd)}: {_list_some(odd.tolist())}. "
+            "Predict these battles again."
         )
     return verdicts.assign(p_a=p_a.astype(float))
 
 
+def _list_some(ids: list) -> str:
+    """Lists the first five ids for an error."""
+    return f"{', '.join(map(repr, ids[:5]))}{' and more' * (len(ids) > 5)}"
+
+
 def stack_probabilities(verdicts: pd.DataFrame) -> np.ndarray:
-    """Shape (battles, 2): p_a and what is left to 1."""
+    """Returns p_a and 1 - p_a, shape (battles, 2)."""
     p_a = verdicts["p_a"].to_numpy(float)
     return np.column_stack([p_a, 1 - p_a])
 
 
 def read_labels(battles: Dataset) -> np.ndarray:
-    """Shape (battles, 2); a ValueError if the outcomes are not known."""
+    """Returns the battles' labels, shape (battles, 2); raises a ValueError if they have none."""
     if len(battles) and "label" not in battles.column_names:
         raise ValueError("Battles: expected outcomes to score against; found none. Add a winner or label column.")
     return np.array(battles["label"][:] if len(battles) else [], float).reshape(-1, len(LABELS))
 
 
 def read_passes(verdicts: pd.DataFrame) -> dict[str, np.ndarray]:
-    """p_a of each single reading, by the reading's name; NaN where it was not made."""
-    names = [name for name in verdicts if name.startswith(READING) and name.endswith(("_ab", "_ba"))]
-    return {name.removeprefix(READING): verdicts[name].to_numpy(float) for name in names}
+    """Returns p_a of each pass by its name, <member>_<order>; NaN for battles without that pass."""
+    names = [name for name in verdicts if name.startswith(PASS_PREFIX) and name.endswith(("_ab", "_ba"))]
+    return {name.removeprefix(PASS_PREFIX): verdicts[name].to_numpy(float) for name in names}
 
 
 def group_prompts(prompts: Sequence[str]) -> tuple[list[int], str]:
-    """Group of each prompt, and how they were made: of near-identical prompts, or of equal ones if there are many."""
+    """Returns the group number of each prompt, and in words which prompts share a group.
+
+    Near-identical prompts share a group, or only equal ones if there are more than `MOST_COMPARED`.
+    """
     normalized = [normalize_text(prompt) for prompt in prompts]
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(normalized))}
     if len(numbers) > MOST_COMPARED:
@@ -176,13 +191,13 @@ def group_prompts(prompts: Sequence[str]) -> tuple[list[int], str]:
 
 
 def _find_tables(verdicts: pd.DataFrame, battles: Dataset) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Name of each table, the row that each battle belongs to, and the rows in their order."""
+    """Yields each table's name, the row that each battle belongs to, and the rows in order."""
     for column in COLUMN_TABLES:
         if column in battles.column_names:
             values = _name_values(battles[column][:])
             yield column, values, [name for name, _ in Counter(values).most_common()]
     lengths = np.sum([[len(text) for text in battles[name][:]] for name in TEXTS], axis=0)
-    if len(battles):
+    if len(battles):  # quartiles; unique(), because many battles may have one length
         ends = np.unique(np.quantile(lengths, (0.25, 0.5, 0.75)).astype(int))
         names = [f"up to {ends[0]:,} characters"]
         names += [f"{low + 1:,} to {high:,} characters" for low, high in pairwise(ends)]
@@ -194,7 +209,8 @@ def _find_tables(verdicts: pd.DataFrame, battles: Dataset) -> Iterator[tuple[str
 
 
 def _name_values(values: Sequence) -> list[str]:
-    """A column's values as names of rows, the rarest ones together if they are very many."""
+    """Returns a column's values as row names; if there are too many, the rarest share one name."""
+    # value != value is true for NaN only.
     names = [NOT_GIVEN if value is None or value == "" or value != value else str(value) for value in values]
     counts = Counter(names).most_common()
     kept = {name for name, _ in (counts if len(counts) <= MOST_ROWS else counts[: MOST_ROWS - 1])}
@@ -204,23 +220,23 @@ def _name_values(values: Sequence) -> list[str]:
 def _build_table(
     resampler: Resampler, p: np.ndarray, labels: np.ndarray, values: list[str], names: list[str]
 ) -> list[dict]:
-    """Accuracy and log loss of the battles of each row that has some."""
+    """Estimates accuracy and log loss of each row that has battles."""
     decided, rows = find_decided(labels), np.array(values, dtype=object)
-    figures = np.column_stack([find_hits(p, labels), find_losses(p, labels)])
+    columns = np.column_stack([find_hits(p, labels), find_losses(p, labels)])
     table = []
     for name in names:
         part = rows == name
         parts = np.column_stack([part & decided, part])
-        accuracy, log_loss = (each.to_dict() for each in resampler.estimate_means(figures, parts, shares=[0]))
+        accuracy, log_loss = (each.to_dict() for each in resampler.estimate_means(columns, parts, shares=[0]))
         row = {"name": name, "battles": int(part.sum()), "accuracy": accuracy, "log_loss": log_loss}
         table += [row] * bool(part.any())
     return table
 
 
-def _build_passes(resampler: Resampler, readings: dict[str, np.ndarray], labels: np.ndarray) -> list[dict]:
-    """Each reading alone, on the battles that it read."""
+def _build_passes(resampler: Resampler, passes: dict[str, np.ndarray], labels: np.ndarray) -> list[dict]:
+    """Estimates accuracy, log loss and position bias of each pass, on the battles that have it."""
     decided, rows = find_decided(labels), []
-    for name, p_a in readings.items():
+    for name, p_a in passes.items():
         p, read = np.column_stack([p_a, 1 - p_a]), ~np.isnan(p_a)
         first = find_first({name: p_a})[:, 0]
         values = np.column_stack([find_hits(p, labels), find_losses(p, labels), first])
@@ -231,6 +247,6 @@ def _build_passes(resampler: Resampler, readings: dict[str, np.ndarray], labels:
 
 
 def _count_cuts(verdicts: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Battles of which a field was cut, and the tokens that were left out of it."""
+    """Counts, for each field, the battles in which it was cut and the tokens that were cut."""
     cuts = {name.removeprefix("cut_"): verdicts[name].to_numpy() for name in CUT_COLUMNS if name in verdicts}
     return {name: {"battles": int((cut > 0).sum()), "tokens": int(cut.sum())} for name, cut in cuts.items()}

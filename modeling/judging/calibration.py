@@ -1,7 +1,8 @@
-"""Probabilities made honest: a judge that says 0.8 should be right four times of five. Pure functions over arrays.
+"""Calibration: makes probabilities match frequencies, so that a judge that says 0.8 is right four times out of five.
 
-Fitted on battles that are neither trained on nor scored, and applied to p_a afterwards. Both methods are odd around
-1/2, p(A, B) = 1 - p(B, A) stays, and keep the order of probabilities and with it every winner.
+Pure functions over arrays. A calibration is fitted on battles that are neither trained on nor scored, and then applied
+to p_a. Both methods are odd around 1/2, which preserves p(A, B) = 1 - p(B, A), and monotonic, which preserves every
+winner. Which battles may be used, and where the result is stored, is in recalibration.py.
 """
 
 from collections.abc import Mapping
@@ -14,20 +15,19 @@ from sklearn.isotonic import IsotonicRegression
 from modeling.evaluation.metrics import check_arrays, find_losses
 from modeling.runtime.choices import CALIBRATIONS
 
-METHODS = ("temperature", "isotonic")
-COLDEST, HOTTEST = 0.01, 100.0  # temperatures that are looked at
-LEAST = 1e-7  # from where a probability is read as this, as in the log loss
-KEPT = 0.01  # of isotonic's input, mixed in so that its steps rise and no two probabilities become one
+COLDEST, HOTTEST = 0.01, 100.0  # bounds of the search: battles without an upset would have temperature 0
+LEAST = 1e-7  # probabilities are clipped to this before the logarithm, as in the log loss
+KEPT = 0.01  # weight of the input in isotonic's output: its steps are flat, and two probabilities must not become equal
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a judge's probabilities become honest ones.
+    """A fitted calibration.
 
-    temperature: The log odds are divided by it ("temperature" alone).
-    points: (p, what it becomes), ascending, between which lines are drawn ("isotonic" alone).
-    battles: How many it was fitted on.
-    fitted_on: Name and, of a file, SHA-256 of these battles, where they are known.
+    battles: Number of battles it was fitted on.
+    temperature: Divides the log odds (method "temperature" only).
+    points: Pairs (p, calibrated p), ascending, with linear interpolation between them (method "isotonic" only).
+    fitted_on: Name and SHA-256 of the file of these battles, where known.
     """
 
     method: str
@@ -37,8 +37,8 @@ class Calibration:
     fitted_on: Mapping[str, str | None] | None = None
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise ValueError(f"Calibration: expected the method {' or '.join(METHODS)}; found {self.method!r}.")
+        if self.method not in CALIBRATIONS:
+            raise ValueError(f"Calibration: expected the method {' or '.join(CALIBRATIONS)}; found {self.method!r}.")
         if self.method == "temperature" and not (self.temperature and 0 < self.temperature < np.inf):
             raise ValueError(f"Calibration: expected a temperature above 0; found {self.temperature!r}. Fit it again.")
         points = np.array(self.points, float).reshape(-1, 2)
@@ -48,16 +48,17 @@ class Calibration:
             raise ValueError("Calibration: expected ascending points from 0 to 1; found others. Fit it again.")
 
     def apply(self, p_a: np.ndarray) -> np.ndarray:
-        """The probabilities that a wins, calibrated, of the same shape; NaN stays NaN."""
+        """Calibrated probabilities that a wins, in the shape of `p_a`; NaN stays NaN."""
         p_a = np.asarray(p_a, float)
         if self.method == "temperature":
             return _scale(p_a, self.temperature)
         x, y = np.array(self.points).T
-        odd = (np.interp(p_a, x, y) + 1 - np.interp(1 - p_a, x, y)) / 2  # to the last bit
+        # The points are odd around 1/2 except for rounding; averaging with the mirror image makes them exactly so.
+        odd = (np.interp(p_a, x, y) + 1 - np.interp(1 - p_a, x, y)) / 2
         return KEPT * p_a + (1 - KEPT) * odd
 
     def to_dict(self) -> dict:
-        """As JSON values, without what the method does not have."""
+        """JSON values, without the fields that the method does not use."""
         facts: dict = {"method": self.method, "battles": self.battles}
         facts |= {"fitted_on": dict(self.fitted_on)} if self.fitted_on else {}
         if self.method == "temperature":
@@ -66,7 +67,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, facts: Mapping) -> "Calibration":
-        """The calibration that `to_dict` wrote; a ValueError if the facts are not one."""
+        """The calibration that `to_dict` wrote; a ValueError if the values are no calibration."""
         known = {"method", "battles", "temperature", "points", "fitted_on"}
         if not {"method", "battles"} <= set(facts) <= known:
             raise ValueError(f"Calibration: expected the keys {', '.join(sorted(known))}; found {', '.join(facts)}.")
@@ -80,37 +81,37 @@ class Calibration:
 
 
 def fit_temperature(p_a: np.ndarray, labels: np.ndarray) -> Calibration:
-    """Divides the log odds by the number that makes the cross-entropy least (Guo et al. 2017, 4.2).
+    """The temperature with the lowest cross-entropy (Guo et al. 2017, section 4.2).
 
     Args:
         p_a: Probabilities that a wins, shape (battles,).
         labels: True probabilities, soft labels and ties included, shape (battles, 2).
 
     Raises:
-        ValueError: If there are no battles, or a number is NaN.
+        ValueError: If there are no battles, or a value is NaN.
     """
     p_a, labels = _check(p_a, labels)
 
     def compute_loss(log_temperature: float) -> float:
-        """Mean cross-entropy at a temperature, nats."""
+        """Mean cross-entropy at a temperature, in nats."""
         scaled = _scale(p_a, np.exp(log_temperature))
         return float(find_losses(np.column_stack([scaled, 1 - scaled]), labels).mean())
 
-    # The loss is convex in 1 / T, so it has one valley in log T.
+    # The loss is convex in 1 / T, so it has a single minimum in log T too.
     best = minimize_scalar(compute_loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded")
     return Calibration("temperature", len(p_a), temperature=float(np.exp(best.x)))
 
 
 def fit_isotonic(p_a: np.ndarray, labels: np.ndarray) -> Calibration:
-    """The rising steps that fit best (Zadrozny and Elkan 2002): least squares and cross-entropy have the same ones.
+    """The isotonic regression of labels on probabilities (Zadrozny and Elkan 2002).
 
-    Each battle stands in both orders, so that the steps are odd around 1/2. No step is surer than 1 in (battles + 2),
-    the rule of succession, because a few battles without an upset prove no certainty. Args and errors as for
-    `fit_temperature`.
+    Least squares and cross-entropy have the same solution. See `fit_temperature` for arguments and errors.
     """
     p_a, labels = _check(p_a, labels)
-    surest = 1 / (len(p_a) + 2)
-    steps = IsotonicRegression(y_min=surest, y_max=1 - surest, out_of_bounds="clip")
+    # Rule of succession: a few battles without an upset are no proof of certainty.
+    least = 1 / (len(p_a) + 2)
+    steps = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
+    # Every battle in both orders makes the steps odd around 1/2.
     steps.fit(np.concatenate([p_a, 1 - p_a]), np.concatenate([labels[:, 0], labels[:, 1]]))
     points = zip(steps.X_thresholds_.tolist(), steps.y_thresholds_.tolist(), strict=True)
     return Calibration("isotonic", len(p_a), points=tuple(points))
@@ -120,13 +121,15 @@ FITS = dict(zip(CALIBRATIONS, (fit_temperature, fit_isotonic), strict=True))
 
 
 def _scale(p_a: np.ndarray, temperature: float) -> np.ndarray:
-    """Divides the log odds, to 1/2 in the last bit for 1/2 and to exact opposites for opposites."""
+    """Divides the log odds by the temperature."""
+    # tanh is odd to the last bit, which a sigmoid is not: 1/2 stays 1/2, and p and 1 - p stay opposites.
     p_b = 1 - p_a
     odds = (np.log(np.clip(p_a, LEAST, 1)) - np.log(np.clip(p_b, LEAST, 1))) / temperature
     return 0.5 + 0.5 * np.tanh(odds / 2)
 
 
 def _check(p_a: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float arrays; a ValueError if there are no battles, the shapes differ or a value is NaN."""
     p_a = np.asarray(p_a, float).reshape(-1)
     if len(p_a) == 0:
         raise ValueError("Calibration: expected battles to fit it on; found none. Give some that were not trained on.")

@@ -1,5 +1,7 @@
-"""Probes: eight packaged battles whose logits tell whether a model still answers as it did before it was quantised,
-saved or moved. A member carries them with the probabilities that it gave. It must not know where models come from.
+"""Canary battles: eight packaged battles whose logits show whether a model still answers as before.
+
+A member stores them with the probabilities it gave; they are replayed after loading, merging, quantising and
+downloading. It does not know where models come from.
 """
 
 import platform
@@ -18,18 +20,19 @@ from modeling.network.precision import find_tolerance
 
 CANARY_FILE = DEMO_FOLDER / "test.jsonl"
 CANARY_LANGUAGES = ("Arabic", "Chinese", "English", "Greek", "Hindi", "Japanese", "Russian", "Thai")  # eight scripts
-# Of a battle, even where a member reads longer ones: one short packed sequence says as much, in a second on a CPU.
-CANARY_TOKENS, OLD_CANARY_TOKENS = 64, 128  # members that were saved before had the latter, and do not say so
+# Tokens per battle, even for members that read more: short battles detect as much, and take a second on a CPU.
+# Older members used 128 and did not record it.
+CANARY_TOKENS, OLD_CANARY_TOKENS = 64, 128
 CANARIES_FORMAT = 1
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "ftfy")
 
 
-class CanariesMoved(ValueError):
-    """Probe battles get other probabilities than they should, or none that are numbers."""
+class CanaryMismatch(ValueError):
+    """A model gives the canary battles other probabilities than it should, or NaN."""
 
 
 def load_canaries() -> list[dict]:
-    """Eight battles, the packaged held-out file's first in each of `CANARY_LANGUAGES`: always the same ones."""
+    """The first battle of the packaged held-out file in each of `CANARY_LANGUAGES`: always the same eight."""
     first: dict[str, dict] = {}
     for battle in load_battles(CANARY_FILE):
         first.setdefault(battle["language"], battle)
@@ -37,7 +40,7 @@ def load_canaries() -> list[dict]:
 
 
 def build_canary_encoder(tokenizer: PreTrainedTokenizerBase) -> BattleEncoder:
-    """How probes are read on a base, for which nothing has been said yet: the template, at most `CANARY_TOKENS`."""
+    """An encoder of canary battles for a base, which has no encoding of its own yet."""
     return BattleEncoder(tokenizer, build_encoding(tokenizer, CANARY_TOKENS, "balanced"))
 
 
@@ -45,19 +48,19 @@ def build_canary_encoder(tokenizer: PreTrainedTokenizerBase) -> BattleEncoder:
 def compute_canary_logits(
     model: nn.Module, encoder: BattleEncoder, battles: Sequence[dict], orientation: str = "ab"
 ) -> Tensor:
-    """Logits of battles read as one packed sequence, the same one whenever they are read.
+    """Logits of battles read as one packed sequence, which is the same at every call.
 
     Args:
         model: A preference model with an attention that `choose_attention` set; it is put into eval mode.
         encoder: The member's own, or `build_canary_encoder`'s for a base.
-        battles: What `load_canaries` returned.
-        orientation: The order in which they are read.
+        battles: From `load_canaries`.
+        orientation: The order to read them in.
 
     Returns:
         Shape (battles, slots), float32, on the CPU; column 0 is the first slot's.
 
     Raises:
-        CanariesMoved: If a logit is not finite.
+        CanaryMismatch: If a logit is not finite.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -65,38 +68,38 @@ def compute_canary_logits(
     batch = pack_sequences([battle["input_ids"] for battle in encoded]).to_batch()
     batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     logits = model(**batch).logits.float().cpu()
-    # A comparison with NaN is false: a ruined model would pass any tolerance.
+    # Comparisons with NaN are false, so a damaged model would pass any tolerance.
     if not torch.isfinite(logits).all():
-        raise CanariesMoved(
-            f"Probe battles: expected finite logits; found {(~torch.isfinite(logits)).sum()} of {logits.numel()} that "
-            "are not. The weights are damaged, or were quantised from damaged ones; start from the original base. "
-            "(In float16 an activation may also have exceeded its largest number, 65,504: take --dtype float32.)"
+        raise CanaryMismatch(
+            f"Canary battles: expected finite logits; found {(~torch.isfinite(logits)).sum()} of {logits.numel()} that "
+            "are not. The weights are damaged, or were quantised from damaged weights; start from the original base. "
+            "(In float16 an activation may also have exceeded the largest number, 65,504: pass --dtype float32.)"
         )
     return logits
 
 
 def measure_change(before: Tensor, after: Tensor) -> tuple[float, float]:
-    """Largest change of a logit, and of a probability, between two readings of shape (battles, slots)."""
+    """Largest change of a logit, and of a probability, between two sets of logits, each of shape (battles, slots)."""
     probabilities = after.softmax(dim=-1) - before.softmax(dim=-1)
     return (after - before).abs().max().item(), probabilities.abs().max().item()
 
 
 def record_canaries(model: nn.Module, encoder: BattleEncoder, orders: Sequence[str], dtype: str) -> dict:
-    """What a member's probes.json holds: the battles, how likely a is to win each in each order, and what computed it.
+    """The content of a member's probes.json: the battles, p_a of each in each order, and the environment.
 
     Args:
-        model: A preference model. Under ZeRO-3 every process has to call this.
+        model: A preference model. Under ZeRO-3 every process must call this, because its weights are sharded.
         encoder: The member's own.
-        orders: The orders in which the member reads.
-        dtype: The precision in which it reads.
+        orders: The orders that the member reads.
+        dtype: The precision it reads in.
     """
-    probes = build_empty_canaries(model, dtype)
+    canaries = build_empty_canaries(model, dtype)
     battles = [{name: battle[name] for name in ("id", *TEXTS)} for battle in load_canaries()]
-    return probes | {"battles": battles, "p_a": _predict_canaries(model, encoder, battles, orders, CANARY_TOKENS)}
+    return canaries | {"battles": battles, "p_a": _predict_canaries(model, encoder, battles, orders, CANARY_TOKENS)}
 
 
 def build_empty_canaries(model: nn.Module, dtype: str) -> dict:
-    """What probes.json holds until the probes have been read: no battles, so that nothing can be replayed."""
+    """The content of probes.json until `record_canaries` has run: no battles, so nothing can be replayed."""
     computed_with = describe_environment(model, dtype)
     return {
         "format": CANARIES_FORMAT,
@@ -108,40 +111,45 @@ def build_empty_canaries(model: nn.Module, dtype: str) -> dict:
 
 
 def replay_canaries(
-    where: str, model: nn.Module, encoder: BattleEncoder, probes: Mapping, dtype: str, held: str | None = None
+    where: str, model: nn.Module, encoder: BattleEncoder, canaries: Mapping, dtype: str, held: str | None = None
 ) -> float:
     """Largest change of a probability between what `record_canaries` stored and what the model gives now.
 
     Args:
         where: Names the member in the error.
-        probes: What `record_canaries` returned.
-        dtype: The precision in which the model reads now.
-        held: The member's own, which its weights were rounded to if it is merged; the same if left out.
+        canaries: From `record_canaries`.
+        dtype: The precision that the model reads in now.
+        held: The member's own precision, which its weights are rounded to if it is merged; `dtype` if None.
 
     Raises:
-        CanariesMoved: If a probability moved more than the tolerance: the message says what has changed since.
-        ValueError: If the probes are of another format.
+        CanaryMismatch: If a probability changed by more than the tolerance; the message says what else has changed.
+        ValueError: If the canary battles have another format.
     """
-    if not isinstance(probes, Mapping) or probes.get("format") != CANARIES_FORMAT:
-        raise ValueError(f"{where}: expected probes of format {CANARIES_FORMAT}; found others. Save the member again.")
-    stored, then = probes["p_a"], probes["computed_with"]
-    found = _predict_canaries(model, encoder, probes["battles"], list(stored), probes.get("tokens", OLD_CANARY_TOKENS))
+    if not isinstance(canaries, Mapping) or canaries.get("format") != CANARIES_FORMAT:
+        raise ValueError(
+            f"{where}: expected canary battles of format {CANARIES_FORMAT}; found others. Save the member again."
+        )
+    stored, then = canaries["p_a"], canaries["computed_with"]
+    found = _predict_canaries(
+        model, encoder, canaries["battles"], list(stored), canaries.get("tokens", OLD_CANARY_TOKENS)
+    )
     change = max(abs(p - q) for order in stored for p, q in zip(stored[order], found[order], strict=True))
+    # The coarsest precision involved decides: what was stored, what reads now, and what the weights were rounded to.
     tolerance = max(find_tolerance(then["dtype"], each) for each in (dtype, held or dtype))
-    if not change <= tolerance:
+    if not change <= tolerance:  # not `change > tolerance`, which is false for NaN
         now = describe_environment(model, dtype)
         changed = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if now[name] != then.get(name)]
-        since = "; ".join(changed) or "neither versions nor dtype nor device: so adapter, base or tokenizer did"
-        raise CanariesMoved(
-            f"{where}: expected the probabilities that it gave its probe battles when it was saved, within "
+        since = "; ".join(changed) or "neither versions nor dtype nor device, so it is the adapter, base or tokenizer"
+        raise CanaryMismatch(
+            f"{where}: expected the probabilities of its canary battles from when it was saved, within "
             f"{tolerance:g}; found a change of {change:.3g}. What changed since: {since}. Restore that, or pass "
-            "--skip_probes true if the change is meant."
+            "--skip_probes true if the change is intended."
         )
     return change
 
 
 def describe_environment(model: nn.Module, dtype: str) -> dict[str, str]:
-    """What may move a probability: versions, dtype, kind of device, attention and quantisation kernel."""
+    """What can change a probability: versions, dtype, kind of device, attention and quantisation kernel."""
     config = model.config
     quantization = config.to_dict().get("quantization_config") or {}
     return {
@@ -157,11 +165,11 @@ def describe_environment(model: nn.Module, dtype: str) -> dict[str, str]:
 def _predict_canaries(
     model: nn.Module, encoder: BattleEncoder, battles: Sequence[dict], orders: Sequence[str], tokens: int
 ) -> dict[str, list[float]]:
-    """Of each order, how likely a is to win each battle, cut to so many tokens."""
+    """p_a of each battle, by order, with battles cut to a number of tokens."""
     length = min(encoder.encoding.max_length, tokens)
     encoder = BattleEncoder(encoder.tokenizer, replace(encoder.encoding, max_length=length))
-    read = {}
+    p_a = {}
     for order in orders:
         by_slot = compute_canary_logits(model, encoder, battles, order).double().softmax(dim=-1).tolist()
-        read[order] = [orient_label(p, order)[0] for p in by_slot]
-    return read
+        p_a[order] = [orient_label(p, order)[0] for p in by_slot]
+    return p_a

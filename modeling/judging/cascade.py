@@ -1,6 +1,5 @@
-"""A cascade: judges of growing cost, each reading only the battles of which the one before is least sure."""
+"""A cascade: judges of growing cost, each reading only the battles that the judges before it are least certain of."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,24 +11,26 @@ from datasets import Dataset
 
 from modeling.judging.judge import Judge, check_share
 from modeling.judging.loading import name_member
-from modeling.judging.predictions import replace_verdicts
-from modeling.runtime.distributed import call_on_main
+from modeling.judging.predictions import list_pass_columns, replace_verdicts, sort_by_uncertainty
+from modeling.judging.time_budget import TimeBudget
 
 logger = get_logger(__name__)
 
 
-def _is_over(deadline: float) -> bool:
-    return time.monotonic() >= deadline
-
-
 class Cascade:
-    """Example: `Cascade([small, large], [0.2]).predict(battles)`: the large judge decides a fifth of the battles."""
+    """Judges that are asked in turn, each about fewer battles.
+
+    Example: `Cascade([small, large], [0.2]).predict(battles)`: the large judge decides a fifth of the battles.
+    """
 
     def __init__(self, judges: Sequence[Judge], shares: Sequence[float]):
         """
         Args:
             judges: At least one; the first one reads every battle.
-            shares: Of all battles, for each later judge: it reads those whose p is nearest 1/2, and its verdict counts.
+            shares: For each later judge, its share of all battles: it reads the most uncertain ones and decides them.
+
+        Raises:
+            ValueError: If the number of shares is wrong, or a share is not between 0 and 1.
         """
         if len(shares) != len(judges) - 1:
             raise ValueError(
@@ -38,6 +39,7 @@ class Cascade:
             )
         for share in shares:
             check_share("--cascade_shares", share)
+        # Members name the columns of the result, so a name must be unique in the whole cascade.
         taken: list[str] = []
         self.judges, self.shares = [], list(shares)
         for judge in judges:
@@ -51,45 +53,63 @@ class Cascade:
         self,
         battles: Dataset | Sequence[Mapping],
         *,
-        deadline: float | None = None,
+        time_budget: TimeBudget | None = None,
         progress_dir: Path | None = None,
         **options,
     ) -> pd.DataFrame:
         """Verdicts, one row per battle and in the battles' order.
 
         Args:
-            deadline: Of `time.monotonic()`, shared out: what the first judge's reading of all leaves is divided evenly
-                among what is left to do, its second readings and each later judge.
+            time_budget: The first judge's first passes may use all of it. What they leave is divided evenly among that
+                judge's other passes and the later judges.
             progress_dir, options: As for `Judge.predict`.
 
         Returns:
-            The columns of `Judge.predict`, with the readings of all judges.
+            The columns of `Judge.predict`, with the passes of all judges.
         """
         rows = [dict(battle) for battle in battles]
-        verdicts = self._predict(0, rows, deadline, progress_dir, options)
+        verdicts = self._predict(0, rows, time_budget, progress_dir, options)
         for index, share in enumerate(self.shares, 1):
-            if deadline is not None and call_on_main(_is_over, deadline):
+            if time_budget is not None and time_budget.is_over():
                 logger.warning(f"Time budget: no time for {self._name(index)}")
                 break
-            doubt = np.argsort((verdicts["p_a"] - 0.5).abs().round(6).to_numpy(), kind="stable")
-            chosen = np.sort(doubt[: round(share * len(rows))])
-            found = self._predict(index, [rows[row] for row in chosen], deadline, progress_dir, options)
-            own = [name for name in found if name.startswith("p_a_")]
-            read = found[own].notna().any(axis=1).to_numpy()
+            uncertain = sort_by_uncertainty(verdicts["p_a"].to_numpy())
+            chosen = np.sort(uncertain[: round(share * len(rows))])
+            found = self._predict(index, [rows[row] for row in chosen], time_budget, progress_dir, options)
+            # Within a time budget some of them may have no pass; their even odds must not replace a verdict.
+            read = found[list_pass_columns(found)].notna().any(axis=1).to_numpy()
             verdicts = replace_verdicts(verdicts, chosen[read], found[read])
             logger.info(f"{self._name(index)} decides {read.sum()} of {len(rows)} battles")
         return verdicts
 
     def _predict(
-        self, index: int, rows: list[dict], deadline: float | None, progress_dir: Path | None, options: dict
+        self, index: int, rows: list[dict], time_budget: TimeBudget | None, progress_dir: Path | None, options: dict
     ) -> pd.DataFrame:
         """One judge's verdicts, within its part of the time."""
-        if deadline is not None:
-            later, now = len(self.judges) - 1 - index, time.monotonic()
-            if index:  # the first one's first readings may take what they need: without them there are no verdicts
-                deadline = now + (deadline - now) / (1 + later)
-            options = options | {"deadline": deadline, "later_judges": 0 if index else later}
-        return self.judges[index].predict(rows, progress_dir=progress_dir and progress_dir / str(index), **options)
+        if time_budget is not None:
+            parts = len(self.judges) - index
+            # The first judge's first passes are not limited to a part: without them there are no verdicts.
+            time_budget = time_budget.share(parts) if index else replace(time_budget, parts=parts)
+        progress_dir = progress_dir and progress_dir / str(index)
+        return self.judges[index].predict(rows, time_budget=time_budget, progress_dir=progress_dir, **options)
 
     def _name(self, index: int) -> str:
+        """A judge's members, for messages."""
         return " and ".join(member.name for member in self.judges[index].members)
+
+
+def load_judges(
+    judge: Sequence[str], cascade: Sequence[str] | None, shares: Sequence[float] | None, **options
+) -> Judge | Cascade:
+    """A judge, or a cascade that starts with it.
+
+    Args:
+        judge: Folders or Hub ids of the members of one judge.
+        cascade: Folder or Hub id of each later judge, if there are any.
+        shares: See `Cascade`; needed only with one.
+        options: For `Judge.from_pretrained`.
+    """
+    first = Judge.from_pretrained(judge, **options)
+    if not cascade:
+        return first
+    return Cascade([first, *(Judge.from_pretrained(name, **options) for name in cascade)], shares)

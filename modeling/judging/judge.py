@@ -1,4 +1,7 @@
-"""A judge: one or more members, each reading battles in its order, averaged into one verdict per battle."""
+"""A judge: one or more members whose passes are averaged into one verdict per battle.
+
+It does not know whether it is alone or part of a cascade, nor how passes are computed.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,14 +17,18 @@ from modeling.data.folds import assign_folds, fingerprint_fold
 from modeling.judging.calibration import Calibration
 from modeling.judging.loading import Member, find_judge, load_members
 from modeling.judging.member import JUDGE_FILE, READINGS, JudgeFacts
-from modeling.judging.predictions import build_verdicts, calibrate_verdicts
+from modeling.judging.predictions import build_verdicts, calibrate_verdicts, list_pass_columns
 from modeling.judging.schedule import PassSchedule
+from modeling.judging.time_budget import TimeBudget
 
 logger = get_logger(__name__)
 
 
 class Judge:
-    """Example: `Judge.from_pretrained(["outputs/demo/ab", "outputs/demo/ba"]).predict(battles)`."""
+    """An ensemble of members with one verdict per battle.
+
+    Example: `Judge.from_pretrained(["outputs/demo/ab", "outputs/demo/ba"]).predict(battles)`.
+    """
 
     def __init__(self, members: Sequence[Member], readings: str = "own", calibration: Calibration | None = None):
         if not members:
@@ -38,9 +45,9 @@ class Judge:
         dtype: str | None = "auto",
         merge: str = "auto",
     ) -> "Judge":
-        """Loads members, or whole judges, from folders or Hub ids, with what they need to read battles as in training.
+        """A judge of members, or of whole judges' members, from folders or Hub ids.
 
-        Args and errors as for `find_judge` and `load_members`.
+        See `find_judge` and `load_members` for arguments and errors.
         """
         names = [str(name) for name in ([names] if isinstance(names, str | Path) else names)]
         found, facts = find_judge(names)
@@ -50,11 +57,11 @@ class Judge:
         return cls(members, facts.readings, calibration)
 
     def plan_passes(self, readings: str | None = None) -> list[tuple[Member, str]]:
-        """The (member, orientation) pairs to read.
+        """The (member, orientation) pairs, one per pass over a battle.
 
         Args:
-            readings: "own": each member in the order it was trained in, or both if it was trained in both; "both":
-                every member in both orders, which makes p(A, B) = 1 - p(B, A); None: as the judge says of itself.
+            readings: "own": the order that each member was trained in, or both orders if it was trained in both.
+                "both": both orders for every member, which makes p(A, B) = 1 - p(B, A). None: the judge's default.
         """
         readings = self.readings if readings is None else readings
         if readings not in READINGS:
@@ -69,8 +76,7 @@ class Judge:
         readings: str | None = None,
         calibrated: bool = True,
         second_reading: float = 1.0,
-        deadline: float | None = None,
-        later_judges: int = 0,
+        time_budget: TimeBudget | None = None,
         **options,
     ) -> pd.DataFrame:
         """Verdicts, one row per battle and in the battles' order.
@@ -78,56 +84,52 @@ class Judge:
         Args:
             battles: Rows with id, prompt, response_a, response_b.
             readings: See `plan_passes`.
-            calibrated: Apply the judge's calibration, if it has one. It is about all of the judge's own readings.
-            second_reading: Share of the battles that get all readings, those whose first one is nearest 1/2; the others
-                have their first reading alone.
-            deadline: Of `time.monotonic()`: by then there is a verdict on each battle, with as many readings, first
-                ones before others, as there was time for.
-            later_judges: That share the time with this one's second readings, as in a cascade.
-            options: Of `predict_battles`: tokens_per_batch, num_workers, progress_dir.
+            calibrated: Apply the judge's calibration, if it has one and all of its own passes were run.
+            second_reading: Share of the battles that get all passes: the most uncertain after their first pass. The
+                others keep only that one.
+            time_budget: Every battle gets a verdict within it. First passes come before all others; battles that get
+                no pass in time have even odds.
+            options: For `predict_battles`: tokens_per_batch, num_workers, progress_dir.
 
         Returns:
-            Columns id; p_a, p_b, the mean over the readings, calibrated if the judge is; winner (model_a or model_b);
-            raw_p_a, the mean itself, if the judge is calibrated; p_a_<member>_<order read> per reading, NaN where it
-            was not made; tokens, of the longest reading; cut_prompt, cut_response_a, cut_response_b, the most tokens
-            that a reading left out.
+            Columns id; p_a, p_b, the mean over the passes, calibrated if the judge is; winner (model_a or model_b);
+            raw_p_a, the uncalibrated mean, if the judge is calibrated; p_a_<member>_<order> for each pass, NaN where
+            it was not run; tokens, of the longest pass; cut_prompt, cut_response_a, cut_response_b, the most tokens
+            that a pass cut from the field.
         """
         check_share("--second_reading", second_reading)
         rows = [dict(battle) for battle in battles]
-        made = PassSchedule(self.plan_passes(readings), rows, **options)
-        if second_reading == 1 and deadline is None:
-            made.read(np.full(made.p.shape[:2], True))
-        else:
-            made.read_selected(second_reading, deadline, later_judges)
-        columns = dict(zip(made.names, made.p, strict=True))
-        verdicts = build_verdicts([row["id"] for row in rows], columns, made.lengths)
+        schedule = PassSchedule(self.plan_passes(readings), rows, **options)
+        schedule.run(second_reading, time_budget)
+        columns = dict(zip(schedule.names, schedule.p, strict=True))
+        verdicts = build_verdicts([row["id"] for row in rows], columns, schedule.lengths)
         calibration = self.find_calibration(readings) if calibrated else None
-        if calibration and np.isnan(made.p).any():
-            logger.warning("Not calibrated: this judge's calibration is about battles with all readings")
+        if calibration and np.isnan(schedule.p).any():
+            logger.warning("Not calibrated: the calibration was fitted on battles with all passes; some have fewer")
             return verdicts
         return calibrate_verdicts(verdicts, calibration) if calibration else verdicts
 
     def find_calibration(self, readings: str | None = None) -> Calibration | None:
-        """The judge's calibration, if it has one and it is about these readings."""
+        """The judge's calibration; None if it has none or it was fitted on other passes."""
         if self.calibration and self.plan_passes(readings) != self.plan_passes():
-            logger.warning_once(f"Not calibrated: this judge's calibration is about --readings {self.readings}")
+            logger.warning_once(f"Not calibrated: the calibration was fitted on --readings {self.readings}")
             return None
         return self.calibration
 
     def predict_folds(self, battles: Dataset, **options) -> pd.DataFrame:
-        """Verdicts on the battles that the members were trained on, each by those that did not see it.
+        """Out-of-fold verdicts: each battle is read only by members that did not train on it.
 
         Args:
-            battles: The members' training file, whole: the folds are made from it once more.
+            battles: The members' whole training file. The folds are assigned again from it.
             options: As for `predict`.
 
         Returns:
-            The columns of `predict`, in the battles' order, never calibrated, as a calibration is about all members
-            together; a member's own column is NaN where it did not read.
+            The columns of `predict`, in the battles' order. A member's own columns are NaN where it did not read.
+            Never calibrated, because a calibration holds for the mean over all members.
 
         Raises:
-            ValueError: If the members were not trained with folds, if a fold has none, or if the battles are not those
-                that they were trained with.
+            ValueError: If the members were not trained with folds, if a fold has no member, or if the battles are not
+                the training file.
         """
         num_folds, method = self._check_folds()
         folds = np.array(assign_folds(battles, num_folds, method))
@@ -143,13 +145,14 @@ class Judge:
                 )
             parts.append(Judge(members, self.readings).predict(held_out, **options))
         verdicts = pd.concat(parts)
-        own = [name for name in verdicts if name.startswith("p_a_")]
+        # Folds have different members, so concat has put the later folds' columns last.
+        own = list_pass_columns(verdicts)
         names = [name for name in verdicts if name not in own]
         at = names.index("winner") + 1
         return verdicts.set_index("id").loc[battles["id"][:]].reset_index()[[*names[:at], *own, *names[at:]]]
 
     def _check_folds(self) -> tuple[int, str]:
-        """Number and method of the folds that the members were trained with."""
+        """The number and method of the folds that all members were trained with."""
         kinds = {(m.facts.training.get("num_folds"), m.facts.training.get("fold_method")) for m in self.members}
         if len(kinds) > 1 or not (kinds := kinds.pop())[0]:
             raise ValueError("--folds: expected members trained with the same --num_folds; found others in --judge.")
@@ -163,7 +166,7 @@ class Judge:
 
 
 def check_share(flag: str, share: float) -> None:
-    """Raises a ValueError if a share of the battles is none."""
+    """Raises a ValueError unless 0 <= share <= 1."""
     if not 0 <= share <= 1:
         raise ValueError(f"{flag} {share}: expected a share of the battles, from 0 to 1.")
 
@@ -172,17 +175,18 @@ def read_calibration(facts: JudgeFacts, found: Mapping[str, str]) -> Calibration
     """The calibration in judge.json.
 
     Args:
-        found: The fingerprint of each member by its name.
+        facts: With a calibration.
+        found: Fingerprint of each loaded member, by name.
 
     Raises:
-        ValueError: If it was fitted with other members than these, or is none.
+        ValueError: If it was fitted with other members, or is malformed.
     """
     stored = dict(facts.calibration or {})
     fitted_with = stored.pop("members", None)
     if fitted_with != dict(found):
         raise ValueError(
             f"Judge {', '.join(found)}: expected the members that it was calibrated with ({fitted_with}); found "
-            f"others ({dict(found)}). Calibrate it again with evaluate.py, or take it out of {JUDGE_FILE}."
+            f"others ({dict(found)}). Calibrate it again with evaluate.py, or delete the calibration in {JUDGE_FILE}."
         )
     try:
         return Calibration.from_dict(stored)
@@ -191,5 +195,5 @@ def read_calibration(facts: JudgeFacts, found: Mapping[str, str]) -> Calibration
 
 
 def describe_members(members: Sequence[Member]) -> dict[str, str]:
-    """The fingerprint of each member by its name."""
+    """Fingerprint of each member, by name."""
     return {member.name: member.fingerprint for member in members}

@@ -1,8 +1,8 @@
-"""Member and judge folders: what is in them, written whole and read back checked. No network, no loaded model.
+"""Member and judge folders: writes them whole and reads them back checked. Uses no network and loads no model.
 
-A member folder holds a LoRA adapter with its head, the tokenizer, `probes.json`, and `member.json`: whatever is needed
-to read battles again exactly as in training, and the hash of every file that decides an answer. A judge folder holds
-member folders and `judge.json`, which names them.
+A member folder holds a LoRA adapter with its head, the tokenizer, the canary battles (probes.json) and member.json:
+everything needed to read battles exactly as in training, and the hash of every file that affects an answer. A judge
+folder holds member folders and judge.json, which names them.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ from modeling.runtime.files import hash_file, replace_folder, write_json
 MEMBER_FILE, CANARIES_FILE, JUDGE_FILE = "member.json", "probes.json", "judge.json"
 MEMBER_FORMAT, JUDGE_FORMAT = 2, 1
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-MERGED_FILE = "config.json"  # of a member that merge_member wrote: it is its own base
-# Written after training, or for people: a card, figures, and the base's name, which publishing changes.
+MERGED_FILE = "config.json"  # only in a member that merge_member wrote, which is its own base
+# Not hashed: files for people, the evaluation, and the adapter's config, where publishing changes the base's name.
 UNHASHED = (MEMBER_FILE, "adapter_config.json", "evaluation.json", "README.md")
 
 
 @dataclass(frozen=True)
 class MemberFacts:
-    """What `member.json` says: how this adapter was trained to read, and on which base.
+    """The content of member.json: how this adapter was trained to read, and on which base.
 
-    `files` is the SHA-256 of each file that decides an answer; `save_member` fills it in.
+    `files` is the SHA-256 of each file that affects an answer; `save_member` fills it in.
     """
 
     orientation: str
@@ -50,9 +50,9 @@ class MemberFacts:
 
 @dataclass(frozen=True)
 class JudgeFacts:
-    """What `judge.json` says: its members' folders, the orders they read, and what makes their mean honest.
+    """The content of judge.json: the members' folders, the orders they read, and the calibration of their mean.
 
-    `calibration` is `Calibration.to_dict()` and `members`, the fingerprint of each.
+    `calibration` is `Calibration.to_dict()` plus `members`, the fingerprint of each member by name.
     """
 
     members: list[str]
@@ -71,34 +71,36 @@ def save_member(
     tokenizer: PreTrainedTokenizerBase,
     base: BaseFiles,
     facts: MemberFacts,
-    probes: Mapping,
+    canaries: Mapping,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes a member folder: beside, then renamed, so that a member is complete or absent.
+    """Writes a member folder at once: a killed process leaves a complete member or none.
 
     Args:
-        weights: What `collect_trained_weights` returned for the model.
-        probes: What `record_canaries` returned for it, or `build_empty_canaries`, so that nothing is lost meanwhile.
-        finish: Given the folder beside, adds what is for people: evaluation, figures and card.
+        folder: Replaced if it is a member already.
+        weights: From `collect_trained_weights`.
+        canaries: From `record_canaries`, or from `build_empty_canaries` to save the weights before the canary battles
+            are read.
+        finish: Called with the unfinished folder to add files for people: evaluation, pictures and card.
     """
     with replace_folder(folder, MEMBER_FILE) as beside:
         base_name = base.repo or os.path.relpath(base.folder.resolve(), folder.resolve())
         write_adapter(beside, model, weights, base_name, base.revision)
-        write_facts(beside, tokenizer, facts, probes)
+        write_facts(beside, tokenizer, facts, canaries)
         if finish:
             finish(beside)
 
 
-def write_facts(folder: Path, tokenizer: PreTrainedTokenizerBase, facts: MemberFacts, probes: Mapping) -> None:
-    """Writes tokenizer, probes and, last, the facts with the hashes of all that is there."""
+def write_facts(folder: Path, tokenizer: PreTrainedTokenizerBase, facts: MemberFacts, canaries: Mapping) -> None:
+    """Writes tokenizer and canary battles, then member.json with the hashes of all files in the folder."""
     tokenizer.save_pretrained(folder)
-    write_json(folder / CANARIES_FILE, probes)
+    write_json(folder / CANARIES_FILE, canaries)
     files = {path.name: hash_file(path) for path in sorted(folder.iterdir()) if path.name not in UNHASHED}
     write_json(folder / MEMBER_FILE, asdict(replace(facts, files=files)))
 
 
 def write_judge(folder: Path, facts: JudgeFacts) -> None:
-    """Writes judge.json, without what the judge does not have: beside, then renamed."""
+    """Writes judge.json at once, without fields that are None."""
     stored = {name: value for name, value in asdict(facts).items() if value is not None}
     write_json(beside := folder / f".{JUDGE_FILE}.new", stored)
     beside.rename(folder / JUDGE_FILE)
@@ -108,15 +110,15 @@ def write_judge(folder: Path, facts: JudgeFacts) -> None:
 
 
 def read_member(folder: Path) -> MemberFacts:
-    """The facts of a member folder, after checking that its files are those that were saved.
+    """The facts of a member folder, after checking that its files are as they were saved.
 
     Raises:
-        ValueError: If a file is missing or changed, or the facts are not of this version.
+        ValueError: If a file is missing or changed, or member.json has another format.
     """
     for name in (MEMBER_FILE, CANARIES_FILE, *((MERGED_FILE,) if is_merged(folder) else ADAPTER_FILES)):
         if not (folder / name).is_file():
             raise ValueError(
-                f"Judge {folder}: expected a member folder with {name}; found none. Give what train.py wrote."
+                f"Judge {folder}: expected a member folder with {name}; found none. Give a folder that train.py wrote."
             )
     values = read_json(folder / MEMBER_FILE, "Judge")
     try:
@@ -144,17 +146,17 @@ def read_member(folder: Path) -> MemberFacts:
 
 
 def fingerprint_member(facts: MemberFacts) -> str:
-    """Names a member by the files that decide its answers."""
+    """A short hash of the files that affect a member's answers."""
     return hashlib.sha256(json.dumps(facts.files, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_merged(folder: Path) -> bool:
-    """Whether a member folder holds a whole model instead of an adapter."""
+    """Whether a member folder holds a whole model and no adapter."""
     return (folder / MERGED_FILE).is_file() and not (folder / ADAPTER_FILES[0]).is_file()
 
 
 def read_json(path: Path, role: str) -> dict:
-    """The object in a JSON file; a ValueError if there is something else."""
+    """The object in a JSON file; a ValueError if it holds anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -169,12 +171,13 @@ def read_json(path: Path, role: str) -> dict:
 
 
 def read_judge(folder: Path) -> JudgeFacts | None:
-    """What judge.json says; None where a folder has none, because it is a member's."""
+    """The facts in judge.json; None if there is no such file, as in a member folder."""
     if not (folder / JUDGE_FILE).is_file():
         return None
     values = read_json(folder / JUDGE_FILE, "Judge")
     members, readings, calibration = values.get("members"), values.get("readings", "own"), values.get("calibration")
     judge = JudgeFacts(members, readings, calibration, values.get("format"))
+    # Folder names only: a path such as "../x" could make a downloaded judge load other folders of this machine.
     plain = isinstance(members, list) and all(isinstance(m, str) and Path(m).name == m != ".." for m in members)
     if (
         judge.format != JUDGE_FORMAT
@@ -190,13 +193,14 @@ def read_judge(folder: Path) -> JudgeFacts | None:
 
 
 def locate_judge(names: Sequence[str]) -> tuple[Path, list[str]]:
-    """The folder where a judge's judge.json stands, or would stand, and its members' names.
+    """The folder that holds, or would hold, a judge's judge.json; and its members' names.
 
     Args:
-        names: A judge folder, or member folders that lie side by side.
+        names: One judge folder, or member folders side by side.
 
     Raises:
-        ValueError: If it is on the Hub, or the members lie apart or beside another judge's judge.json.
+        ValueError: If a folder is not on this machine, if the members are not in one folder, or if that folder holds
+            the judge.json of other members.
     """
     folders = [Path(os.path.abspath(name)) for name in names]
     if missing := [name for name, folder in zip(names, folders, strict=True) if not folder.is_dir()]:
@@ -206,8 +210,8 @@ def locate_judge(names: Sequence[str]) -> tuple[Path, list[str]]:
     parents = {folder.parent for folder in folders}
     if len(parents) > 1 or len(set(folders)) < len(folders):
         raise ValueError(
-            f"--judge {' '.join(names)}: expected members side by side, each once, because {JUDGE_FILE} stands in the "
-            "folder around them; found others. Move them together."
+            f"--judge {' '.join(names)}: expected members side by side, each once, because {JUDGE_FILE} is written to "
+            "the folder around them; found others. Move them together."
         )
     (parent,), members = parents, [folder.name for folder in folders]
     judge = read_judge(parent)

@@ -1,25 +1,31 @@
-"""Verdicts as a table: one row per battle, from what its readings gave. No models."""
+"""Verdicts as a table, one row per battle: built from passes, calibrated, combined, compared with outcomes, written.
+
+It knows no models.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 
 from modeling.data.battles import LABELS, name_winners
 from modeling.encoding.encoder import CUT_COLUMNS
+from modeling.evaluation.metrics import compute_accuracy, compute_baselines, compute_log_loss
 from modeling.judging.calibration import Calibration
+from modeling.runtime.tables import format_table
 
-RAW = "raw_p_a"  # the column of what p_a was before calibration
+RAW = "raw_p_a"  # the column that keeps p_a as it was before calibration
 
 
 def build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarray) -> pd.DataFrame:
-    """One row per battle from what its readings gave.
+    """One row per battle, averaged over its passes.
 
     Args:
         ids: Of the battles.
-        columns: Probabilities by label, shape (battles, labels), by the reading's name: member and order. NaN where
-            a reading was left out; a battle that none read has even odds.
-        lengths: Tokens and tokens cut of each field, shape (readings, battles, 4).
+        columns: Probabilities by label, shape (battles, labels), by the name of the pass: member and order. NaN where
+            a pass was not run; a battle without any pass gets even odds.
+        lengths: Tokens, and tokens cut from each field, shape (passes, battles, 4).
 
     Returns:
         The columns of `Judge.predict`.
@@ -38,31 +44,56 @@ def build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarra
 
 
 def average_passes(probabilities: np.ndarray) -> np.ndarray:
-    """Mean over the readings that were made, shape (battles, labels), of shape (readings, battles, labels) with NaN for
-    the others; even odds where there was none."""
-    read = ~np.isnan(probabilities)
-    counts = read.sum(axis=0)
-    total = np.where(read, probabilities, 0).sum(axis=0)
+    """Mean over the passes that were run; even odds where there was none.
+
+    Args:
+        probabilities: Shape (passes, battles, labels), NaN where a pass was not run.
+
+    Returns:
+        Shape (battles, labels).
+    """
+    # Not np.nanmean, which warns about battles without a pass and leaves NaN there.
+    run = ~np.isnan(probabilities)
+    counts = run.sum(axis=0)
+    total = np.where(run, probabilities, 0).sum(axis=0)
     return np.where(counts, total / np.maximum(counts, 1), 1 / len(LABELS))
 
 
+def sort_by_uncertainty(p_a: np.ndarray) -> np.ndarray:
+    """Rows by the distance of p_a from 1/2, the most uncertain first."""
+    # Rounded, because the last bits depend on which battles were packed together; they must not decide.
+    return np.argsort(np.abs(p_a - 0.5).round(6), kind="stable")
+
+
+def list_pass_columns(verdicts: pd.DataFrame) -> list[str]:
+    """Names of the columns p_a_<member>_<order>, one per pass."""
+    return [name for name in verdicts if name.startswith("p_a_")]
+
+
 def calibrate_verdicts(verdicts: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
-    """The verdicts with honest probabilities: winners stay, and raw_p_a is what p_a was."""
+    """The verdicts with calibrated probabilities and the column raw_p_a; every winner stays."""
     p_a = calibration.apply(verdicts["p_a"].to_numpy())
     calibrated = verdicts.assign(p_a=p_a, p_b=1 - p_a)
     calibrated.insert(list(calibrated).index("p_b") + 1, RAW, verdicts["p_a"])
     return calibrated
 
 
+def take_raw(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts as they were before calibration, without raw_p_a."""
+    if RAW not in verdicts:
+        return verdicts
+    return verdicts.assign(p_a=verdicts[RAW], p_b=1 - verdicts[RAW]).drop(columns=RAW)
+
+
 def replace_verdicts(verdicts: pd.DataFrame, rows: np.ndarray, better: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts with those of another judge in some rows; both judges' readings stay, NaN where one did not read.
+    """The verdicts with another judge's in some rows. The passes of both judges stay, NaN where one did not run.
 
     Args:
         rows: Row numbers of the battles of `better`, in its order.
         better: Verdicts of a judge whose members have other names.
     """
     replaced = verdicts.copy()
-    own = [name for name in better if name.startswith("p_a_")]
+    own = list_pass_columns(better)
     at = list(replaced).index("tokens")
     for name in reversed(own):
         replaced.insert(at, name, np.nan)
@@ -72,14 +103,46 @@ def replace_verdicts(verdicts: pd.DataFrame, rows: np.ndarray, better: pd.DataFr
     for name in ("p_a", "p_b", "winner"):
         replaced.loc[rows, name] = better[name].to_numpy()
     if RAW in replaced:
+        # If only one of the two judges is calibrated, the other's p_a is its raw one too.
         replaced.loc[rows, RAW] = better[RAW if RAW in better else "p_a"].to_numpy()
     for name in ("tokens", *CUT_COLUMNS):
         replaced.loc[rows, name] = np.maximum(replaced.loc[rows, name].to_numpy(), better[name].to_numpy())
     return replaced
 
 
+def format_accuracy(verdicts: pd.DataFrame, battles: Dataset) -> str:
+    """A text table of accuracy and log loss: the judge, cut and whole battles, each pass, and the baselines.
+
+    Args:
+        verdicts: What `Judge.predict` returned for the battles.
+        battles: With labels, in the verdicts' order.
+    """
+    labels = np.array(battles["label"][:])
+    p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
+    everything = np.full(len(p), True)
+    parts = [("judge", p, everything)]
+    if RAW in verdicts:
+        parts.append(("judge, not calibrated", _complete(verdicts[RAW]), everything))
+    cut = verdicts[list(CUT_COLUMNS)].to_numpy().any(axis=1)
+    if cut.any() and not cut.all():
+        parts += [("judge, cut battles", p, cut), ("judge, whole battles", p, ~cut)]
+    for name in list_pass_columns(verdicts):
+        parts.append((name, _complete(verdicts[name]), verdicts[name].notna().to_numpy()))
+    rows = [("", "accuracy [95%]", "log loss [95%]")]
+    for name, each, part in parts:
+        rows.append((name, compute_accuracy(each[part], labels[part]), compute_log_loss(each[part], labels[part])))
+    baselines = compute_baselines(battles["response_a"], battles["response_b"], labels)
+    return format_table([*rows, *((name, accuracy, "") for name, accuracy in baselines.items())])
+
+
+def _complete(p_a: pd.Series) -> np.ndarray:
+    """Probabilities of both labels, shape (battles, 2)."""
+    return np.column_stack([p_a, 1 - p_a])
+
+
 def write_verdicts(folder: Path, verdicts: pd.DataFrame) -> list[Path]:
-    """Writes predictions.parquet (all but the winner) and submission.csv (id, winner), each beside and then renamed."""
+    """Writes predictions.parquet (all columns but the winner) and submission.csv (id, winner); returns their paths."""
+    # Each is written beside its place and then renamed, so that a killed run leaves no half file.
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "predictions.parquet", folder / "submission.csv"]
     verdicts.drop(columns="winner").to_parquet(beside := paths[0].with_suffix(".new"), index=False)

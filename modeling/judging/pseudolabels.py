@@ -1,8 +1,11 @@
-"""A judge's probabilities as labels: rows matched by id, part by part, each part on disk before the next is read."""
+"""Pseudo-labels: labels a pool of battles with a judge's probabilities, part by part, and joins the parts.
+
+Rows are matched by id, and each part is on disk before the next one is read. How the judge reads is not known here.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from datasets import Dataset
 
 from modeling.data.battles import LABELS, iterate_battles
 from modeling.data.near_duplicates import DuplicateIndex
+from modeling.data.reader import Fault
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.judging.calibration import Calibration
 from modeling.judging.judge import Judge
@@ -22,23 +26,23 @@ from modeling.settings.arguments import PseudolabelArguments
 
 
 def label_battles(battles: Dataset, verdicts: pd.DataFrame, min_confidence: float | None) -> pa.Table:
-    """The battles with the judge's probabilities as their label, or with hard labels where it is sure enough.
+    """The battles, labelled by the judge.
 
     Args:
-        battles: Rows; a label that they have is replaced.
-        verdicts: What `Judge.predict` said of them, in any order: rows are matched by id.
-        min_confidence: None keeps all battles and labels them softly; else those whose likelier answer has at least
-            this probability get a hard label, and the others are left out.
+        battles: Rows; an existing label is replaced.
+        verdicts: From `Judge.predict`, in any order; rows are matched by id.
+        min_confidence: None: all battles, with the probabilities as soft labels. Otherwise only battles whose likelier
+            answer has at least this probability, with hard labels.
 
     Returns:
-        The battles' columns, `label`, and of the verdicts `tokens` and the tokens cut of each field.
+        The battles' columns, `label`, and the verdicts' `tokens` and tokens cut from each field.
     """
     rows = battles.with_format("arrow")[:]
     verdicts = verdicts.set_index("id").loc[rows["id"].to_pylist()]
     p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
     kept = np.full(len(p), True) if min_confidence is None else p.max(axis=1) >= min_confidence
     labels = p if min_confidence is None else np.eye(len(LABELS))[p.argmax(axis=1)]
-    # Without their type a part without battles would have none, and make the joined column fractional.
+    # The type is explicit because an empty part would have none, and the joined column would become fractional.
     counts = {name: pa.array(verdicts[name].to_numpy(), pa.int64()) for name in ("tokens", *CUT_COLUMNS)}
     made = {"label": pa.array(labels.tolist(), pa.list_(pa.float64())), **counts}
     carried = {name: rows[name] for name in rows.column_names if name not in made}
@@ -46,7 +50,7 @@ def label_battles(battles: Dataset, verdicts: pd.DataFrame, min_confidence: floa
 
 
 def describe_judge(judge: Judge, readings: str | None, calibrated: bool = True) -> dict[str, str]:
-    """Where a pseudo-label comes from, a column each: names, weights, orders read, calibration, and the day (UTC)."""
+    """The origin of pseudo-labels, by column: names, weights, orders read, calibration, and the date (UTC)."""
     calibration = judge.find_calibration(readings) if calibrated else None
     plan = judge.plan_passes(readings)
     return {
@@ -59,13 +63,13 @@ def describe_judge(judge: Judge, readings: str | None, calibrated: bool = True) 
 
 
 def _name_calibration(calibration: Calibration) -> str:
-    """Its method, and a hash of all its numbers."""
+    """A calibration's method, and a hash of its parameters."""
     facts = json.dumps(calibration.to_dict(), sort_keys=True)
     return f"{calibration.method}@{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
 
 
 def describe_training(judge: Judge) -> str:
-    """The files that the members say they were trained and evaluated on."""
+    """The files that the members were trained and evaluated on, as they recorded it."""
     facts = [member.facts.training for member in judge.members]
     files = dict.fromkeys(
         file for training in facts for file in [*(training.get("train_file") or ()), training.get("eval_file")] if file
@@ -74,23 +78,28 @@ def describe_training(judge: Judge) -> str:
 
 
 class PartFolder:
-    """The parts of an output that were finished, each named by what it was made from.
+    """The finished parts of an output, each named by a hash of what it was made from.
 
-    A part is written beside and renamed, so one that is there is whole; one of other battles or of another judge has
-    another name. What was there at the start is listed once, so that every process of a launch decides the same.
+    Parts are renamed into place, so an existing part is complete. Other battles or another judge give another name, so
+    a restart never resumes the wrong part.
     """
 
     def __init__(self, folder: Path, finished: Sequence[str]):
+        """
+        Args:
+            finished: From `list_finished`, called on the main process alone: a process that lists the folder later
+                would see parts of this run, skip them, and leave the others waiting.
+        """
         self.folder, self.finished = folder, set(finished)
         self.parts: list[Path] = []
 
     @staticmethod
     def list_finished(folder: Path) -> list[str]:
-        """Names of the parts in a folder."""
+        """Names of the finished parts in a folder."""
         return sorted(path.name for path in folder.glob("part-*.parquet"))
 
     def begin(self, battles: Dataset, settings: Mapping) -> bool:
-        """Notes the next part; False if it is finished already, from the same battles with the same settings."""
+        """Starts the next part; False if it is finished already, from the same battles with the same settings."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for battle in battles:
             digest.update(json.dumps(battle, default=repr).encode())
@@ -98,7 +107,7 @@ class PartFolder:
         return self.parts[-1].name not in self.finished
 
     def write(self, rows: pa.Table, made_by: Mapping[str, str]) -> None:
-        """Finishes the part that was begun last, its rows with a column for each fact of `made_by`."""
+        """Writes the part that was started last, with one more column for each item of `made_by`."""
         facts = {name: pa.array([value] * len(rows), pa.string()) for name, value in made_by.items()}
         carried = {name: rows[name] for name in rows.column_names if name not in facts}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -106,11 +115,12 @@ class PartFolder:
         beside.rename(self.parts[-1])
 
     def list_ids(self) -> set:
-        """Ids of the battles that the part begun last has, once it is finished."""
+        """Ids of the battles in the part that was started last, once it is written."""
         return set(pq.read_table(self.parts[-1], columns=["id"])["id"].to_pylist())
 
     def join(self, output: Path) -> int:
-        """Writes all parts as one parquet file, beside and then renamed; returns its number of rows."""
+        """Writes all parts as one parquet file; returns its number of rows."""
+        # A column may be missing, or of a narrower type, in parts whose source rows had no value for it.
         schemas = [pq.read_schema(part).remove_metadata() for part in self.parts]
         schema = pa.unify_schemas(schemas, promote_options="permissive")
         count, beside = 0, output.with_name(f".{output.name}.new")
@@ -127,12 +137,12 @@ class PartFolder:
 
 
 def check_pool(arguments: PseudolabelArguments) -> int:
-    """Number of battles of the pool, all of which were read and checked, so that no bad row is met after hours."""
+    """Number of battles in the pool. Reads and checks every row, so that a bad one is found now and not after hours."""
     return sum(map(len, iterate_battles(arguments.battles, **arguments.row_policy)))
 
 
 def index_prompts(arguments: PseudolabelArguments) -> DuplicateIndex:
-    """The prompts that must not be among the labelled ones."""
+    """An index of the prompts that must not be labelled."""
     index = DuplicateIndex()
     policy = {"schema": arguments.exclude_schema, "bad_row_policy": arguments.bad_row_policy, "blank_policy": "keep"}
     for file in arguments.exclude or ():
@@ -142,15 +152,23 @@ def index_prompts(arguments: PseudolabelArguments) -> DuplicateIndex:
 
 
 def drop_known(battles: Dataset, excluded: DuplicateIndex) -> Dataset:
-    """The battles whose prompts are not among the excluded ones."""
+    """The battles whose prompts are not near-duplicates of excluded ones."""
     found = excluded.find(battles["prompt"][:])
     return battles.select([row for row, duplicates in enumerate(found) if not duplicates])
+
+
+def count_left_out(left_out: Fault, before: Iterable, after: Container) -> None:
+    """Adds the ids in `before` that are missing from `after`."""
+    for id in before:
+        if id not in after:
+            left_out.add(id, None)
 
 
 def label_part(
     arguments: PseudolabelArguments, judge: Judge, battles: Dataset, parts: PartFolder, made_by: dict[str, str]
 ) -> None:
-    """Writes the next part, unless an earlier run did."""
+    """Labels and writes the next part, unless an earlier run has."""
+    # Without the date: a run that is resumed on the next day keeps its parts.
     settings = {name: value for name, value in made_by.items() if name != "judged_on"}
     settings |= {name: vars(arguments)[name] for name in ("min_confidence", "tokens_per_batch", "dtype", "merge")}
     if not parts.begin(battles, settings):

@@ -1,4 +1,7 @@
-"""On which battles a judge may be calibrated or scored, and where its calibration is kept."""
+"""Which battles a judge may be calibrated or scored on, and where its calibration is stored.
+
+How a calibration is fitted and applied is in calibration.py.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,22 +15,22 @@ from modeling.data.reader import Fault
 from modeling.judging.calibration import Calibration
 from modeling.judging.judge import Judge, describe_members
 from modeling.judging.member import JUDGE_FILE, JudgeFacts, locate_judge, read_judge, write_judge
-from modeling.judging.predictions import RAW
+from modeling.judging.predictions import list_pass_columns
 from modeling.runtime.files import describe_file
 
 logger = get_logger(__name__)
 
 
 def find_unscored(others: Dataset, battles: Dataset, where: str) -> list[int]:
-    """Rows of the battles to calibrate on that do not have a scored battle's prompt; what is left out is counted.
+    """Rows of the battles to calibrate on whose prompt is not a near-duplicate of a scored prompt; counts the others.
 
     Args:
         others: The battles to calibrate on.
-        battles: The scored ones.
-        where: Names the others in messages.
+        battles: The scored battles.
+        where: Names `others` in messages.
 
     Raises:
-        ValueError: If none is left.
+        ValueError: If no row is left.
     """
     index = DuplicateIndex()
     index.add(battles["prompt"][:])
@@ -39,23 +42,24 @@ def find_unscored(others: Dataset, battles: Dataset, where: str) -> list[int]:
             kept.append(row)
     if not kept:
         raise ValueError(
-            f"{where}: expected battles with other prompts than the scored ones; found none of {len(others)}. "
-            "Calibrate on others."
+            f"{where}: expected battles with other prompts than the scored battles; found none among {len(others)}. "
+            "Calibrate on other battles."
         )
     if near.count:
-        logger.warning(f"{where}: left out {near.count} of {len(others)} that have a scored battle's prompt: {near}")
+        logger.warning(f"{where}: left out {near.count} of {len(others)} battles with a scored battle's prompt: {near}")
     return kept
 
 
 def check_not_trained_on(judge: Judge, path: str) -> None:
-    """Raises a ValueError if a member says that it was trained on this file: it would look better than it is."""
+    """Raises a ValueError if a member was trained on this file."""
+    # On its training battles a member is too confident, so a calibration fitted there would keep it overconfident.
     hashed = describe_file(path)["sha256"]
     for member in judge.members:
         rows = member.facts.training.get("data", [])
         if hashed and hashed in {row.get("sha256") for row in rows if row.get("role") == "train"}:
             raise ValueError(
                 f"--calibrate_battles {path}: expected battles that were not trained on; found the training file of "
-                f"{member.name}. Give others, or out-of-fold --calibrate_predictions (predict.py --folds true)."
+                f"{member.name}. Give other battles, or out-of-fold --calibrate_predictions (predict.py --folds true)."
             )
 
 
@@ -64,33 +68,26 @@ def check_not_fitted_on(judge: Judge, path: str) -> None:
     hashed = describe_file(path)["sha256"]
     if hashed and judge.calibration and hashed == (judge.calibration.fitted_on or {}).get("sha256"):
         raise ValueError(
-            f"--battles {path}: expected others than those the judge was calibrated on; found the same file. Score "
-            "others, or pass --calibrated false."
+            f"--battles {path}: expected other battles than the judge was calibrated on; found the same file. Score "
+            "other battles, or pass --calibrated false."
         )
 
 
 def check_passes(verdicts: pd.DataFrame, judge: Judge, readings: str | None, where: str) -> None:
-    """Raises a ValueError if predictions are not of these readings of a judge; warns if they are out-of-fold ones."""
+    """Raises a ValueError if the passes in `verdicts` are not this judge's; warns if the verdicts are out-of-fold."""
     expected = {f"p_a_{member.name}_{orientation}" for member, orientation in judge.plan_passes(readings)}
-    found = {name for name in verdicts if name.startswith("p_a_")}
+    found = set(list_pass_columns(verdicts))
     if found != expected:
         raise ValueError(
-            f"{where}: expected the readings of --judge ({', '.join(sorted(expected))}); found "
+            f"{where}: expected the passes of --judge ({', '.join(sorted(expected))}); found "
             f"{', '.join(sorted(found)) or 'none'}. Predict with that judge."
         )
     if verdicts[sorted(found)].isna().to_numpy().any():
-        logger.warning("Calibrating by out-of-fold predictions: fewer members read each of them than will read others")
-
-
-def take_raw(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts as they were before a calibration, if they had one."""
-    if RAW not in verdicts:
-        return verdicts
-    return verdicts.assign(p_a=verdicts[RAW], p_b=1 - verdicts[RAW]).drop(columns=RAW)
+        logger.warning("Calibrating on out-of-fold predictions: each averages fewer members than the judge will")
 
 
 def check_own_passes(names: Sequence[str], judge: Judge) -> None:
-    """Raises a ValueError if judge.json, where a calibration is to be kept, says that the judge reads otherwise."""
+    """Raises a ValueError if the judge.json that would store a calibration names other --readings than the judge's."""
     folder, _ = locate_judge(names)
     stored = read_judge(folder)
     if stored and stored.readings != judge.readings:
@@ -101,7 +98,7 @@ def check_own_passes(names: Sequence[str], judge: Judge) -> None:
 
 
 def save_calibration(names: Sequence[str], judge: Judge, readings: str, calibration: Calibration) -> Path:
-    """Writes judge.json around a judge's members; returns its folder. Errors as for `locate_judge`."""
+    """Writes judge.json beside a judge's members and returns the folder. Errors as for `locate_judge`."""
     folder, members = locate_judge(names)
     facts = calibration.to_dict() | {"members": describe_members(judge.members)}
     write_judge(folder, JudgeFacts(members, readings, facts))

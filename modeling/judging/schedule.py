@@ -1,10 +1,10 @@
-"""Which of a judge's readings are made of which battles, and when: all at once, a second one for doubtful battles, or
-as many as there is time for. What a reading computes is not known here.
+"""Decides which passes to run on which battles: all of them, more for uncertain battles, or as many as time allows.
+
+It does not know how a pass is computed.
 """
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from accelerate.logging import get_logger
@@ -12,29 +12,26 @@ from accelerate.logging import get_logger
 from modeling.data.battles import LABELS, ORIENTATIONS
 from modeling.encoding.encoder import CUT_COLUMNS, BattleEncoder
 from modeling.judging.loading import Member
-from modeling.judging.predictions import average_passes
+from modeling.judging.predictions import average_passes, sort_by_uncertainty
 from modeling.judging.predictor import predict_battles
-from modeling.runtime.distributed import call_on_main
+from modeling.judging.time_budget import PLANNED, TimeBudget
 
 logger = get_logger(__name__)
 
-FIRST_SLICE = 0.02  # of all tokens, read to see how fast this machine is
-SLICES = 8  # of what is left: as often the speed is measured anew
-SPENT = 0.9  # of the time left that is planned for; the rest is for a machine that slows down
-
 
 class PassSchedule:
-    """The readings of battles by a plan of members and orders: NaN in `p` where one was not made.
+    """Passes over battles, each run at most once, and their results.
 
-    p: Probabilities by label, shape (readings, battles, labels).
-    lengths: Tokens and tokens cut of each field, shape (readings, battles, 4).
+    p: Probabilities by label, shape (passes, battles, labels); NaN where a pass was not run.
+    lengths: Tokens, and tokens cut from each field, shape (passes, battles, 4).
     """
 
     def __init__(self, plan: Sequence[tuple[Member, str]], rows: Sequence[Mapping], **options):
         """
         Args:
-            plan: What `Judge.plan_passes` returned.
-            options: Of `predict_battles`: tokens_per_batch, num_workers, progress_dir.
+            plan: The (member, orientation) pairs from `Judge.plan_passes`, one per pass.
+            rows: Battles.
+            options: For `predict_battles`: tokens_per_batch, num_workers, progress_dir.
         """
         self.plan, self.rows, self.options = plan, rows, options
         self.names = [f"{member.name}_{orientation}" for member, orientation in plan]
@@ -42,27 +39,47 @@ class PassSchedule:
         self.p = np.full((len(plan), len(rows), len(LABELS)), np.nan)
         columns = ("length", *CUT_COLUMNS)
         self.lengths = np.array([[[battle[name] for name in columns] for battle in each] for each in self.encoded])
+        # Without battles the array has lost its last dimensions.
         self.lengths = self.lengths.reshape(len(plan), len(rows), len(columns))
 
-    def read(self, wanted: np.ndarray, deadline: float | None = None) -> None:
-        """Makes readings; both orders of a member are read together and share what they have in common.
+    def run(self, second_reading: float = 1.0, time_budget: TimeBudget | None = None) -> None:
+        """Runs each battle's first pass, then all passes of the most uncertain battles.
 
         Args:
-            wanted: Which, shape (readings, battles).
+            second_reading: Largest share of the battles that get all passes.
+            time_budget: Stops when this is used up; None runs everything.
+        """
+        everything = np.full(self.p.shape[:2], True)
+        if time_budget is not None:
+            self._run_in_time(second_reading, time_budget)
+        elif second_reading == 1:
+            self.read(everything)  # in one go, so that both orders of a battle share their prefix
+        else:
+            self.read(self.choose_first_passes())
+            uncertain = self.rank_by_uncertainty()[: round(second_reading * len(self.rows))]
+            self.read(self._select(everything, uncertain))
+
+    def read(self, wanted: np.ndarray, deadline: float | None = None) -> None:
+        """Runs the wanted passes that have not run yet. A member's two orders are packed together and share prefixes.
+
+        Args:
+            wanted: Boolean, shape (passes, battles).
             deadline: See `predict_battles`.
         """
+        # Keyed by identity: a Member holds dictionaries and so has no hash.
         members = {id(member): member for member, _ in self.plan}
         for key, member in members.items():
             own = np.array([id(other) == key for other, _ in self.plan])
             places = np.argwhere(wanted & own[:, None] & np.isnan(self.p[..., 0]))
             if not len(places):
                 continue
-            orders = [self.plan[reading][1] for reading, _ in places]
+            orders = [self.plan[index][1] for index, _ in places]
+            # All that decides the numbers is in the name: progress saved under another name is never resumed.
             model = f"{member.fingerprint} on {member.facts.base_fingerprint} in {member.dtype}"
             merged = ", merged" * (member.adapter is None)
             found = predict_battles(
                 member.activate(),
-                [self.encoded[reading][row] for reading, row in places],
+                [self.encoded[index][row] for index, row in places],
                 orders,
                 deadline=deadline,
                 name=f"{member.name} reads {' and '.join(sorted(set(orders)))}@{model}{merged}",
@@ -70,44 +87,14 @@ class PassSchedule:
             )
             self.p[places[:, 0], places[:, 1]] = found
 
-    def read_selected(self, second_reading: float, deadline: float | None, later_judges: int = 0) -> None:
-        """Makes each battle's first reading, and the others of the share in most doubt, as far as time allows.
-
-        Args:
-            second_reading: Share of the battles, at most, that get all readings.
-            deadline: Of `time.monotonic()`; None: there is time for all.
-            later_judges: Each of them is left as much time as the others than the first reading get here.
-        """
-        first, rest = self.choose_first_passes(), np.full(self.p.shape[:2], True)
-        if deadline is None:
-            self.read(first)
-            self.read(self._select(rest, self.rank_by_uncertainty()[: round(second_reading * len(self.rows))]))
-            return
-        pace = Pace()
-        sizes = np.where(first, self.lengths[..., 0], 0).sum(axis=0)
-        order = list(range(len(self.rows)))
-        done = pace.read_in_time(
-            lambda rows: self.read(self._select(first, rows), deadline), order, sizes, deadline, self._announce
-        )
-        if missing := int(np.isnan(self.p[..., 0]).all(axis=0).sum()):
-            logger.warning(f"Time budget: {missing} of {len(order)} battles could not be read in time: even odds")
-        if len(self.plan) == 1:
-            return  # there is no other reading to make
-        doubtful = self.rank_by_uncertainty()[: round(second_reading * len(order))] if done == len(order) else []
-        sizes, now = self.lengths[..., 0].sum(axis=0) - sizes, time.monotonic()
-        deadline = now + (deadline - now) / (1 + later_judges)
-        pace.read_in_time(lambda rows: self.read(self._select(rest, rows), deadline), doubtful, sizes, deadline)
-        again = int((~np.isnan(self.p[..., 0])).all(axis=0).sum())
-        logger.info(f"Time budget: {again} of {len(order)} battles have all {len(self.plan)} readings")
-
     def choose_first_passes(self) -> np.ndarray:
-        """The reading that each battle gets before any other, shape (readings, battles); exactly one of a battle.
+        """The pass that each battle gets before any other, boolean, shape (passes, battles); exactly one per battle.
 
-        A member that reads both orders begins with the one in which the answers stand in alphabetical order: which of
-        them is called a does not matter then, and p(A, B) = 1 - p(B, A) holds after one reading as after two.
+        If the first member reads both orders, it starts with the order that shows the answers alphabetically. That
+        does not depend on which answer is called a, so p(A, B) = 1 - p(B, A) holds after one pass as well as after two.
         """
         first = np.full(self.p.shape[:2], False)
-        places = {order: n for n, (member, order) in enumerate(self.plan) if member is self.plan[0][0]}
+        places = {order: index for index, (member, order) in enumerate(self.plan) if member is self.plan[0][0]}
         if len(places) < len(ORIENTATIONS):
             first[0] = True
             return first
@@ -116,100 +103,66 @@ class PassSchedule:
         return first
 
     def rank_by_uncertainty(self) -> np.ndarray:
-        """Rows of the battles that were read, those whose p is nearest 1/2 first."""
-        p_a = average_passes(self.p)[:, 0]
-        # Rounded: of readings in other packs the last bits differ, which must not decide.
-        order = np.argsort(np.abs(p_a - 0.5).round(6), kind="stable")
+        """Rows with at least one pass, the most uncertain first."""
+        order = sort_by_uncertainty(average_passes(self.p)[:, 0])
         return order[~np.isnan(self.p[:, order, 0]).all(axis=0)]
 
+    def _run_in_time(self, second_reading: float, time_budget: TimeBudget) -> None:
+        """First passes over all battles, then the others in the owner's part of the time left."""
+        first, everything = self.choose_first_passes(), np.full(self.p.shape[:2], True)
+        sizes = np.where(first, self.lengths[..., 0], 0).sum(axis=0)
+        order = list(range(len(self.rows)))
+        done = time_budget.run(
+            lambda rows: self.read(self._select(first, rows), time_budget.deadline),
+            order,
+            sizes,
+            lambda: self._announce(time_budget, int(sizes.sum())),
+        )
+        if missing := int(np.isnan(self.p[..., 0]).all(axis=0).sum()):
+            logger.warning(f"Time budget: {missing} of {len(order)} battles were not read in time and get even odds")
+        if len(self.plan) == 1:
+            return  # there are no other passes
+        # Unless every battle got its first pass, there is no time for a second one.
+        uncertain = self.rank_by_uncertainty()[: round(second_reading * len(order))] if done == len(order) else []
+        rest = time_budget.share(time_budget.parts)
+        rest.run(
+            lambda rows: self.read(self._select(everything, rows), rest.deadline),
+            uncertain,
+            self.lengths[..., 0].sum(axis=0) - sizes,
+        )
+        complete = int((~np.isnan(self.p[..., 0])).all(axis=0).sum())
+        logger.info(f"Time budget: {complete} of {len(order)} battles have all {len(self.plan)} passes")
+
     def _select(self, wanted: np.ndarray, rows: Sequence[int]) -> np.ndarray:
-        chosen = np.full(self.p.shape[:2], False)
-        chosen[:, rows] = wanted[:, rows]
-        return chosen
+        """The wanted passes of some rows only."""
+        selected = np.full(self.p.shape[:2], False)
+        selected[:, rows] = wanted[:, rows]
+        return selected
 
-    def _announce(self, speed: float, seconds: float, left: float) -> None:
-        """Says, after the first slice, what the time will do for."""
-        said = f"{left:,.0f} s left at {speed:,.0f} tokens/s; a first reading of all takes {seconds:,.0f} s"
+    def _announce(self, time_budget: TimeBudget, first_tokens: int) -> None:
+        """Logs what the time is expected to be enough for."""
+        throughput, left = time_budget.tokens / time_budget.seconds, time_budget.measure_left()
+        seconds = time_budget.estimate_seconds(first_tokens)
+        message = f"{left:,.0f} s left at {throughput:,.0f} tokens/s; first passes take {seconds:,.0f} s"
         if len(self.plan) > 1:
-            others = self.lengths[..., 0].sum() / speed - seconds
-            share = min(1.0, max(0.0, (SPENT * left - seconds) / others))
-            said += f", which leaves time to read {share:.0%} again"
-        logger.info(f"Time budget: {said}")
-
-
-class Pace:
-    """How fast readings are made, measured over and over, so that they end in time."""
-
-    def __init__(self):
-        self.tokens, self.seconds, self.latest = 0, 0.0, math.inf
-
-    def estimate(self, tokens: float) -> float:
-        """Seconds for so many tokens, at the slower of the mean and the latest speed, which is in tokens/s."""
-        return tokens / min(self.tokens / max(self.seconds, 1e-9), self.latest)
-
-    def add(self, tokens: int, seconds: float) -> None:
-        """Takes a slice into account."""
-        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
-        self.latest = tokens / max(seconds, 1e-9)
-
-    def read_in_time(
-        self,
-        read: Callable[[Sequence[int]], None],
-        order: Sequence[int],
-        sizes: np.ndarray,
-        deadline: float,
-        announce: Callable[[float, float, float], None] | None = None,
-    ) -> int:
-        """Calls `read` on slice after slice of `order` while the next one can be expected to end in time.
-
-        Args:
-            read: Reads the battles of some rows, and begins nothing after the deadline.
-            order: Rows, those first that matter most.
-            sizes: Tokens of each row's battle.
-            deadline: Of `time.monotonic()`.
-            announce: Told after the first slice of all: tokens/s, seconds for all of `order`, seconds left.
-
-        Returns:
-            How many of `order` were tried.
-        """
-        done = 0
-        while done < len(order):
-            ahead = np.cumsum(sizes[order[done:]])
-            # One process decides for all, as their clocks are not the same.
-            count = call_on_main(self._plan_slice, ahead, deadline)
-            if count == 0:
-                break
-            start = time.monotonic()
-            read(order[done : done + count])
-            first = self.tokens == 0
-            self.add(int(ahead[count - 1]), time.monotonic() - start)
-            done += count
-            if first and announce:
-                total = self.estimate(sizes[order].sum())
-                announce(self.tokens / self.seconds, total, deadline - time.monotonic())
-        return done
-
-    def _plan_slice(self, ahead: np.ndarray, deadline: float) -> int:
-        """How many of the rows ahead, whose tokens are summed up in order, come next."""
-        if self.tokens == 0:
-            return max(1, int(np.searchsorted(ahead, FIRST_SLICE * ahead[-1], side="right")))
-        left = deadline - time.monotonic()
-        fits = int(np.searchsorted(ahead, SPENT * left / max(self.estimate(1), 1e-12), side="right"))
-        return min(fits, math.ceil(len(ahead) / SLICES))
+            others = self.lengths[..., 0].sum() / throughput - seconds
+            share = min(1.0, max(0.0, (PLANNED * left - seconds) / others))
+            message += f", which leaves time for all passes on {share:.0%} of the battles"
+        logger.info(f"Time budget: {message}")
 
 
 def _encode_passes(plan: Sequence[tuple[Member, str]], rows: Sequence[Mapping]) -> list[list[dict]]:
-    """Encoded battles of each reading; both orders of an encoder share its work."""
+    """Encoded battles of each pass. Passes with the same encoder and order share one list."""
     encoded: dict[tuple[BattleEncoder, str], list[dict]] = {}
     start = time.perf_counter()
     for encoder in {member.encoder for member, _ in plan}:
         orders = sorted({orientation for member, orientation in plan if member.encoder is encoder})
         found = encoder.encode_orders(encoder.clean_battles(rows), orders)
-        encoded |= {(encoder, orientation): reading for orientation, reading in found.items()}
-    tokens = sum(battle["length"] for reading in encoded.values() for battle in reading)
-    speed = tokens / (time.perf_counter() - start)
+        encoded |= {(encoder, orientation): battles for orientation, battles in found.items()}
+    tokens = sum(battle["length"] for battles in encoded.values() for battle in battles)
+    throughput = tokens / (time.perf_counter() - start)
     method = " or ".join(sorted({encoder.template.method for encoder, _ in encoded}))
     logger.info(
-        f"Encoded {len(rows)} battles, {len(encoded)} readings: {tokens:,} tokens, {speed:,.0f} tokens/s ({method})"
+        f"Encoded {len(rows)} battles {len(encoded)} times: {tokens:,} tokens, {throughput:,.0f} tokens/s ({method})"
     )
     return [encoded[member.encoder, orientation] for member, orientation in plan]

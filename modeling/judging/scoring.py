@@ -1,4 +1,7 @@
-"""What an evaluation is made from: battles, a judge or its predictions, and a calibration fitted on others."""
+"""The steps of evaluate.py: gets verdicts from a judge or a file, fits a calibration on other battles, and evaluates.
+
+What the numbers mean, and how they are drawn, is in evaluation/.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +17,13 @@ from modeling.evaluation.text_report import FIGURES
 from modeling.judging.calibration import FITS, Calibration
 from modeling.judging.judge import Judge
 from modeling.judging.member import locate_judge
-from modeling.judging.predictions import RAW
+from modeling.judging.predictions import RAW, take_raw
 from modeling.judging.recalibration import (
     check_not_fitted_on,
     check_not_trained_on,
     check_own_passes,
     check_passes,
     find_unscored,
-    take_raw,
 )
 from modeling.runtime.distributed import call_on_main
 from modeling.runtime.files import check_replaceable, describe_file
@@ -34,32 +36,32 @@ REPORT_FILE = "report.json"
 
 
 def check_output(output: Path, arguments: EvaluateArguments) -> None:
-    """Raises a ValueError if results could not be written, before the minutes that they take."""
+    """Raises a ValueError if the output cannot be written, before minutes are spent on it."""
     check_replaceable(output, REPORT_FILE)
     names = ("battles", "predictions", "against", "train_file", "calibrate_predictions", "calibrate_battles")
     for name in names:
         path = vars(arguments)[name]
-        read = not (arguments.judge and name == "predictions")
+        read = not (arguments.judge and name == "predictions")  # with --judge, --predictions is ignored
         if path and read and output.resolve() in Path(path).resolve().parents:
             raise ValueError(
-                f"--output_dir {output}: expected a folder without inputs, as it is replaced whole; found --{name} "
-                f"{path}. Move that file, or write elsewhere."
+                f"--output_dir {output}: expected a folder without inputs, because it is replaced as a whole; found "
+                f"--{name} {path}. Move that file, or write elsewhere."
             )
 
 
 def name_progress(output: Path) -> Path:
-    """Where finished batches are kept: beside the output, which is replaced."""
+    """The folder for finished batches. Beside the output, not in it, because the output is replaced as a whole."""
     return output.with_name(f".{output.name}.progress")
 
 
 def load_judge(arguments: EvaluateArguments) -> Judge | None:
-    """The judge that is to read the battles, if there is one."""
+    """The judge that will read the battles; None without --judge."""
     if not arguments.judge:
         return None
     if arguments.save_calibration:
-        call_on_main(locate_judge, arguments.judge)  # whether it can be kept, before minutes are spent on it
+        call_on_main(locate_judge, arguments.judge)  # fails now, not after the evaluation
     if arguments.predictions:
-        logger.info(f"--judge reads the battles; --predictions {arguments.predictions} is left aside")
+        logger.info(f"--judge reads the battles; --predictions {arguments.predictions} is ignored")
     judge = Judge.from_pretrained(arguments.judge, **arguments.loading)
     if arguments.save_calibration and not arguments.readings:
         check_own_passes(arguments.judge, judge)
@@ -69,7 +71,7 @@ def load_judge(arguments: EvaluateArguments) -> Judge | None:
 
 
 def read_battles(arguments: EvaluateArguments, judge: Judge, battles: Dataset, calibrated: bool = True) -> pd.DataFrame:
-    """The judge's verdicts."""
+    """The judge's verdicts on the battles."""
     return judge.predict(
         battles,
         readings=arguments.readings,
@@ -80,7 +82,7 @@ def read_battles(arguments: EvaluateArguments, judge: Judge, battles: Dataset, c
 
 
 def read_verdicts(path: str, battles: Dataset) -> pd.DataFrame:
-    """A file of predictions, in the battles' order."""
+    """Verdicts from a predictions file, in the battles' order."""
     check_predictions(path)
     try:
         verdicts = pd.read_parquet(path)
@@ -90,16 +92,16 @@ def read_verdicts(path: str, battles: Dataset) -> pd.DataFrame:
 
 
 def load_others(arguments: EvaluateArguments, judge: Judge | None, battles: Dataset) -> tuple[Dataset, list[int]]:
-    """The battles to calibrate on, and which rows of them share no prompt with a scored one."""
+    """The battles to calibrate on, and the rows of them whose prompt is not scored."""
     path = arguments.calibrate_battles
-    if not arguments.calibrate_predictions:
+    if not arguments.calibrate_predictions:  # those may be out-of-fold, and then of the training file
         check_not_trained_on(judge, path)
     others = load_battles(path, require_labels=True, **arguments.row_policy)
     return others, find_unscored(others, battles, f"--calibrate_battles {path}")
 
 
 def fit_calibration(arguments: EvaluateArguments, judge: Judge | None, others: Dataset, rows: list[int]) -> Calibration:
-    """Fits on the judge's verdicts on other battles, or on predictions of them."""
+    """A calibration fitted on other battles, read by the judge or taken from --calibrate_predictions."""
     path = arguments.calibrate_predictions
     if path:
         verdicts = read_verdicts(path, others).iloc[rows]
@@ -117,16 +119,16 @@ def evaluate_verdicts(
     verdicts: pd.DataFrame,
     calibration: Calibration | None,
 ) -> dict:
-    """The report, with the comparison, the calibration and the files it is made from."""
+    """The report, with the comparison, the calibration and the input files."""
     bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
     train_battles = load_training(arguments, battles) if arguments.train_file else None
     report = build_report(verdicts, battles, train_battles=train_battles, **bootstrap)
     if RAW in verdicts:
         before = build_report(take_raw(verdicts), battles, **bootstrap)
-        figures = {
+        metrics = {
             when: {name: each[name] for name in FIGURES} for when, each in (("before", before), ("after", report))
         }
-        report["calibration"] = (calibration.to_dict() if calibration else {"method": "the judge's own"}) | figures
+        report["calibration"] = (calibration.to_dict() if calibration else {"method": "the judge's own"}) | metrics
     if arguments.against:
         against = read_verdicts(arguments.against, battles)
         name = str(Path(arguments.against).name)
@@ -138,11 +140,11 @@ def evaluate_verdicts(
 
 
 def load_training(arguments: EvaluateArguments, battles: Dataset) -> Dataset:
-    """Battles for the baselines that learn; a ValueError if they are those that are scored."""
+    """Training battles for the baselines that learn; a ValueError if any of them is scored."""
     train_battles = load_battles(arguments.train_file, require_labels=True, **arguments.row_policy)
     if shared := set(map(str, train_battles["id"][:])) & set(map(str, battles["id"][:])):
         raise ValueError(
-            f"--train_file {arguments.train_file}: expected none that is scored; found {len(shared)}: "
-            f"{', '.join(sorted(shared)[:5])}{' and more' * (len(shared) > 5)}. Give what the judge was trained on."
+            f"--train_file {arguments.train_file}: expected no scored battle; found {len(shared)}: "
+            f"{', '.join(sorted(shared)[:5])}{' and more' * (len(shared) > 5)}. Give the judge's training file."
         )
     return train_battles

@@ -1,1 +1,1 @@
-"""The model: classifier, attention, losses, base models (bitsandbytes), LoRA (PEFT), precision."""
+"""The preference model: classifier, attention, losses, base models (bitsandbytes), LoRA (PEFT), precision."""

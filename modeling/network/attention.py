@@ -1,5 +1,8 @@
-"""Attention inside a pack: each segment attends to itself and to the segments before it in its readings, and no token
-is padding. Registered with transformers, beside its own kernels for padded batches.
+"""Attention for packed sequences: each segment attends to itself and to the shared prefixes before it.
+
+A packed sequence has no padding. The kernels are registered with transformers and also accept padded batches. Before
+use, a self-check compares them with eager attention on this device. This module must not know how sequences are packed
+or what they say.
 """
 
 import json
@@ -21,9 +24,9 @@ from modeling.encoding.packing import Segment, pack_sequences
 
 logger = get_logger(__name__)
 
-# Kernels in the order of preference: torch's fused one, and plain matrix products, which know soft-capping.
+# In order of preference: torch's fused kernel, and plain matrix products, which support soft-capping.
 KERNELS = ("packed_sdpa", "packed_eager")
-# Most that a logit of the self-check may differ from that of unpadded eager attention, by what the model computes in.
+# Largest difference allowed between a logit of the self-check and that of unpadded eager attention, by compute dtype.
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
@@ -42,37 +45,45 @@ def _attend(
     softcap: float | None = None,
     **options,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer, for a pack or, without segments, for a padded batch.
+    """Computes one layer's attention, as transformers calls it: for a packed sequence, or without segments for a batch.
 
     Args:
-        query: Shape (1, heads, tokens, size); key and value may have fewer heads.
-        segments: Of the pack.
+        query: Shape (battles, heads, tokens, size), one row for a packed sequence; key and value may have fewer heads.
+        attention_mask: Mask of a padded batch; ignored for a packed sequence.
+        kernel: One of `KERNELS`.
+        segments: Spans of the packed sequence, in order; None for a padded batch.
 
     Returns:
-        Shape (1, tokens, heads, size).
+        Outputs of shape (battles, tokens, heads, size), and no attention weights.
     """
-    plainly = partial(_attend_plainly, scaling=scaling, softcap=softcap, dropout=dropout)
+    attend_plainly = partial(_attend_plainly, scaling=scaling, softcap=softcap, dropout=dropout)
     if segments is None:
         if kernel == "packed_eager":
+            # As transformers' eager attention: a mask may be longer than the keys.
             bias = attention_mask if attention_mask is None else attention_mask[..., : key.shape[2]]
-            return plainly(query, key, value, bias).transpose(1, 2).contiguous(), None
+            return attend_plainly(query, key, value, bias).transpose(1, 2).contiguous(), None
         options |= {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
+    # One segment at a time: a mask over the whole row would take memory quadratic in its tokens.
     pieces = []
     for segment in segments:
         own = slice(segment.start, segment.stop)
-        keys, values = (
-            torch.cat([*(states[:, :, start:stop] for start, stop in segment.before), states[:, :, own]], dim=2)
-            for states in (key, value)
-        )
+        keys, values = _gather_context(key, segment), _gather_context(value, segment)
         if kernel == "packed_sdpa":
             piece = _attend_fused(query[:, :, own], keys, values, scaling, dropout, sliding_window)
         else:
             mask = _build_mask(own.stop - own.start, keys.shape[2], sliding_window, query.device)
             bias = torch.zeros(mask.shape, device=query.device).masked_fill(~mask, -torch.inf)
-            piece = plainly(query[:, :, own], keys, values, bias)
+            piece = attend_plainly(query[:, :, own], keys, values, bias)
         pieces.append(piece)
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _gather_context(states: Tensor, segment: Segment) -> Tensor:
+    """Returns the keys or values that a segment attends to: those of its prefixes, then its own."""
+    # A shared prefix's keys and values exist once; every sequence that begins with it adds to their gradient.
+    spans = (*segment.before, (segment.start, segment.stop))
+    return torch.cat([states[:, :, start:stop] for start, stop in spans], dim=2)
 
 
 def _attend_plainly(
@@ -85,41 +96,43 @@ def _attend_plainly(
     softcap: float | None,
     dropout: float,
 ) -> Tensor:
-    """Attention by matrix products, as transformers' eager attention, but with scores in float32 from the first product
-    on: soft-capping and softmax are exact in any precision, and nothing exceeds what float16 can hold.
+    """Computes attention with matrix products, like transformers' eager attention, but with scores in float32.
 
     Args:
-        query: Shape (1 or battles, heads, queries, size); key and value may have fewer heads.
-        bias: Added to the scores; minus infinity, or the dtype's smallest number, where a query sees no key.
+        query: Shape (battles, heads, queries, size); key and value may have fewer heads.
+        bias: Added to the scores; minus infinity, or the dtype's lowest number, where a query must not see a key.
 
     Returns:
-        Shape (1 or battles, heads, queries, size), of the query's dtype.
+        Outputs in the shape and dtype of the query.
     """
-    groups = query.shape[1] // key.shape[1]
+    groups = query.shape[1] // key.shape[1]  # grouped-query attention: this many query heads share a key head
     key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # Scaling the query, not the product, keeps the product below 65,504, the largest float16 number. From there on
+    # scores are float32, so that soft-capping and softmax are accurate in every precision.
     scores = torch.matmul(query * scaling, key.transpose(2, 3)).float()  # (battles, heads, queries, keys)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores if bias is None else scores + bias
     weights = torch.softmax(scores, dim=-1).to(query.dtype)
-    return torch.matmul(nn.functional.dropout(weights, dropout), value)
+    return torch.matmul(nn.functional.dropout(weights, dropout), value)  # the layer passes dropout 0 in eval mode
 
 
 def _attend_fused(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, window: int | None
 ) -> Tensor:
-    """One segment by torch's kernel, which needs no mask where nothing stands before it and no window cuts it."""
-    plain = query.shape[2] == key.shape[2] and (window is None or key.shape[2] <= window)
-    mask = None if plain else _build_mask(query.shape[2], key.shape[2], window, query.device)
-    groups = query.shape[1] != key.shape[1]
+    """Computes one segment's attention with torch's fused kernel, without a mask where plain causality is enough."""
+    # `is_causal` aligns the first query with the first key, so after a shared prefix it would hide the prefix.
+    causal = query.shape[2] == key.shape[2] and (window is None or key.shape[2] <= window)
+    mask = None if causal else _build_mask(query.shape[2], key.shape[2], window, query.device)
+    grouped = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=plain, scale=scaling, dropout_p=dropout, enable_gqa=groups
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scaling, dropout_p=dropout, enable_gqa=grouped
     )
 
 
 def _build_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
-    """Which keys each query sees, shape (queries, keys): the queries are the last of the keys' tokens."""
+    """Returns which keys each query sees, shape (queries, keys); the queries are the last tokens of the keys."""
     keys = torch.arange(num_keys, device=device)
     distance = keys[num_keys - num_queries :, None] - keys  # (queries, keys)
     seen = distance >= 0
@@ -127,7 +140,7 @@ def _build_mask(num_queries: int, num_keys: int, window: int | None, device: tor
 
 
 def _register() -> None:
-    """Makes the kernels known to transformers, with the masks that a padded batch needs under them."""
+    """Registers the kernels with transformers, each with the kind of mask it needs for padded batches."""
     for kernel, mask in zip(KERNELS, (sdpa_mask, eager_mask), strict=True):
         AttentionInterface.register(kernel, partial(_attend, kernel=kernel))
         AttentionMaskInterface.register(kernel, mask)
@@ -137,25 +150,27 @@ _register()
 
 
 def list_kernels(config: object) -> tuple[str, ...]:
-    """The kernels that a family can use, best first: soft-capping is known to eager attention alone."""
+    """Returns the kernels that a model can use, best first."""
+    # torch's fused kernel has no soft-capping (Gemma-2), and would compute other logits without an error.
     capped = config.to_dict().get("attn_logit_softcapping") is not None
     return KERNELS[1:] if capped else KERNELS
 
 
 def choose_attention(model: nn.Module) -> str:
-    """Sets the first of the family's kernels that agrees with unpadded eager attention, and says which.
+    """Sets the first of the model's kernels that agrees with unpadded eager attention, logs it and returns its name.
 
     Raises:
-        ValueError: If none does: packs cannot be read on this device then.
+        ValueError: If no kernel agrees, so that packed sequences cannot be used on this device.
     """
     model.config._attn_implementation = list_kernels(model.config)[0]
-    if is_deepspeed_zero3_enabled():  # which would share out the small model's weights too
+    if is_deepspeed_zero3_enabled():
+        # No self-check: DeepSpeed would partition the weights of its small model over the processes too.
         return model.config._attn_implementation
     device, tolerance, found = next(model.parameters()).device, TOLERANCES[model.compute_dtype], []
     small = _shrink_config(model.config).to_json_string(use_diff=False)
     for kernel, difference in _compare_kernels(type(model), small, device, model.compute_dtype):
         if difference <= tolerance:
-            PartialState()  # accelerate's logger needs it
+            PartialState()  # accelerate's logger fails without it
             logger.info(f"Attention: {kernel}, {difference:.2g} from eager in the logits of a self-check, on {device}")
             model.config._attn_implementation = kernel
             return kernel
@@ -167,19 +182,17 @@ def choose_attention(model: nn.Module) -> str:
 
 
 def _shrink_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config of two small layers with the model's heads.
-
-    The self-check is not made on the model itself: the first forward changes quantised layers so that no checkpoint can
-    be loaded into them.
-    """
+    """Returns the config of a model with few small layers and the attention heads of the given one."""
+    # A model of its own, because the first forward changes quantised layers: no checkpoint could be loaded into them.
     small = deepcopy(config)
     types = sorted(set(config.layer_types or ())) if hasattr(config, "layer_types") else []
     sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "head_hidden_size": 0}
+    # Large random weights, so that attention differs from token to token and a wrong kernel shows in the logits.
     sizes |= {"initializer_range": 0.3, "num_hidden_layers": max(2, len(types))}
     sizes["head_dim"] = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
     for name, value in sizes.items():
         setattr(small, name, value)
-    if types:
+    if types:  # each kind of layer at least once: sliding-window and full attention
         small.layer_types = (types * 2)[: small.num_hidden_layers]
     for name in ("quantization_config", "made_from", "_name_or_path"):
         if hasattr(small, name):
@@ -192,22 +205,22 @@ def _shrink_config(config: PreTrainedConfig) -> PreTrainedConfig:
 def _compare_kernels(
     family: type[nn.Module], config: str, device: torch.device, dtype: torch.dtype
 ) -> list[tuple[str, float]]:
-    """Each kernel with the largest difference of a logit, on a small model with random weights; computed once for each
-    family, shape, device and precision, whatever is loaded how often.
+    """Returns each kernel with its largest difference from eager logits, on a small model with random weights.
 
     Args:
-        config: What `_shrink_config` gave, as JSON.
+        config: Result of `_shrink_config` as JSON, which is hashable: the check runs once per family, shape, device and
+            dtype, however often models are loaded.
     """
     small_config = family.config_class.from_dict(json.loads(config))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # leaves the random numbers of a training run as they were
         torch.manual_seed(0)
         small = family(small_config).to(device).eval()
     small.compute_dtype = dtype
-    readings = [[(7 * i + 3 * j) % 64 for i in range(24 + 9 * j)] for j in range(3)]
-    readings.append([*readings[0][:20], *readings[2]])  # begins as the first one does
+    sequences = [[(7 * i + 3 * j) % 64 for i in range(24 + 9 * j)] for j in range(3)]
+    sequences.append([*sequences[0][:20], *sequences[2]])  # shares a prefix with the first one
     small.config._attn_implementation = "eager"
-    expected = torch.cat([small(torch.tensor([reading], device=device)).logits for reading in readings])
-    batch = pack_sequences(readings).to_batch()
+    expected = torch.cat([small(torch.tensor([ids], device=device)).logits for ids in sequences])
+    batch = pack_sequences(sequences).to_batch()
     batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     found = []
     for kernel in list_kernels(small_config):

@@ -1,4 +1,7 @@
-"""Bases: finding a backbone's files, loading it as a preference model, quantising it. Knows bitsandbytes, not PEFT."""
+"""Base models: finding a backbone's files, loading it as a preference model, quantising and saving it.
+
+It knows bitsandbytes and must not know PEFT: adapters are lora.py's.
+"""
 
 import hashlib
 import tempfile
@@ -35,31 +38,34 @@ SLOTS = {0: "first", 1: "second"}
 def build_quantization_config(
     quantization: str, *, bnb_4bit_quant_type: str = "nf4", bnb_4bit_use_double_quant: bool = False
 ) -> BitsAndBytesConfig | None:
-    """bitsandbytes settings: the seed's for 8bit, bf16 compute for 4bit, None for none.
+    """Builds the bitsandbytes settings for a quantisation; None for "none".
 
     Args:
         quantization: "none", "8bit" or "4bit".
         bnb_4bit_quant_type: "nf4", whose 16 values suit normally distributed weights (QLoRA, arXiv:2305.14314,
             section 3), or "fp4".
-        bnb_4bit_use_double_quant: Whether the scales of the blocks of 64 weights are quantised too.
+        bnb_4bit_use_double_quant: Whether to quantise the scales of the blocks of 64 weights too.
 
     Raises:
-        ValueError: If a value is none of these.
+        ValueError: If `quantization` or `bnb_4bit_quant_type` is unknown.
     """
-    # bitsandbytes would otherwise quantise the head too, which then fails in its forward.
+    # bitsandbytes' default list misses an MLP head and would quantise it; the head's forward then fails. The name is a
+    # prefix, so it covers both layers of the head.
     skip = [HEAD]
     if bnb_4bit_quant_type not in QUANT_TYPES:
         raise ValueError(
             f"--bnb_4bit_quant_type: expected one of {', '.join(QUANT_TYPES)}; found {bnb_4bit_quant_type!r}."
         )
     if quantization == "8bit":
+        # The threshold selects outlier columns over the whole batch, so a battle's logits depend on the others in it;
+        # on a CPU precision.set_dtype keeps the kernels of training, which have no threshold.
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0, llm_int8_skip_modules=skip)
     if quantization == "4bit":
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=torch.bfloat16,  # as saved; a loaded model computes in its own dtype
+            bnb_4bit_compute_dtype=torch.bfloat16,  # only what the file says: set_dtype replaces it after loading
             llm_int8_skip_modules=skip,
         )
     if quantization == "none":
@@ -69,7 +75,7 @@ def build_quantization_config(
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """Where a base's files lie: a folder, the one GGUF file in it to read (or None), and its Hub id and revision."""
+    """Location of a base: a folder, the GGUF file in it (None for safetensors), and its Hub id and revision."""
 
     folder: Path
     gguf_file: str | None = None
@@ -78,16 +84,16 @@ class BaseFiles:
 
     @property
     def source(self) -> dict:
-        """The keyword that makes transformers read the GGUF, where the base is one."""
+        """Keyword arguments that make transformers read the GGUF file; empty for a model folder."""
         return {"gguf_file": self.gguf_file} if self.gguf_file else {}
 
 
 def find_base(base: str) -> BaseFiles:
-    """The files of a base, downloading them from the Hub when it is neither a folder nor a file here.
+    """Finds a base on disk or in an installed package, or downloads it from the Hub, and returns its files.
 
     Raises:
-        FileNotFoundError: If it can be found nowhere.
-        ValueError: If a folder is not a model's.
+        FileNotFoundError: If the base does not exist.
+        ValueError: If the folder holds no model.
     """
     check_base(base)
     path = find_packaged(base, "Base") if base.startswith(PACKAGED) else Path(base)
@@ -102,10 +108,8 @@ def find_base(base: str) -> BaseFiles:
 
 
 def fingerprint_base(files: BaseFiles) -> str:
-    """Hash that tells one base's weights from another's: config, and size, first and last MiB of each weight file.
-
-    Reading all of a 9 GB base would take longer than loading it.
-    """
+    """Returns a hash that identifies a base's weights: its config, and each weight file's size, first and last MiB."""
+    # Not the whole files: hashing a 9 GB base would take longer than loading it.
     digest = hashlib.sha256()
     weights = [files.folder / files.gguf_file] if files.gguf_file else sorted(files.folder.glob("*.safetensors"))
     if not files.gguf_file:
@@ -121,18 +125,18 @@ def fingerprint_base(files: BaseFiles) -> str:
 
 
 def load_tokenizer(folder: str | Path, **source) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder; `gguf_file=` reads it out of that GGUF."""
+    """Loads the tokenizer of a model folder, or with `gguf_file=` the one inside that GGUF file."""
     return AutoTokenizer.from_pretrained(folder, **source)
 
 
 @contextmanager
 def unpack_gguf(files: BaseFiles) -> Iterator[BaseFiles]:
-    """A base as plain safetensors; those of a GGUF, dequantised to float32, live until the context ends."""
+    """Yields the base as safetensors; a GGUF is dequantised to float32 in a temporary folder for the context."""
     if not files.gguf_file:
         yield files
         return
     with tempfile.TemporaryDirectory() as folder:
-        # As loaded, a GGUF model cannot be saved; dequantised it is an ordinary one.
+        # Without dequantize=True transformers cannot save a model that it loaded from a GGUF.
         settings = GgufConfig(dequantize=True)
         body = AutoModel.from_pretrained(
             files.folder, quantization_config=settings, dtype=torch.float32, **files.source
@@ -151,18 +155,19 @@ def load_base(
     device: torch.device | None = None,
     **head,
 ) -> PreferenceMixin:
-    """A preference model of the base's family; weights that the base lacks (a plain backbone's head) come out fresh.
+    """Loads a base as a preference model; weights that it lacks, such as a plain backbone's head, are initialised.
 
     Args:
-        files: What `find_base` found.
-        dtype: A key of `DTYPES`, of all that is not quantised and of every product; the head is float32 always.
-        quantization: "8bit" or "4bit" quantises a plain base while loading; "none" takes it as it is.
+        files: Result of `find_base`.
+        dtype: Key of `DTYPES`, for all unquantised weights and all products; the head is always float32.
+        quantization: "8bit" or "4bit" quantises an unquantised base while loading; "none" loads it as it is.
         bnb_4bit_quant_type, bnb_4bit_use_double_quant: See `build_quantization_config`.
-        device: Where to put the model; the process's own if None.
-        head: Config fields of the head, such as head_dropout; those that are None stay as the base has them.
+        device: Device of the model; this process's device if None.
+        head: Config fields of the head, such as head_dropout; None keeps the base's value.
 
     Raises:
-        ValueError: If the base is of no supported family, is a GGUF, or is quantised and would be once more.
+        ValueError: If the base's family is not supported, or the base is a GGUF, or it is already quantised and
+            `quantization` is not "none".
     """
     if files.gguf_file:
         raise ValueError(
@@ -177,9 +182,10 @@ def load_base(
         options["quantization_config"] = build_quantization_config(quantization, **four_bit)
     device = device or PartialState().device
     if options or hasattr(config, "quantization_config"):
-        options["device_map"] = {"": device}  # bitsandbytes would take the GPU even when told to use the CPU
+        options["device_map"] = {"": device}  # otherwise bitsandbytes takes the GPU even under --use_cpu
     with _quiet_transformers():
-        if is_deepspeed_zero3_enabled():  # which shares out weights of one dtype only, and the adapters are float32
+        if is_deepspeed_zero3_enabled():
+            # ZeRO-3 partitions weights of a single dtype, and the adapters are float32.
             model = family.from_pretrained(files.folder, config=config, dtype=torch.float32, **options)
             model.compute_dtype = DTYPES[dtype]
         else:
@@ -191,8 +197,8 @@ def load_base(
 
 
 def check_unquantized(files: BaseFiles) -> None:
-    """Raises a ValueError, from the config alone, if the base is quantised or of no supported family."""
-    # A GGUF is dequantised when it is read, and its config takes seconds to get at.
+    """Raises a ValueError if the base is quantised or its family is not supported. Reads only the config."""
+    # A GGUF is dequantised when it is read, and reading its config takes seconds.
     if not files.gguf_file and hasattr(_build_config(files, {})[1], "quantization_config"):
         raise ValueError(
             f"Base {files.folder}: expected unquantised weights; found quantised ones. Start from the original base."
@@ -200,17 +206,18 @@ def check_unquantized(files: BaseFiles) -> None:
 
 
 def build_empty_base(files: BaseFiles) -> PreferenceMixin:
-    """The base's layers without weights (on the meta device), to compare names and shapes with in a second."""
+    """Builds the base on the meta device, without weights: names and shapes to compare with, in a second."""
     family, config = _build_config(files, {})
     with torch.device("meta"):
         return family(config)
 
 
 def _build_config(files: BaseFiles, head: dict) -> tuple[type[PreferenceMixin], PreTrainedConfig]:
-    """The base's family, and its config as that family's, with the head's fields that are not None."""
+    """Returns the base's family, and its config converted to that family's with the given head fields."""
     plain = AutoConfig.from_pretrained(files.folder, **files.source)
     family = find_family(plain.model_type)
-    # Labels are named by slot: which answer stands in the first one depends on the orientation.
+    # Labels are named by slot, because the answer in the first slot depends on the orientation. Naming two also resets
+    # num_labels, which is 1 in a reward model's config.
     names = {
         "model_type": family.config_class.model_type,
         "id2label": SLOTS,
@@ -222,7 +229,7 @@ def _build_config(files: BaseFiles, head: dict) -> tuple[type[PreferenceMixin], 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Hides the load report that lists a fresh head as missing: here that is what is meant."""
+    """Silences transformers' load report, which lists the fresh head as missing although that is intended."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -232,28 +239,27 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def measure_weights(model: PreferenceMixin) -> int:
-    """Bytes of a model's weights, with the scales that belong to quantised ones.
-
-    Not transformers' get_memory_footprint, which counts parameters and so leaves those scales out.
-    """
+    """Returns the bytes of a model's weights, including the scales of quantised ones."""
+    # transformers' get_memory_footprint counts parameters only, and so leaves the scales out.
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
 def describe_origin(name: str, files: BaseFiles) -> str:
-    """What a base is made from: Hub id and commit, a packaged file, or a folder's name; what that says of itself first.
+    """Returns where a base comes from: the origin its config records, else Hub id and commit, package or folder.
 
     Args:
-        name: As it was given.
-        files: What `find_base` found for it.
+        name: The base as the user named it.
+        files: Result of `find_base` for that name.
     """
-    said = None if files.gguf_file else AutoConfig.from_pretrained(files.folder).to_dict().get("made_from")
-    if said or files.repo is None:
-        return said or (name if name.startswith(PACKAGED) else Path(name).name)
+    recorded = None if files.gguf_file else AutoConfig.from_pretrained(files.folder).to_dict().get("made_from")
+    if recorded or files.repo is None:
+        # Only a folder's last part: its path would name this machine in whatever is published.
+        return recorded or (name if name.startswith(PACKAGED) else Path(name).name)
     return f"{files.repo}@{files.revision}"
 
 
 def save_base(folder: Path, model: PreferenceMixin, tokenizer: PreTrainedTokenizerBase, made_from: str = "") -> None:
-    """Writes a base, head included, and its tokenizer; `made_from` becomes a line of its config."""
+    """Writes a base with its head and tokenizer to a folder, and records `made_from` in the config."""
     if made_from:
         model.config.made_from = made_from
     model.save_pretrained(folder)

@@ -1,7 +1,7 @@
-"""The network: a decoder's last real token through an MLP head to one logit per label.
+"""The preference model: a decoder, pooled at its last real token, with an MLP head that gives one logit per label.
 
-One mixin holds all behaviour; the family classes below it say only which transformers classes they extend.
-Importing this module registers them with transformers' Auto classes. It must not know how text became ids.
+One mixin holds all behaviour; the family classes below it name only the transformers classes that they extend.
+Importing this module registers them with transformers' Auto classes. It must not know how text became token ids.
 """
 
 import math
@@ -39,21 +39,21 @@ from modeling.network.losses import Distillation, compute_preference_loss
 class PreferenceHead(nn.Module):
     """Dropout -> Linear(hidden, head_hidden) -> Dropout -> GELU -> Linear(head_hidden, labels), in float32.
 
-    With `head_hidden_size` 0 it is the stock linear head: Dropout -> Linear(hidden, labels). All its numbers are
-    config fields, so a saved model rebuilds it by itself.
+    With `head_hidden_size` 0 it is the stock linear head: Dropout -> Linear(hidden, labels). Every size is a config
+    field, so a saved model rebuilds its head without further arguments.
     """
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.dropout = nn.Dropout(config.head_dropout)
         width = config.head_hidden_size or config.hidden_size
-        # The dtype is said here because a fresh head would otherwise take the base's, bf16 say.
+        # Without an explicit dtype a fresh head would take the base's, for example bf16.
         build_linear = partial(nn.Linear, dtype=torch.float32)
         self.dense = build_linear(config.hidden_size, width) if config.head_hidden_size else None
         self.out = build_linear(width, config.num_labels)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits, shape (battles, labels), for features of shape (battles, hidden)."""
+        """Computes logits of shape (battles, labels) from features of shape (battles, hidden)."""
         hidden = self.dropout(features)
         if self.dense is not None:
             hidden = nn.functional.gelu(self.dropout(self.dense(hidden)))
@@ -61,16 +61,16 @@ class PreferenceHead(nn.Module):
 
 
 class PreferenceMixin:
-    """Pooling, head and loss on top of any `<Family>ForSequenceClassification` that stands after it in the bases."""
+    """Adds pooling, head and loss to a `<Family>ForSequenceClassification`, which must come after it in the bases."""
 
     # Trainer must not believe that our loss divides by num_items_in_batch: it would then skip its own division, and
     # accumulation over 8 batches or 8 processes would train with 8 times the gradient.
     accepts_loss_kwargs = False
-    # The head is small and its logits are compared: float32 at every load, whatever dtype the base has.
+    # The head is small and its logits are compared across precisions, so it is loaded in float32 on every base.
     _keep_in_fp32_modules_strict = ("score",)
-    # What the body computes in, in training and prediction alike, whatever its weights are held in; load_base says so.
+    # The body computes in this dtype, in training and prediction, whatever dtype stores its weights. load_base sets it.
     compute_dtype = torch.float32
-    # How the loss mixes labels with a teacher's probabilities, where batches have these; train.py says so.
+    # How the loss mixes labels with a teacher's probabilities, if a batch has them. The training setup sets it.
     distillation = Distillation()
 
     def __init__(self, config: PreTrainedConfig):
@@ -79,10 +79,10 @@ class PreferenceMixin:
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Fresh head: unit-variance first layer, a last layer so small that every probability starts near 1/2."""
-        # Here and not in PreferenceHead.__init__: from_pretrained builds on the meta device and would lose it.
+        """Initialises a fresh head: unit-variance first layer, and a last layer whose probabilities start near 1/2."""
+        # Not in PreferenceHead.__init__: from_pretrained builds on the meta device and would lose those values.
         head = self.score
-        # The parent's own __init__ comes by here too, before the head has taken the place of its linear layer.
+        # The parent's __init__ also calls this, while `score` is still the stock linear layer.
         if isinstance(head, PreferenceHead) and (module is head.out or module is head.dense):
             gain = 0.1 if module is head.out else 1.0
             init.normal_(module.weight, mean=0.0, std=gain / math.sqrt(module.in_features))
@@ -101,71 +101,85 @@ class PreferenceMixin:
         weights: Tensor | None = None,
         segments: Sequence[Segment] | None = None,
         ends: Tensor | None = None,
-        return_dict: bool | None = None,
+        return_dict: bool | None = None,  # PEFT passes it; an output object is returned anyway
         **kwargs,
     ) -> SequenceClassifierOutput:
-        """Logits per battle from its last token: the last one that the attention mask keeps, or its end in a pack.
+        """Computes one row of logits per battle from its last real token, and the loss if there are labels.
 
         Args:
-            input_ids: Shape (battles, tokens), padded on either side, or (1, tokens) of a pack.
-            attention_mask: Shape (battles, tokens), 1 on real tokens; absent means that nothing is padded.
-            position_ids: Of a pack, shape (1, tokens).
-            segments, ends: Of a pack; `ends` has shape (battles,). Needs the attention that `choose_attention` set.
-            labels: Probabilities over the slots' labels, shape (battles, labels); float.
-            teacher: A teacher's probabilities over them, NaN where a battle has none; same shape.
-            weights: Of the battles in the loss, shape (battles,).
+            input_ids: Shape (battles, tokens), padded on either side, or (1, tokens) for a packed sequence.
+            attention_mask: Shape (battles, tokens), 1 on real tokens; None if nothing is padded.
+            position_ids: Shape (1, tokens); packed sequences only.
+            segments: Spans of the packed sequence, which need the attention that `choose_attention` sets.
+            ends: Index of each battle's last token in the packed sequence, shape (battles,).
+            labels: Float probabilities over the labels, in slot order, shape (battles, labels).
+            teacher: A teacher's probabilities in the same shape; NaN for a battle without one.
+            weights: Weight of each battle in the loss, shape (battles,).
 
         Returns:
-            `loss` (when labels are given) in nats and `logits` of shape (battles, labels), both float32.
+            `loss` in nats (None without labels) and `logits` of shape (battles, labels), both float32.
         """
         # B battles, T tokens, H hidden, L labels
-        kwargs["use_cache"] = False  # nothing is generated: keys and values would only take memory
-        body = getattr(self, self.base_model_prefix)
+        hidden = self._run_body(input_ids, attention_mask, position_ids, inputs_embeds, segments, **kwargs)  # (B, T, H)
+        if segments is None:
+            features = hidden[torch.arange(len(hidden), device=hidden.device), last_token(hidden, attention_mask)]
+        else:
+            features = hidden[0, ends]  # (B, H)
+        # Even under an outer autocast the head runs in float32: two labels are too few to save time in bf16.
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = self.score(features.float())  # (B, L)
+        loss = None
+        if labels is not None:
+            # Not transformers' self.loss_function: for float labels it silently selects binary cross-entropy.
+            loss = compute_preference_loss(logits, labels, teacher, weights, self.distillation)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _run_body(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        segments: Sequence[Segment] | None,
+        **kwargs,
+    ) -> Tensor:
+        """Computes the decoder's last hidden states, shape (battles, tokens, hidden); one row for a packed sequence."""
+        kwargs["use_cache"] = False  # nothing is generated: a cache of keys and values would only take memory
         if segments is not None:
-            assert self.config._attn_implementation.startswith("packed"), "other attention mixes the readings of a pack"
+            assert self.config._attn_implementation.startswith("packed"), "other attention mixes the sequences in a row"
             kwargs["segments"] = segments
-            attention_mask = torch.ones(1, 1, 1, 1, device=self.device)  # of four dimensions: transformers builds none
-        # Here, and not in the Trainer: DeepSpeed would turn the adapters themselves into bf16 instead.
+            # The segments replace the mask. transformers uses a 4-dimensional mask as it is instead of building one.
+            attention_mask = torch.ones(1, 1, 1, 1, device=self.device)
+        body = getattr(self, self.base_model_prefix)
+        # Autocast here, not in Trainer: under DeepSpeed, Trainer's bf16 would convert the adapters themselves.
         lower = self.compute_dtype != torch.float32
         with torch.autocast(self.device.type, self.compute_dtype if lower else None, enabled=lower):
-            hidden = body(
+            return body(
                 input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 inputs_embeds=inputs_embeds,
                 **kwargs,
-            ).last_hidden_state  # (B, T, H)
-        if segments is None:
-            features = hidden[torch.arange(len(hidden), device=hidden.device), last_token(hidden, attention_mask)]
-        else:
-            features = hidden[0, ends]  # (B, H)
-        # Two labels are too few to save anything by a lower precision.
-        with torch.autocast(hidden.device.type, enabled=False):
-            logits = self.score(features.float())  # (B, L)
-        loss = None
-        if labels is not None:
-            loss = compute_preference_loss(logits, labels, teacher, weights, self.distillation)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+            ).last_hidden_state
 
 
 def last_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Index of each row's last real token, shape (battles,), from the mask and never from the pad id.
-
-    Several tokenizers pad with eos; looking for the last id that is not pad would then skip the closing eos.
-    """
+    """Returns the index of each row's last real token, shape (battles,), on whichever side the row is padded."""
     battles, tokens = hidden.shape[:2]
     if attention_mask is None:
         return torch.full((battles,), tokens - 1, device=hidden.device)
     positions = torch.arange(tokens, device=hidden.device)
+    # By the mask, not by the pad id as in the stock head: several tokenizers pad with eos, and looking for the last id
+    # that is not pad would skip the closing eos of a real battle.
     return (positions * attention_mask.to(torch.int64)).argmax(dim=-1)
 
 
 @dataclass(kw_only=True)
 class PreferenceConfigMixin:
-    """The head's numbers, saved with the weights: a folder rebuilds its head without being told its shape."""
+    """Config fields of the head. They are saved with the weights, so a folder rebuilds its own head."""
 
     head_dropout: float = 0.1
-    head_hidden_size: int | None = None  # None: hidden_size // 2 as in the seed; 0: the stock linear head
+    head_hidden_size: int | None = None  # None: hidden_size // 2; 0: the stock linear head
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -173,8 +187,8 @@ class PreferenceConfigMixin:
             self.head_hidden_size = self.hidden_size // 2
 
 
-# A family is three classes, because transformers builds the body from the config's type: a config with a type of its
-# own, a body that claims it, and the classifier. FAMILIES registers them.
+# Each family needs three classes, because transformers builds the body with AutoModel.from_config: a config with its
+# own model_type, a body registered for that config, and the classifier. The loop below FAMILIES registers them.
 
 
 class Gemma2PreferenceConfig(PreferenceConfigMixin, Gemma2Config):
@@ -238,10 +252,10 @@ for _config, _body, _classifier in FAMILIES:
 
 
 def find_family(model_type: str) -> type[PreferenceMixin]:
-    """The classifier class for a checkpoint's `model_type`, plain ("gemma2") or already ours ("gemma2_preference").
+    """Returns the classifier class for a checkpoint's `model_type`, plain ("gemma2") or ours ("gemma2_preference").
 
     Raises:
-        ValueError: If no family of this module extends that architecture.
+        ValueError: If this module has no family for that architecture.
     """
     for config, _, classifier in FAMILIES:
         if model_type in (config.model_type, config.model_type.removesuffix("_preference")):

@@ -1,7 +1,7 @@
-"""What `bothways doctor` prints: what is installed here, what this machine has, and what of it works when it is tried.
+"""Prints installed versions, this machine's hardware, and what works when it is tried: `bothways doctor`.
 
-Made to be pasted into a bug report, so that it names no folder, user or token. Each line is found by itself, and what
-it needs is imported only then: a broken library costs its own lines and not the rest.
+The output is meant for bug reports, so it names no folder, user or token. Each line is computed on its own and imports
+what it needs itself: a broken library costs only the lines that use it.
 """
 
 import argparse
@@ -21,78 +21,82 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
 EXTRAS = ("deepspeed", "gradio", "gguf", "flash-attn")
-BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # as Linux calls them, on x86 and on ARM
+BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # Linux's names: two on x86, the last on ARM
 CPU_FLAGS = ("avx", "avx2", "avx512f", "avx512_vnni", "avx512_fp16", *BF16_FLAGS, "asimd", "sve")
-SHAPE = SimpleNamespace(hidden_size=576, intermediate_size=1536)  # of the demo's base
-SIZE = 64  # of the layer that bitsandbytes is tried on: 64 x 64 weights, the fewest that AdamW keeps in 8 bit
-TOLERANCE = {"8bit": 0.05, "4bit": 0.2}  # largest relative error of a quantised product that still "works"
+SHAPE = SimpleNamespace(hidden_size=576, intermediate_size=1536)  # layer sizes of the demo's base
+SIZE = 64  # width of the tested layer: 64 x 64 is the smallest weight that AdamW8bit keeps 8-bit states for
+TOLERANCE = {"8bit": 0.05, "4bit": 0.2}  # largest relative error of a quantised product that counts as working
 FOLDER = re.compile(r"(?:\b[A-Za-z]:|~)?(?:[\\/][\w.+@-]+)+[\\/]")
 
 
 def main() -> None:
-    """Prints the report, a line for each head."""
+    """Prints one line for each entry of `LINES`."""
     argparse.ArgumentParser(prog="bothways doctor", description=(__doc__ or "").partition("\n")[0]).parse_args()
-    logging.disable(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)  # libraries log paths as they are imported
     warnings.simplefilter("ignore")
     for head, find in LINES.items():
         print(f"{head + ':':17}{attempt(find)}", flush=True)
 
 
 def attempt(find: Callable[[], str]) -> str:
-    """What a function finds, or its error in one line without folders."""
+    """Returns the function's result, or its error as one line without folder names."""
     try:
         return find()
-    except Exception as error:  # whatever a broken library raises is what the report is for
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        return FOLDER.sub("", f"{type(error).__name__}: {said}")[:160]
+    except Exception as error:  # any error of a broken library belongs into the report
+        message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        return FOLDER.sub("", f"{type(error).__name__}: {message}")[:160]
 
 
 def find_version(package: str) -> str:
-    """A package's version, or that it is not installed."""
+    """Returns a package's version, or "not installed"."""
     try:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
 
 
-# --- what is here -----------------------------------------------------------------------------------------------------
+# --- versions and hardware --------------------------------------------------------------------------------------------
 
 
 def list_versions(packages: tuple[str, ...]) -> str:
-    """Packages with their versions, in one line."""
+    """Returns packages and their versions as one line."""
     return ", ".join(f"{package} {find_version(package)}" for package in packages)
 
 
 def describe_cpu() -> str:
-    """The processor's name and instruction sets, and the one that torch uses, which a variable may hold lower."""
+    """Returns the processor's name, its instruction sets, and the one that torch uses."""
     import torch
 
     facts = read_cpu_facts()
-    flags = [flag for flag in CPU_FLAGS if flag in facts.get("flags", facts.get("Features", "")).split()]
     name = facts.get("model name") or platform.processor() or platform.machine()
+    flags = [flag for flag in CPU_FLAGS if flag in list_cpu_flags(facts)]
+    # torch may use less than the processor has: ATEN_CPU_CAPABILITY lowers it.
     return f"{name}; has {' '.join(flags) or 'unknown'}; torch uses {torch.backends.cpu.get_cpu_capability()}"
 
 
 def describe_bf16() -> str:
-    """Whether the CPU has instructions for bf16, by what the system says of it."""
-    facts = read_cpu_facts()
-    flags = facts.get("flags", facts.get("Features", "")).split()
-    if not flags:
+    """Returns whether the CPU has bf16 instructions, according to the operating system."""
+    if not (flags := list_cpu_flags(read_cpu_facts())):
         return "not known on this system"
     native = [flag for flag in BF16_FLAGS if flag in flags]
-    return f"native ({', '.join(native)})" if native else "not native: torch imitates it"
+    return f"native ({', '.join(native)})" if native else "not native: torch emulates it"
 
 
 def read_cpu_facts() -> dict[str, str]:
-    """The last processor's facts as Linux lists them; none elsewhere."""
+    """Returns /proc/cpuinfo's entries for the last processor; empty on systems other than Linux."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     pairs = (line.split(":", 1) for line in lines if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
 
 
+def list_cpu_flags(facts: dict[str, str]) -> list[str]:
+    """Returns the instruction sets in /proc/cpuinfo's entries; x86 calls the entry "flags", ARM "Features"."""
+    return facts.get("flags", facts.get("Features", "")).split()
+
+
 def describe_devices() -> str:
-    """The GPUs with their memory, or the one accelerator, or none."""
+    """Returns the GPUs with their memory, or the name of another accelerator, or "no GPU"."""
     import torch
 
     if not torch.accelerator.is_available():
@@ -104,7 +108,7 @@ def describe_devices() -> str:
 
 
 def describe_memory() -> str:
-    """Free and total main memory."""
+    """Returns free and total main memory."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -112,40 +116,40 @@ def describe_memory() -> str:
 
 
 def describe_threads() -> str:
-    """Threads that torch computes with, and the cores that this process may use."""
+    """Returns the number of torch's threads and of the cores that this process may use."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    told = os.environ.get("OMP_NUM_THREADS", "not set")
-    return f"{torch.get_num_threads()} on {cores} cores (OMP_NUM_THREADS {told})"
+    variable = os.environ.get("OMP_NUM_THREADS", "not set")
+    return f"{torch.get_num_threads()} on {cores} cores (OMP_NUM_THREADS {variable})"
 
 
 # --- what works -------------------------------------------------------------------------------------------------------
 
 
 def find_device() -> "torch.device":
-    """The accelerator where there is one, else the CPU."""
+    """Returns the accelerator if there is one, else the CPU."""
     import torch
 
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def describe_precision() -> str:
-    """What --dtype auto takes for the demo's base, and each precision's seconds against float32's."""
+    """Returns what --dtype auto chooses for the demo's base, and each precision's time relative to float32."""
     from accelerate import PartialState
 
     from modeling.network.precision import choose_dtype, measure_precisions
 
-    PartialState()  # whose main process measures
+    PartialState()  # choose_dtype measures on its main process
     device = find_device()
     measured = measure_precisions(device, SHAPE.hidden_size, SHAPE.intermediate_size)
     ratios = [f"{name} {ratio:.2f}" for name, ratio in measured.items() if name != "float32"]
     chosen = choose_dtype("auto", device, SHAPE, training=True)
-    return f"auto trains in {chosen} on {device.type}; seconds per float32 second: {', '.join(ratios)}"
+    return f"auto trains in {chosen} on {device.type}; time relative to float32: {', '.join(ratios)}"
 
 
 def list_attention() -> str:
-    """The kernels of torch's scaled_dot_product_attention that compute something on this device."""
+    """Returns the kernels of torch's scaled_dot_product_attention that run on this device."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
@@ -156,14 +160,14 @@ def list_attention() -> str:
         try:
             with sdpa_kernel(getattr(SDPBackend, name)):
                 scaled_dot_product_attention(states, states, states, is_causal=True)
-        except RuntimeError:  # what torch says where a kernel is not for this device
+        except RuntimeError:  # torch's answer if this device has no such kernel
             continue
         found.append(name.removesuffix("_ATTENTION").lower())
     return f"eager, sdpa ({', '.join(found)})"
 
 
 def try_layer(quantization: str, backward: bool) -> str:
-    """Whether a quantised layer's product, or its gradient, is that of the plain layer on this device."""
+    """Returns whether a quantised layer's output, or its gradient, is close to that of the plain layer."""
     import torch
     from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
     from torch import nn
@@ -179,14 +183,13 @@ def try_layer(quantization: str, backward: bool) -> str:
     else:
         layer = Linear4bit(SIZE, SIZE, bias=False, compute_dtype=torch.float32, quant_type="nf4")
         layer.weight = Params4bit(plain.weight.data.clone(), requires_grad=False, quant_type="nf4")
-    found = compute_product(layer.to(device), states.to(device), backward)
+    found = compute_product(layer.to(device), states.to(device), backward)  # .to(device) quantises the weight
     expected = compute_product(plain, states, backward)
-    error = ((found.cpu() - expected).norm() / expected.norm()).item()
-    return "works" if error <= TOLERANCE[quantization] else f"wrong: off by {error:.2g} of the result"
+    return describe_error(found.cpu(), expected, TOLERANCE[quantization], "result")
 
 
 def compute_product(layer: "torch.nn.Module", states: "torch.Tensor", backward: bool) -> "torch.Tensor":
-    """A layer's output for some states, or the gradient of the output's sum of squares by them."""
+    """Returns a layer's output, or the gradient of the output's sum of squares with respect to its input."""
     states = states.clone().requires_grad_(backward)
     output = layer(states)
     if not backward:
@@ -196,7 +199,7 @@ def compute_product(layer: "torch.nn.Module", states: "torch.Tensor", backward: 
 
 
 def try_optimizer() -> str:
-    """Whether AdamW with states of 8 bit moves weights as torch's own does."""
+    """Returns whether a step of bitsandbytes' 8-bit AdamW is close to a step of torch's AdamW."""
     import torch
     from bitsandbytes.optim import AdamW8bit
 
@@ -206,8 +209,13 @@ def try_optimizer() -> str:
         weight.grad = torch.linspace(-1, 1, SIZE * SIZE, device=device).reshape(SIZE, SIZE)
         optimizer([weight], lr=0.01, weight_decay=0.0).step()
         moved.append(weight.detach() - 1)
-    error = ((moved[0] - moved[1]).norm() / moved[1].norm()).item()
-    return "works" if error <= 0.05 else f"wrong: off by {error:.2g} of the step"
+    return describe_error(*moved, 0.05, "step")
+
+
+def describe_error(found: "torch.Tensor", expected: "torch.Tensor", tolerance: float, what: str) -> str:
+    """Returns "works" if the relative error is within the tolerance, else its size."""
+    error = ((found - expected).norm() / expected.norm()).item()
+    return "works" if error <= tolerance else f"wrong: off by {error:.2g} of the {what}"
 
 
 LINES: dict[str, Callable[[], str]] = {

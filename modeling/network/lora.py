@@ -1,4 +1,7 @@
-"""LoRA adapters with their heads: added to a base, merged into it, collected, written, read back. Knows PEFT."""
+"""LoRA adapters and their heads: adding them to a base, merging, collecting, writing and reading them.
+
+This is the module that knows PEFT. It must not know members, battles or training arguments.
+"""
 
 import re
 from copy import deepcopy
@@ -19,26 +22,29 @@ from modeling.network.classifier import PreferenceMixin
 from modeling.runtime.hub import download_repository
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-OLD_HEAD = re.compile(r"\.(score|classifier)\.")
+OLD_HEAD = re.compile(r"\.(score|classifier)\.")  # the head's names in transformers, for decoders and for encoders
 
 
 def add_adapters(model: PreferenceMixin, *, r: int, alpha: float, dropout: float, freeze_layers: int = 0) -> PeftModel:
-    """The base, frozen, with a LoRA adapter on all seven projections of each layer and a trainable head.
+    """Freezes the base and adds a trainable head and LoRA adapters on all seven projections of each layer.
 
-    Adapters and head are float32 whatever the base is: they are what the optimizer updates.
+    Adapters and head are float32 on every base, because the optimizer updates them.
 
     Args:
-        freeze_layers: Number of lower layers left without an adapter.
+        r: Rank of the adapters.
+        alpha: Scale of the adapters; their product is multiplied by alpha / r.
+        dropout: Dropout of the adapters' input.
+        freeze_layers: Number of layers, from the bottom, that get no adapter.
 
     Raises:
-        ValueError: If no layer would be left to adapt.
+        ValueError: If no layer would get an adapter.
     """
     layers = model.config.num_hidden_layers
     if not 0 <= freeze_layers < layers:
         raise ValueError(
             f"--freeze_layers {freeze_layers}: expected 0 to {layers - 1}, as the base has {layers} layers."
         )
-    # Not peft's prepare_model_for_kbit_training: it casts the 256,000 embeddings of a Gemma to float32 (+1.8 GB).
+    # Not peft's prepare_model_for_kbit_training: it casts Gemma's 256,000 embeddings to float32, +1.8 GB.
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=r,
@@ -53,15 +59,16 @@ def add_adapters(model: PreferenceMixin, *, r: int, alpha: float, dropout: float
 
 
 def collect_trained_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """Adapter and head by their names in the model, whole, on the CPU.
+    """Returns the weights of adapter and head on the CPU, by their names in the model.
 
-    Under ZeRO-3 they are shared out over the processes, so every process has to call this.
+    Every process must call this: under ZeRO-3 each one holds only a part of the weights.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if is_deepspeed_zero3_enabled():
-        import deepspeed  # an extra: not installed for those who do without
+        import deepspeed  # an optional extra, so not at the top of the module
 
         with deepspeed.zero.GatheredParameters(list(trained.values())):
+            # clone(): on a CPU .cpu() copies nothing, and DeepSpeed frees the gathered weights after this block.
             return {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
     return {name: parameter.detach().cpu() for name, parameter in trained.items()}
 
@@ -69,29 +76,34 @@ def collect_trained_weights(model: PeftModel) -> dict[str, torch.Tensor]:
 def write_adapter(
     folder: Path, model: PeftModel, weights: dict[str, torch.Tensor], base: str = "", revision: str | None = None
 ) -> None:
-    """Writes adapter_model.safetensors, head included, and adapter_config.json.
+    """Writes adapter_model.safetensors, which includes the head, and adapter_config.json.
 
     Args:
-        base: Hub id, or path relative to the folder; checkpoints, which never travel, name none.
+        folder: Folder to write to.
+        model: Model whose adapter config is written.
+        weights: Result of `collect_trained_weights`.
+        base: Hub id of the base, or its path relative to the folder; empty in checkpoints, which stay on this machine.
+        revision: Commit of the base on the Hub.
     """
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base, revision
+    # save_embedding_layers=False: peft's "auto" would look for the base's config, on the Hub if need be.
     model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
-    (folder / "README.md").unlink()  # peft's own card names folders of this machine
+    (folder / "README.md").unlink()  # peft writes a card that names folders of this machine
 
 
 def merge_adapter(model: PreferenceMixin, adapter: str) -> PreferenceMixin:
-    """The model with a LoRA adapter merged into its weights; a head that the adapter brings is left out.
+    """Merges a LoRA adapter into the model's weights and returns the model. The adapter's head, if any, is ignored.
 
-    The adapter may have been trained with another number of labels. Merge in float32: in bf16 or 8 bit the answers
-    would move by far more than the adapter's own precision.
+    The adapter may have been trained with another number of labels. The model must be float32: merging in float32 moves
+    a logit by about 5e-7, merging into 8-bit weights by up to 8e-3.
 
     Raises:
-        ValueError: If the adapter's matrices are not those of this model's layers.
+        ValueError: If the model is quantised, or the adapter's tensors do not fit its layers.
     """
     if hasattr(model.config, "quantization_config"):
         raise ValueError(
-            "--merge_adapter: expected an unquantised base; found a quantised one. Start from the original."
+            "--merge_adapter: expected an unquantised base; found a quantised one. Start from the original base."
         )
     folder, config, weights = _read_lora(adapter)
     return attach_adapter(model, "default", config, weights, folder).merge_and_unload()
@@ -99,11 +111,15 @@ def merge_adapter(model: PreferenceMixin, adapter: str) -> PreferenceMixin:
 
 @torch.no_grad()
 def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype) -> PreferenceMixin:
-    """A model with plain weights that answers as `model` does under an adapter: quantised weights expanded, the adapter
-    merged into them in float32, its head in place of the base's. It shares with `model` whatever is the same.
+    """Builds a model with plain weights that computes what `model` computes with one adapter.
+
+    Quantised weights are dequantised, the adapter is merged into them in float32, and its head replaces the base's. The
+    tensors that do not change are shared with `model`.
 
     Args:
-        dtype: Of all weights but the head's.
+        model: Model that holds the adapter.
+        adapter: Name of the adapter in the model.
+        dtype: Dtype of all weights except the head's.
     """
     network = model.get_base_model()
     weights = {}
@@ -119,14 +135,14 @@ def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype) -> Preferen
     config = deepcopy(network.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with torch.device("meta"):
+    with torch.device("meta"):  # no memory for weights that are assigned below
         merged = type(network)(config)
     stored = network.state_dict()
     for name in merged.state_dict().keys() - weights.keys():
-        # A quantised base keeps embeddings and norms as they were saved, whatever it is read in; the head is float32.
+        # Left are embeddings and norms, which may be stored in another dtype, and the head, which stays float32.
         weights[name] = stored[name] if name.startswith(f"{HEAD}.") else stored[name].to(dtype)
     merged.load_state_dict(weights, assign=True)
-    for name, buffer in network.named_buffers():  # rotary frequencies, which are in no state_dict
+    for name, buffer in network.named_buffers():  # rotary frequencies: no state_dict has them, so they are still meta
         if name not in stored:
             owner, _, key = name.rpartition(".")
             merged.get_submodule(owner).register_buffer(key, buffer, persistent=False)
@@ -136,7 +152,7 @@ def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype) -> Preferen
 
 
 def measure_merged(model: PeftModel, dtype: torch.dtype) -> int:
-    """Bytes that `build_merged` would take besides: the weights of linear layers."""
+    """Returns the additional bytes that `build_merged` would need: the weights of the linear layers."""
     layers = [
         module
         for name, module in model.named_modules()
@@ -146,17 +162,17 @@ def measure_merged(model: PeftModel, dtype: torch.dtype) -> int:
 
 
 def _merge_layer(layer: LoraLayer, adapter: str) -> torch.Tensor:
-    """The weight of one layer with its adapter, float32; without one where the adapter leaves the layer alone."""
+    """Returns a layer's weight in float32, with the adapter merged if the adapter covers this layer."""
     weight = dequantize_module_weight(layer.base_layer).float()
     return weight + layer.get_delta_weight(adapter).float() if adapter in layer.lora_A else weight
 
 
 def check_adapter(adapter: str, base: BaseFiles) -> None:
-    """Raises a ValueError if `merge_adapter` could not merge the adapter into this base, before it is loaded."""
+    """Raises a ValueError if `merge_adapter` could not merge the adapter into this base. Does not load the base."""
     folder, config, weights = _read_lora(adapter)
     try:
         empty = get_peft_model(build_empty_base(base), config)
-    except ValueError as error:  # peft, where no module has any of the names in the adapter's config
+    except ValueError as error:  # from peft: no module has any of the names in the adapter's config
         raise ValueError(
             f"Adapter {adapter}: expected LoRA on layers of {base.folder.name}; found other module names ({error}). "
             "Use it with the base it was trained on."
@@ -165,34 +181,45 @@ def check_adapter(adapter: str, base: BaseFiles) -> None:
 
 
 def _read_lora(adapter: str) -> tuple[Path, LoraConfig, dict[str, torch.Tensor]]:
-    """Folder, config and tensors of a LoRA adapter from disk or Hub, without the head it may bring."""
+    """Returns folder, config and tensors of a LoRA adapter on disk or on the Hub, without its head."""
     folder = Path(adapter) if Path(adapter).is_dir() else download_repository(adapter, "Adapter", ["adapter_*"])[0]
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(f"Adapter {adapter}: expected {name}; found none. Save it with PEFT, as safetensors.")
     config = PeftConfig.from_pretrained(folder)
     if not isinstance(config, LoraConfig):
-        raise ValueError(f"Adapter {adapter}: expected LoRA; found {config.peft_type.value}, which is not merged here.")
-    # As a SEQ_CLS adapter peft would insist on loading the old head, whatever its number of labels.
+        raise ValueError(
+            f"Adapter {adapter}: expected LoRA; found {config.peft_type.value}, which cannot be merged here. "
+            "Give a LoRA adapter."
+        )
+    # For a SEQ_CLS adapter peft would insist on loading the old head, even with another number of labels.
     config.task_type, config.modules_to_save = None, None
     weights = {name: value for name, value in load_weights(folder).items() if not OLD_HEAD.search(name)}
     return folder, config, weights
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter folder."""
+    """Loads the tensors of an adapter folder.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
     try:
         return load_file(folder / "adapter_model.safetensors")
     except SafetensorError as error:
         raise ValueError(
-            f"Adapter {folder}: expected whole safetensors; found {error}. Download or save it again."
+            f"Adapter {folder}: expected a complete safetensors file; found {error}. Download or save it again."
         ) from error
 
 
 def attach_adapter(
     model: PreferenceMixin | PeftModel, name: str, config: LoraConfig, weights: dict, folder: Path
 ) -> PeftModel:
-    """The model with one more adapter, after checking that the adapter brings exactly the tensors it should."""
+    """Adds one more adapter to the model, after checking that it has exactly the tensors of the model's layers.
+
+    Raises:
+        ValueError: If tensors are missing, unknown or of another shape.
+    """
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
     else:
@@ -204,7 +231,8 @@ def attach_adapter(
 
 
 def _compare_tensors(folder: Path, expected: dict, found: dict) -> None:
-    """Raises where an adapter's tensors are not the model's: peft leaves missing ones at their random values."""
+    """Raises a ValueError if an adapter's tensors do not match the model's."""
+    # peft loads with strict=False: missing tensors would keep their random values, and unknown ones would be dropped.
     problems = [
         f"{len(names)} {what} (such as {min(names)})"
         for what, names in (

@@ -1,8 +1,8 @@
-"""The precision that a device computes in: chosen by measuring it, and put on a model.
+"""Precision: measuring which dtype a device computes in natively, choosing one, and converting a model to it.
 
-Most CPUs and older GPUs have no bf16 instructions. torch then imitates bf16, many times slower than float32, so that
-neither a CPU's features nor `is_bf16_supported` say enough: the products themselves are timed. It must not know where
-models come from.
+Most CPUs and older GPUs have no bf16 instructions. torch then emulates bf16, many times slower than float32. A CPU's
+feature flags and `is_bf16_supported` do not show this reliably, so matrix products are timed. This module must not know
+where models come from.
 """
 
 import logging
@@ -24,9 +24,9 @@ from modeling.runtime.distributed import call_on_main
 logger = get_logger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# Most that a probability may move between a member's two precisions: the one in which its probe battles were read,
-# and the one in which it reads now. The same pair in either order. Between machines, versions and kernels float32 needs
-# room for another order of summing; bf16 has 8 bits of significand, float16 11.
+# Largest allowed change of a canary's probability between the precision in which the canaries were recorded and the one
+# in which the member runs now, in either order. Even float32 needs some room: machines, versions and kernels sum in
+# different orders. bf16 has 8 bits of significand, float16 has 11.
 TOLERANCES = {
     ("float32", "float32"): 1e-4,
     ("float16", "float32"): 0.01,
@@ -35,49 +35,51 @@ TOLERANCES = {
     ("bfloat16", "float32"): 0.03,
     ("bfloat16", "bfloat16"): 0.02,
 }
-# What is timed: rows times a matrix of the model's hidden and intermediate size. First with few rows, which takes 60 ms
-# even where a core computes 0.6 GFLOP/s in bf16: a precision that is SLOW times slower than float32 there is imitated.
-# The others are then compared with many rows, as a packed sequence has, because few do not show what a precision gains.
+# The timed product is rows x hidden size by hidden x intermediate size. The first round has few rows, so that it takes
+# 60 ms even on a core that computes 0.6 GFLOP/s in bf16; a precision that is SLOW times slower than float32 there is
+# emulated. The second round compares the other precisions with as many rows as a packed sequence has, because few rows
+# do not show the gain of a precision.
 FEW_ROWS, SLOW = 32, 2.0
-# Many rows, and the least and most of a size: a small model shall not measure overhead, nor a large one take seconds.
+# Rows of the second round, and the range of both sizes: too small would time overhead, too large would take seconds.
 ON_CPU = {"rows": 512, "hidden": (256, 512), "intermediate": (512, 1024)}
 ELSEWHERE = {"rows": 2048, "hidden": (1024, 4096), "intermediate": (2048, 16384)}
-SECONDS_EACH, MOST_ROUNDS = 0.03, 20  # of each precision
+SECONDS_EACH, MOST_ROUNDS = 0.03, 20  # for each precision
 
 
 def choose_dtype(asked: str, device: torch.device, config: PreTrainedConfig, *, training: bool) -> str:
-    """The precision to compute in, the same on every process of a launch; said in the log in one line.
+    """Chooses the precision to compute in, the same on every process of a launch, and logs it in one line.
 
     Args:
-        asked: One of `PRECISIONS`. "auto" takes bfloat16 where the device computes in it faster than in float32,
-            float16 on a GPU that has no bf16 and only reads, and float32 everywhere else.
-        device: That computes.
-        config: Of the model, for the shape of its products.
-        training: Whether gradients are computed too: float16 is refused then.
+        asked: One of `PRECISIONS`. "auto" chooses bfloat16 if the device computes it faster than float32; else float16
+            on an accelerator for prediction, if that is faster; else float32.
+        device: Device that computes.
+        config: Config of the model, for the shape of its products.
+        training: Whether gradients are computed too; float16 is then refused.
 
     Returns:
-        A key of `DTYPES`.
+        Key of `DTYPES`.
 
     Raises:
-        ValueError: If the precision is unknown, cannot train, or the device lacks it.
+        ValueError: If the precision is unknown, cannot train, or is not available on the device.
     """
     if asked not in PRECISIONS:
         raise ValueError(f"--dtype: expected one of {', '.join(PRECISIONS)}; found {asked!r}.")
     if training and asked == "float16":
         raise ValueError(
-            "--dtype float16: expected a precision to train in; found one to read in, whose largest number, 65,504, "
-            "gradients exceed. Train with --dtype auto; the member can be read in float16 afterwards."
+            "--dtype float16: expected a precision for training; found one for prediction only, because gradients "
+            "can exceed its largest number, 65,504. Train with --dtype auto; the member can still predict in float16."
         )
     if asked == "float32":
         return asked
     sizes = (config.hidden_size, config.intermediate_size)
-    chosen, said, imitated = call_on_main(_choose, asked, device, sizes, training)
-    logger.log(logging.WARNING if imitated else logging.INFO, f"Precision: {said}")
+    # Measured on the main process alone: two processes could measure differently and train in different precisions.
+    chosen, message, emulated = call_on_main(_choose, asked, device, sizes, training)
+    logger.log(logging.WARNING if emulated else logging.INFO, f"Precision: {message}")
     return chosen
 
 
 def _choose(asked: str, device: torch.device, sizes: tuple[int, int], training: bool) -> tuple[str, str, bool]:
-    """The precision, what is to be said of it, and whether the device only imitates it."""
+    """Returns the precision, a message for the log, and whether the device only emulates the precision."""
     name = describe_device(device)
     candidates = ["bfloat16"] if device.type == "cpu" or training else ["bfloat16", "float16"]
     candidates = candidates if asked == "auto" else [asked]
@@ -85,22 +87,21 @@ def _choose(asked: str, device: torch.device, sizes: tuple[int, int], training: 
     ratios = {candidate: measured[candidate] for candidate in candidates}
     if asked != "auto" and math.isinf(ratios[asked]):
         raise ValueError(
-            f"--dtype {asked}: expected a precision that {name} can compute in; found that it cannot. Take "
-            "--dtype auto."
+            f"--dtype {asked}: expected a precision that {name} can compute in; found that it cannot. Use --dtype auto."
         )
     native = [candidate for candidate in candidates if ratios[candidate] < 1 and has_units(candidate, device)]
     times = "; ".join(_compare(candidate, ratio) for candidate, ratio in ratios.items())
-    said = f"{times}, in products of the model's shape, forward and backward"
+    timing = f"{times}, in products of the model's shape, forward and backward"
     if asked == "auto":
         chosen = native[0] if native else "float32"
-        return chosen, f"{chosen} on {name}: {said}", False
+        return chosen, f"{chosen} on {name}: {timing}", False
     if native:
-        return asked, f"{asked}, as asked, on {name}: {said}", False
-    return asked, f"{asked}, as asked, is imitated on {name}: {said}. --dtype auto avoids it.", True
+        return asked, f"{asked}, as requested, on {name}: {timing}", False
+    return asked, f"{asked}, as requested, is emulated on {name}: {timing}. --dtype auto avoids this.", True
 
 
 def _compare(candidate: str, ratio: float) -> str:
-    """How a precision's time compares with float32's, in words."""
+    """Says in words how a precision's speed compares with float32's."""
     if math.isinf(ratio):
         return f"{candidate} is not available"
     if ratio < 1:
@@ -109,14 +110,15 @@ def _compare(candidate: str, ratio: float) -> str:
 
 
 def describe_device(device: torch.device) -> str:
-    """A device's name for logs: a GPU's own, or "cpu" with its widest instructions."""
+    """Returns a device's name for logs: the GPU's model, or "cpu" with its widest instruction set."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type
 
 
 def has_units(dtype: str, device: torch.device) -> bool:
-    """Whether a GPU has units for a precision; of others this is not known, and only what was measured counts."""
+    """Returns whether a GPU has hardware for a precision; True for other devices, where only the timing counts."""
+    # A T4 emulates bf16, and torch says by default that it is supported.
     return device.type != "cuda" or dtype != "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -124,19 +126,21 @@ def has_units(dtype: str, device: torch.device) -> bool:
 def measure_precisions(
     device: torch.device, hidden_size: int, intermediate_size: int, dtypes: Sequence[str] = tuple(DTYPES)
 ) -> dict[str, float]:
-    """How long a forward and a backward product take in each precision, in multiples of float32's time.
+    """Measures the time of a forward and a backward product in each precision, relative to float32.
 
     Args:
-        dtypes: Keys of `DTYPES`, a tuple with "float32" in it.
+        device: Device to measure.
+        hidden_size, intermediate_size: Sizes of the model's products.
+        dtypes: Keys of `DTYPES`, as a tuple that includes "float32".
 
     Returns:
-        Multiples by precision; infinite where the device computes no product in it.
+        Time relative to float32, by precision; infinite if the device cannot compute in it.
     """
     limits = ON_CPU if device.type == "cpu" else ELSEWHERE
     asked = {"hidden": hidden_size, "intermediate": intermediate_size}
     shape = {name: min(max(size, limits[name][0]), limits[name][1]) for name, size in asked.items()}
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a CPU: what else runs there would otherwise decide how long it takes
+    torch.set_num_threads(1)  # on a busy CPU, other programs would otherwise decide how long several threads take
     try:
         few = {name: _time_products(DTYPES[name], device, FEW_ROWS, **shape) for name in dtypes}
         fast = [name for name, seconds in few.items() if seconds <= SLOW * few["float32"]]
@@ -149,46 +153,50 @@ def measure_precisions(
 
 @torch.inference_mode()
 def _time_products(dtype: torch.dtype, device: torch.device, rows: int, hidden: int, intermediate: int) -> float:
-    """Seconds of a linear layer's forward product and of the backward one for its input, the best of some rounds."""
+    """Returns the seconds of a linear layer's forward product plus its input's gradient, the best of some rounds."""
     sizes = ((rows, hidden), (intermediate, hidden), (rows, intermediate))
-    # Of a CPU only the seconds count in which this thread ran.
+    # On a CPU, count only the seconds in which this thread ran.
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     try:
         states, weight, gradient = (torch.full(size, 0.5, dtype=dtype, device=device) for size in sizes)
         rounds, start = [], clock()
-        # At least two, as the first one prepares kernels, for longer than a product takes.
+        # At least two rounds: the first one prepares kernels, which takes longer than the product.
         while len(rounds) < 2 or (len(rounds) < MOST_ROUNDS and clock() - start < SECONDS_EACH):
             begin = clock()
             nn.functional.linear(states, weight)
-            (gradient @ weight)[0, 0].item()  # which waits for a GPU to be done
+            (gradient @ weight)[0, 0].item()  # .item() waits until a GPU has finished
             rounds.append(clock() - begin)
-    except (RuntimeError, TypeError):  # torch says either where a device lacks a dtype
+    except (RuntimeError, TypeError):  # torch raises one or the other if a device lacks a dtype
         return math.inf
     return min(rounds)
 
 
 def find_tolerance(recorded: str, read: str) -> float:
-    """Most that a probe battle's probability may move between two precisions."""
+    """Returns the largest allowed change of a canary's probability between two precisions."""
     return TOLERANCES[tuple(sorted((recorded, read)))]
 
 
-# --- a model in a precision -------------------------------------------------------------------------------------------
+# --- converting a model -----------------------------------------------------------------------------------------------
 
 
 def set_dtype(model: nn.Module, dtype: str) -> None:
-    """Puts all of a model that is not quantised into a precision, and makes it compute in that; the head stays float32.
+    """Converts all unquantised weights of a model to a precision and makes it compute in that; the head stays float32.
 
-    A checkpoint that bitsandbytes has quantised keeps embeddings and norms in the dtype they were saved in, whatever
-    `from_pretrained(dtype=...)` says: each layer's input, and so each product, would stay in bf16.
+    Args:
+        model: Preference model, quantised or not.
+        dtype: Key of `DTYPES`.
     """
     target, head = DTYPES[dtype], {id(parameter) for parameter in model.score.parameters()}
     for module in model.modules():
         if isinstance(module, Linear4bit):
+            # compute_type_is_set: otherwise the layer replaces compute_dtype by its input's dtype at the first forward.
             module.compute_dtype, module.compute_type_is_set = target, True
-            if hasattr(module.weight, "quant_state"):  # in which a backward expands the weight
+            if hasattr(module.weight, "quant_state"):  # its dtype is the one a backward dequantises the weight to
                 module.weight.quant_state.dtype = target
+    # `from_pretrained(dtype=...)` is not enough: a checkpoint that bitsandbytes quantised keeps embeddings and norms in
+    # the dtype they were saved in. Each layer's input, and so each product, would stay in bf16.
     for parameter in model.parameters():
-        # Of buffers there are only rotary frequencies, which are float32 and have to stay so.
+        # Parameters only: the floating-point buffers are rotary frequencies, which must stay float32.
         if parameter.is_floating_point() and id(parameter) not in head:
             parameter.data = parameter.data.to(target)
     model.compute_dtype = target
@@ -196,27 +204,26 @@ def set_dtype(model: nn.Module, dtype: str) -> None:
 
 
 def _keep_training_kernels(model: nn.Module) -> None:
-    """Makes quantised layers compute in eval mode what they compute in training, and in float32 only float32 products.
-
-    bitsandbytes otherwise changes kernels on a CPU. 8 bit: activations are quantised too, with outliers chosen over the
-    whole batch, so a probability depends on its neighbours; and it takes twice as long. 4 bit: the packed kernel has
-    no backward, and after one evaluation every gradient is wrong. On a GPU 8 bit has that kernel in training too: there
-    it is left alone, but for float32.
-    """
+    """Makes quantised layers compute the same in eval mode as in training, and in true float32 if that is the dtype."""
     for module in model.modules():
         if isinstance(module, Linear8bitLt):
-            on_cpu = module.weight.device.type == "cpu"
-            if on_cpu:
+            if module.weight.device.type == "cpu":
+                # On a CPU, eval mode switches bitsandbytes to a kernel that quantises the activations too. It chooses
+                # outliers over the whole batch, so a probability would depend on the other battles, and it takes twice
+                # as long. So the layer ignores eval(): `train` is replaced by a function that does nothing.
                 module.train()
                 module.train = lambda mode=True, module=module: module
             elif model.compute_dtype == torch.float32:
-                module.forward = lambda states, module=module: _multiply_expanded(module, states)
+                # A GPU quantises the activations in training too. That kernel stays, but it is not float32.
+                module.forward = lambda states, module=module: _multiply_dequantized(module, states)
         elif isinstance(module, Linear4bit):
+            # The packed CPU kernel has no backward: after a single evaluation every gradient would be wrong (cosine
+            # 0.61 to the right one), with no more than a warning.
             module.support_avx512bf16_for_cpu = False
 
 
-def _multiply_expanded(module: Linear8bitLt, states: Tensor) -> Tensor:
-    """An 8-bit layer's product with its weight expanded into the states' dtype, as bitsandbytes does it on a CPU."""
-    if module.weight.CB is not None:
+def _multiply_dequantized(module: Linear8bitLt, states: Tensor) -> Tensor:
+    """Computes an 8-bit layer's product with its weight dequantised, as bitsandbytes does on a CPU in training."""
+    if module.weight.CB is not None:  # before the first forward, as in Linear8bitLt.forward
         module.init_8bit_state()
     return MatMul8bitFp.apply(states, module.weight, None, module.bias, module.state)

@@ -1,15 +1,12 @@
-"""Model cards: the README.md of a member or a judge, from the facts in its folder. Knows no weights.
+"""Model cards: builds the README.md of a member, judge or base from the facts in its folder. Knows no weights.
 
-What no file says is called "not recorded" or "not measured"; what follows from the figures, such as an accuracy that
-may be chance, is said in words.
+Missing facts appear as "not recorded" or "not measured".
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import UndefinedError
@@ -18,45 +15,42 @@ from markupsafe import Markup
 from modeling.data.battles import TRAINED_ORIENTATIONS
 from modeling.judging.loading import find_judge
 from modeling.judging.member import ADAPTER_FILES, JUDGE_FILE, MEMBER_FILE, MERGED_FILE, read_json
-from modeling.publishing.card_metadata import CODES, find_licence
+from modeling.publishing.card_metadata import Licence, build_base_metadata, build_metadata, find_licence
 from modeling.publishing.limitations import count_languages, describe_cuts, describe_languages, describe_limitations
-from modeling.publishing.markdown import conceal, escape_text, fence, flatten_settings, format_estimate, render
+from modeling.publishing.markdown import conceal, fence, flatten_settings, render
 from modeling.runtime.files import write_json
 
 TEMPLATE_FILE, BASE_TEMPLATE_FILE = (Path(__file__).with_name(f"{kind}_card_template.md") for kind in ("model", "base"))
 EVALUATION_FILE, CARD_FILE = "evaluation.json", "README.md"
+# Captions of the pictures that evaluation/plots.py draws, by file name.
 FIGURES = {
-    "reliability": "Calibration: how often the answer that was given a probability won",
-    "position_bias": "Position bias: the probability of the answer that is read first",
-    "languages": "Accuracy in each language",
-    "length_bias": "Probability against the lengths of the answers",
-    "selective": "Accuracy on the share of battles that it is surest of",
+    "reliability": "Calibration: how often answers won, by predicted probability",
+    "position_bias": "Position bias: probability of the answer shown first",
+    "languages": "Accuracy by language",
+    "length_bias": "Length bias: predicted probability by length of the answers",
+    "selective": "Accuracy on the most certain battles, by the share of battles kept",
 }
-METRICS = {"accuracy": "accuracy", "log_loss": "log_loss", "brier": "brier_score", "ece": "ece", "auc": "roc_auc"}
-ORIGIN_ON_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@[0-9a-f]{40}")
-HUB_DATASET = re.compile(
-    r"(?!.*\.(parquet|csv|jsonl)$)(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(:[\w.-]+)?", re.ASCII
-)
 
 
-# --- facts out of folders ---------------------------------------------------------------------------------------------
+# --- facts from folders -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class CardMember:
-    """What a card says of a member: `facts` is its member.json, `report` its evaluation.json."""
+    """The facts in a member's folder: `facts` is its member.json, `report` its evaluation.json."""
 
     name: str | None
     facts: dict
     base: str | None
-    revision: str | None  # of a base on the Hub; one in a folder has none
-    family: str  # where the folder tells: the model's type, or the tokenizer's class
+    revision: str | None  # commit of a base on the Hub; None for a local base
+    family: str  # the model type or the tokenizer class, if the folder names one
     merged: bool
     report: dict | None
 
     @property
     def hub_base(self) -> str | None:
-        """The base's id, if it is on the Hub."""
+        """The base's Hub id, or None for a local base."""
+        # "../base" is a valid path and no valid id, but "outputs/base" is both: only a revision proves a Hub base.
         try:
             validate_repo_id(self.base or "/")
         except HFValidationError:
@@ -65,25 +59,25 @@ class CardMember:
 
     @property
     def origin(self) -> str | None:
-        """What the base was made from, as quantize.py noted it."""
+        """The model that the base was made from, as quantize.py recorded it."""
         origin = self.facts["training"].get("base_made_from")
         return origin and conceal(origin)
 
     @property
-    def licence(self) -> tuple | None:
-        """What the base's names, or a merged model's own type, say of the licence."""
+    def licence(self) -> Licence | None:
+        """The licence that the base's name or origin points to, or the model type of merged weights."""
         return find_licence([self.hub_base or "", self.origin or "", self.family if self.merged else ""])
 
     @property
     def data(self) -> list[dict]:
-        """What `describe_source` said of each source."""
+        """`describe_source` of each training and evaluation source."""
         return self.facts["training"].get("data", [])
 
     @property
     def settings(self) -> list[tuple[str, str]]:
-        """All that decided the run, but for what the card says elsewhere."""
-        apart = ("command", "data", "versions", "seconds")
-        run = {name: value for name, value in self.facts["training"].items() if name not in apart}
+        """Settings of the run, except those that the card shows elsewhere."""
+        shown_elsewhere = ("command", "data", "versions", "seconds")
+        run = {name: value for name, value in self.facts["training"].items() if name not in shown_elsewhere}
         names = [name for name in ("dtype", "base_fingerprint", "encoding", "head") if name in self.facts]
         return list(flatten_settings({name: self.facts[name] for name in names} | run))
 
@@ -95,7 +89,7 @@ class CardMember:
 
 
 def read_card_member(folder: Path, name: str | None = None) -> CardMember:
-    """A member's facts as far as they are recorded; orientation and labels must be."""
+    """Reads a member's recorded facts; only orientation and labels are required."""
     facts = {"training": {}, **read_json(folder / MEMBER_FILE, "Card")}
     if facts.get("orientation") not in TRAINED_ORIENTATIONS or not isinstance(facts.get("labels"), list):
         found = f"{facts.get('orientation')!r} and {facts.get('labels')!r}"
@@ -106,6 +100,7 @@ def read_card_member(folder: Path, name: str | None = None) -> CardMember:
         read_json(folder / file, "Card") if (folder / file).is_file() else {}
         for file in (ADAPTER_FILES[0], "tokenizer_config.json", MERGED_FILE, EVALUATION_FILE)
     )
+    # A merged member has no adapter_config.json; its training facts still name the base.
     base = adapter.get("base_model_name_or_path") or facts["training"].get("base")
     family = model.get("model_type") or tokenizer.get("tokenizer_class") or ""
     return CardMember(name, facts, base and conceal(base), adapter.get("revision"), family, bool(model), report or None)
@@ -115,11 +110,10 @@ def read_card_member(folder: Path, name: str | None = None) -> CardMember:
 
 
 def write_card(folder: Path, report: dict | None = None) -> None:
-    """Writes, into a member folder, README.md and, where there is a report, evaluation.json and figures/ before it."""
+    """Writes a member's README.md, and with a report also evaluation.json and figures/, which the card then shows."""
     if report is not None:
-        from modeling.evaluation.plots import (
-            draw_figures,  # matplotlib, which those who only load or publish do without
-        )
+        # Imports matplotlib, which loading and publishing do not need.
+        from modeling.evaluation.plots import draw_figures
 
         write_json(folder / EVALUATION_FILE, report)
         (folder / "figures").mkdir(exist_ok=True)
@@ -128,22 +122,22 @@ def write_card(folder: Path, report: dict | None = None) -> None:
 
 
 def build_member_card(folder: Path, repo: str | None = None) -> str:
-    """README.md of a member folder: metadata block and markdown.
+    """Returns the README.md of a member: metadata block and Markdown.
 
     Args:
         folder: A member, with evaluation.json and figures/ if it was evaluated.
-        repo: The Hub id it is published under; without one the card's commands name a folder.
+        repo: Hub id of the repository; without one the card's commands name a folder.
 
     Raises:
         FileNotFoundError: If there is no member.json.
-        ValueError: If a file is not of its format, or `repo` is no id.
+        ValueError: If a file has another format, or `repo` is not a valid id.
     """
     member = read_card_member(folder)
     return _render_card(folder, repo, [member], member.report, judge=None)
 
 
 def build_judge_card(folder: Path, repo: str | None = None) -> str:
-    """README.md of a judge folder, its members together. Arguments and errors as for `build_member_card`."""
+    """Returns the README.md of a judge and all its members. Args and errors as for `build_member_card`."""
     judge = read_json(folder / JUDGE_FILE, "Card")
     members = [read_card_member(path, name) for name, path in find_judge([str(folder)])[0]]
     report = read_json(folder / EVALUATION_FILE, "Card") if (folder / EVALUATION_FILE).is_file() else None
@@ -151,39 +145,42 @@ def build_judge_card(folder: Path, repo: str | None = None) -> str:
 
 
 def build_base_card(folder: Path, repo: str) -> str:
-    """README.md of a base: what it was made from, how it is quantised, and the licence that goes with it."""
+    """Returns the README.md of a base: its origin, quantisation and licence."""
     config = read_json(folder / MERGED_FILE, "Card")
     origin = conceal(config.get("made_from") or "")
-    found = find_licence([origin, config.get("model_type", "")])
-    on_hub = ORIGIN_ON_HUB.fullmatch(origin)
-    metadata = ModelCardData(
-        license=found and found[3],
-        library_name="bothways",
-        base_model=on_hub and on_hub["id"],
-        base_model_relation="quantized" if on_hub and "quantization_config" in config else None,
-        tags=["bothways", "base"],
-    )
+    licence = find_licence([origin, config.get("model_type", "")])
     return render(
         BASE_TEMPLATE_FILE.read_text(encoding="utf-8"),
-        metadata=Markup(metadata.to_yaml()),
+        metadata=Markup(build_base_metadata(origin, "quantization_config" in config, licence).to_yaml()),
         repo=Markup(repo),
         origin=origin or None,
         config=config,
-        licence=found and {"name": found[1], "link": Markup(found[2]), "binds": bool(found[3])},
+        licence=licence and {"name": licence.name, "link": Markup(licence.link), "binds": bool(licence.hub_name)},
     )
 
 
 def _render_card(
     folder: Path, repo: str | None, members: list[CardMember], report: dict | None, judge: dict | None
 ) -> str:
+    """Fills the template of a member's or judge's card."""
     if repo is not None:
         validate_repo_id(repo)
     kind = "judge" if judge else "member"
     title = repo or f"Bothways {kind} {'+'.join(member.facts['orientation'] for member in members)}"
     try:
+        train_data = list_data(members, "train")
         return render(
             TEMPLATE_FILE.read_text(encoding="utf-8"),
-            metadata=Markup(build_metadata(title, members, report).to_yaml()),
+            metadata=Markup(
+                build_metadata(
+                    title,
+                    bases=[member.hub_base for member in members],
+                    licences=[member.licence for member in members],
+                    has_adapter=not all(member.merged for member in members),
+                    train_data=train_data,
+                    report=report,
+                ).to_yaml()
+            ),
             kind=kind,
             title=title,
             repo=Markup(repo or f"path/to/this/{kind}"),
@@ -193,22 +190,23 @@ def _render_card(
             data=list_data(members),
             report=report,
             figures={name: FIGURES[name] for name in FIGURES if (folder / "figures" / f"{name}.png").is_file()},
-            limits=[
-                *describe_languages(count_languages(list_data(members, "train"))),
+            limitations=[
+                *describe_languages(count_languages(train_data)),
                 *describe_limitations(report),
                 *describe_cuts([member.facts.get("encoding", {}) for member in members], report),
             ],
             bases=list_bases(members),
         )
+    # The files are free-form JSON that the template looks into, so a wrong format can fail in any of these ways.
     except (AttributeError, KeyError, TypeError, ValueError, UndefinedError) as error:
         raise ValueError(
             f"Card {folder}: expected {MEMBER_FILE} and {EVALUATION_FILE} as train.py and evaluate.py write them; "
-            f"found something else ({error!r}). Write them again."
+            f"found another format ({error!r}). Write them again."
         ) from error
 
 
 def list_data(members: Sequence[CardMember], role: str | None = None) -> list[dict]:
-    """The sources of all members, those of one role if given; one that several share stands once."""
+    """Returns the data sources of all members without repetition, optionally only those with one role."""
     rows: list[dict] = []
     for row in (row for member in members for row in member.data if role in (None, row["role"])):
         if row not in rows:
@@ -216,79 +214,21 @@ def list_data(members: Sequence[CardMember], role: str | None = None) -> list[di
     return rows
 
 
-# --- what the Hub reads -----------------------------------------------------------------------------------------------
-
-
-def build_metadata(title: str, members: Sequence[CardMember], report: dict | None) -> ModelCardData:
-    """The metadata block, from facts that the Hub can look up: files here and unknown languages are left out."""
-    codes = {CODES.get(name, name) for name in count_languages(list_data(members, "train"))}
-    bases = list(dict.fromkeys(member.hub_base for member in members if member.hub_base))
-    binding = sorted({member.licence[3] for member in members if member.licence and member.licence[3]})
-    names = (HUB_DATASET.fullmatch(row["source"]) for row in list_data(members, "train"))
-    results = build_results(report) if report else []
-    return ModelCardData(
-        language=sorted(codes & set(CODES.values())) or None,
-        # A permissive base leaves its adapters' licence to whoever trained them: not known here.
-        license=(binding if len(binding) > 1 else binding[0]) if binding else None,
-        # Not peft, for which the Hub shows code that would put a random head on the adapter.
-        library_name="bothways",
-        pipeline_tag="text-classification",
-        base_model=(bases if len(bases) > 1 else bases[0]) if bases else None,
-        base_model_relation="adapter" if bases else None,
-        datasets=list(dict.fromkeys(name["id"] for name in names if name)) or None,
-        metrics=[result.metric_type for result in results] or None,
-        tags=["bothways", "preference", "pairwise", *([] if all(m.merged for m in members) else ["lora"])],
-        model_name=title.rpartition("/")[2] if results else None,
-        eval_results=results or None,
-    )
-
-
-def build_results(report: dict) -> list[EvalResult]:
-    """The figures that were measured, for the model-index; their intervals are in names and arguments."""
-    source = report.get("data", {}).get("battles", {})
-    name = HUB_DATASET.fullmatch(source.get("name") or "")
-    data = {
-        "dataset_type": name["id"] if name else "unknown",  # the Hub's name for a data set that it does not hold
-        "dataset_revision": name and name["revision"],
-        "dataset_name": f"{escape_text(source.get('name')).unescape()}, {report['battles']} battles",
-    }
-    results = []
-    for figure, metric in METRICS.items():
-        estimate = report.get(figure)
-        if estimate and estimate["value"] is not None:
-            text = f"{figure.replace('_', ' ')}, {estimate['count']} battles, {report['confidence']:.0%} interval"
-            results.append(
-                EvalResult(
-                    task_type="text-classification",
-                    task_name="Which of two answers people prefer",
-                    metric_type=metric,
-                    metric_value=estimate["value"],
-                    metric_name=f"{text} {format_estimate(estimate).partition(' ')[2]}",
-                    metric_args={name: estimate[name] for name in ("low", "high", "count")},
-                    **data,
-                )
-            )
-    return results
-
-
-# --- what follows from the facts --------------------------------------------------------------------------------------
-
-
 def list_bases(members: Sequence[CardMember]) -> list[dict]:
-    """Each base once, with what is known of its licence."""
+    """Returns each base once, with its licence as far as it is known."""
     rows = []
     for member in members:
-        found = member.licence
+        licence = member.licence
         row = {
             "name": member.base,
             "origin": member.origin,
             "hub": member.hub_base,
             "revision": member.revision,
             "fingerprint": member.facts.get("base_fingerprint"),
-            "licence": found and found[1],
-            "link": found and Markup(found[2]),
-            "binds": bool(found and found[3]),
-            "looks_gemma": not found and "gemma" in member.family.lower(),  # a tokenizer is a hint and no proof
+            "licence": licence and licence.name,
+            "link": licence and Markup(licence.link),
+            "binds": bool(licence and licence.hub_name),
+            "looks_gemma": not licence and "gemma" in member.family.lower(),  # a hint: others use Gemma's tokenizer too
         }
         if row not in rows:
             rows.append(row)

@@ -1,7 +1,7 @@
-"""Values as markdown that shows them and nothing else. Knows no facts.
+"""Formats values as Markdown and keeps text literal. Knows no facts.
 
-Names that come out of files (sources, languages, settings) are data: none of them may end a table's cell, open a tag,
-become a link, or name a folder of the machine it comes from.
+Names from files (sources, languages, settings) are untrusted: none of them may end a table cell, open a tag, become a
+link, or reveal a folder of the machine it comes from.
 """
 
 import re
@@ -10,38 +10,45 @@ from collections.abc import Iterator, Mapping
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-LONGEST_TEXT = 300  # characters of a name or setting; the rest stands in the file it comes from
-MOST_NAMES = 6  # of a count, such as languages, that one cell lists
-# Entities, not backslashes: they hold in tables and in HTML too, and no renderer takes one for a mark. An underscore
-# between letters and a colon without slashes are harmless, and are left to be read.
+LONGEST_TEXT = 300  # characters of a name or setting; member.json has the whole text
+MOST_NAMES = 6  # names that one cell lists, such as languages
+# Replaced by HTML entities, not backslashes: those fail in tables and in HTML, and markupsafe escapes HTML only.
+# An underscore between letters and a colon without slashes are harmless and stay readable.
 MARKS = re.compile(r"[\\`*{}\[\]<>|~$@^&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+# The folders of an absolute path (POSIX, ~, Windows or file:), up to its last part. Relative paths and URLs stay.
 FOLDERS = re.compile(r"""(?<![\w:./\\})-])(?:file:/*|~\w*/|/|[A-Za-z]:[/\\])(?:[^\s'"/\\]+[/\\])*(?=[^\s'"/\\])""")
+# A Hub token anywhere, and what follows a flag that ends in "token".
 TOKENS = re.compile(r"\bhf_\w{8,}|(?<=token )\S+|(?<=token=)\S+")
 
 
 def escape_text(value: object) -> Markup:
-    """Text that shows as it is, on one line; a missing fact is "not recorded", and markup stays what it is."""
+    """Returns text that renders literally on one line. None becomes "not recorded"; `Markup` is returned unchanged."""
     if isinstance(value, Markup):
         return value
     text = "not recorded" if value is None else str(value)
     text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+    # Control and direction characters, line ends and lone surrogates become visible escapes.
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return Markup(MARKS.sub(lambda match: f"&#{ord(match[0])};", text))
 
 
 def conceal(text: str) -> str:
-    """A setting without what is the trainer's own: folders that an absolute path goes through, and tokens."""
+    """Removes the folders of absolute paths, and tokens, from a setting."""
     return TOKENS.sub("(removed)", FOLDERS.sub("", text))
 
 
 def fence(code: str, language: str = "") -> Markup:
-    """A code block that its own text cannot end."""
+    """Returns a code block whose fence is longer than any run of backticks in the code."""
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
     return Markup(f"{ticks}{language}\n{code.strip()}\n{ticks}")
 
 
 def format_estimate(estimate: Mapping | None) -> Markup:
-    """A figure with the ends of its interval; a ValueError if they are no numbers."""
+    """Returns an estimate with its interval, such as "0.634 [0.584, 0.679]".
+
+    Raises:
+        ValueError: If a value is not a number.
+    """
     if estimate is None or estimate["value"] is None:
         return Markup("not measured")
     ends = [estimate["low"], estimate["high"]]
@@ -50,7 +57,7 @@ def format_estimate(estimate: Mapping | None) -> Markup:
 
 
 def format_duration(seconds: float | None) -> str | None:
-    """Hours and minutes, or seconds of what took less than two minutes."""
+    """Returns hours and minutes, or seconds below two minutes."""
     if seconds is None:
         return None
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -60,7 +67,7 @@ def format_duration(seconds: float | None) -> str | None:
 
 
 def format_counts(counts: Mapping[str, int] | None) -> str | None:
-    """Names with their counts, most first; those beyond the first few as a number."""
+    """Returns names with their counts, largest first, and the number of names beyond the first few."""
     if not counts:
         return None
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -69,7 +76,7 @@ def format_counts(counts: Mapping[str, int] | None) -> str | None:
 
 
 def flatten_settings(values: Mapping, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings by dotted names, in their order, as text; tokens are left out."""
+    """Yields nested settings as dotted names and text, in their order, without tokens."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten_settings(value, f"{prefix}{name}.")
@@ -79,14 +86,15 @@ def flatten_settings(values: Mapping, prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _format_setting(value: object) -> str:
+    """Formats a setting as a user would type it."""
     if isinstance(value, bool):
         return str(value).lower()
     return "none" if value is None else str(value)
 
 
 def render(template: str, **values) -> str:
-    """A Jinja2 template in which whatever is printed goes through `escape_text`."""
-    # autoescape makes macros return Markup, which is not escaped again; it finds nothing else left to do.
+    """Renders a Jinja2 template; every printed value goes through `escape_text`."""
+    # autoescape is on only because macros then return Markup, which finalize does not escape a second time.
     environment = Environment(
         autoescape=True, finalize=escape_text, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -1,8 +1,8 @@
-"""The values that settings can take, by name. Imports nothing, so that a command line is checked in a moment."""
+"""The values that each setting may have. Imports nothing, so that a command line is checked at once."""
 
 ORIENTATIONS = ("ab", "ba")
-TRAINED_ORIENTATIONS = (*ORIENTATIONS, "both")  # what a member can have learned to read
-READINGS = ("own", "both")
+TRAINED_ORIENTATIONS = (*ORIENTATIONS, "both")  # a member can also be trained on both orders
+READINGS = ("own", "both")  # the passes of each member: in its own order, or in both
 
 TIE_POLICIES = ("keep", "drop")
 BLANK_POLICIES = ("error", "drop", "keep")
@@ -14,6 +14,6 @@ FOLD_METHODS = ("prompt", "modulo")
 TRUNCATIONS = ("balanced", "left")
 QUANTIZATIONS = ("none", "8bit", "4bit")
 QUANT_TYPES = ("nf4", "fp4")
-PRECISIONS = ("auto", "bfloat16", "float16", "float32")  # of --dtype
+PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 MERGES = ("auto", "always", "never")
 CALIBRATIONS = ("temperature", "isotonic")

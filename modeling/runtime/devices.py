@@ -1,9 +1,30 @@
-"""How many bytes more a device can hold."""
+"""Prepares torch for this machine, and measures how much memory a device has left.
 
-import psutil
-import torch
+Importing this module loads nothing heavy, because scripts import it before they check their command line.
+"""
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
-def measure_free_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU, or that this machine could give a process."""
+def start_torch() -> bool:
+    """Imports torch, gives it this process's share of the cores, and returns whether it may use an accelerator."""
+    import torch
+
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        # accelerate launch sets 1 for every process where there is no GPU, which would leave the other cores idle.
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+
+
+def measure_free_memory(device: "torch.device") -> int:
+    """Returns the bytes that are free on a GPU, or that this machine can still give to a process."""
+    import psutil
+    import torch
+
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -1,4 +1,7 @@
-"""The processes of a launch: whether all run together, and what one decides for all."""
+"""The processes of a launch: checks that they work together, and shares what one of them decides.
+
+It must not know what the processes compute.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,23 +13,25 @@ from accelerate.utils import DeepSpeedPlugin, broadcast_object_list, gather_obje
 from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-# Elements that DeepSpeed sends at once. Its own 500 million would take 2 GB a buffer: more than a 9B base's adapters.
+# Elements that DeepSpeed sends at once. Its default, 500 million, takes 2 GB a buffer, more than a 9B base's adapters.
 BUCKET_SIZE = 50_000_000
 
 
 def prepare_deepspeed(plugin: DeepSpeedPlugin) -> None:
-    """Lets DeepSpeed share out what is trained, and leave alone in what precision."""
-    for precision in ("bf16", "fp16"):  # it would turn the float32 adapters and head into that
+    """Makes DeepSpeed shard what is trained, but leave its precision alone."""
+    for precision in ("bf16", "fp16"):  # DeepSpeed would convert the float32 adapters and head to it
         plugin.deepspeed_config.pop(precision, None)
     zero = plugin.deepspeed_config["zero_optimization"]
+    # The sizes of the user's own configuration win over these.
     zero |= {"reduce_bucket_size": BUCKET_SIZE, "allgather_bucket_size": BUCKET_SIZE} | zero
-    zero.setdefault("stage3_param_persistence_threshold", "auto")  # by the hidden size; else small bases are not shared
-    plugin.set_deepspeed_weakref()  # transformers loads weights by a copy of it
+    # Parameters below this size are not sharded. "auto" sets it by the hidden size; the default exempts small bases.
+    zero.setdefault("stage3_param_persistence_threshold", "auto")
+    plugin.set_deepspeed_weakref()  # transformers reads a copy of the configuration, made here, when it loads weights
 
 
 @contextmanager
 def suspend_sharding(plugin: DeepSpeedPlugin | None) -> Iterator[None]:
-    """Lets transformers build a network as if there were no ZeRO-3, which would share its weights out."""
+    """Lets transformers build a network whole; under ZeRO-3 it would shard the weights."""
     unset_hf_deepspeed_config()
     try:
         yield
@@ -36,26 +41,26 @@ def suspend_sharding(plugin: DeepSpeedPlugin | None) -> Iterator[None]:
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """Raises a ValueError where the launcher started something else than it was told to: those runs exit with 0.
+    """Raises a ValueError if the launcher did not start what it was asked for. Such runs would end with exit code 0.
 
-    `use_cpu: true` in the launcher alone starts several processes that do not talk to each other, and
-    ACCELERATE_USE_CPU=1 turns DeepSpeed off. (That MULTI_CPU starts only one cannot be seen from inside it.)
+    `use_cpu: true` only in the launcher's file starts processes that do not communicate, and ACCELERATE_USE_CPU=1 turns
+    DeepSpeed off. One case cannot be seen from inside: MULTI_CPU, which starts a single process.
     """
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != expected:
         raise ValueError(
-            f"Launcher: expected {asked} processes that train together; found {accelerator.num_processes}. Where there "
-            "is no GPU give the script --use_cpu true, and take configs/accelerate/ddp.yaml without use_cpu in it."
+            f"Launcher: expected {expected} processes that train together; found {accelerator.num_processes}. Without "
+            "a GPU, pass --use_cpu true to the script, and use configs/accelerate/ddp.yaml without use_cpu in it."
         )
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and accelerator.distributed_type.value != "DEEPSPEED":
         raise ValueError(
-            f"Launcher: expected DeepSpeed; found {accelerator.distributed_type.value}. Unset ACCELERATE_USE_CPU; "
-            "where there is no GPU give the script --use_cpu true."
+            f"Launcher: expected DeepSpeed; found {accelerator.distributed_type.value}. Unset ACCELERATE_USE_CPU. "
+            "Without a GPU, pass --use_cpu true to the script instead."
         )
 
 
 def describe_launch(accelerator: Accelerator, wrapped: nn.Module) -> dict:
-    """What really ran, as JSON values: a launcher that was misread starts one process, or several that do not talk."""
+    """Returns what really ran, as JSON values. It can differ from what the launcher's file asked for."""
     plugin = accelerator.state.deepspeed_plugin
     return {
         "num_processes": accelerator.num_processes,
@@ -66,35 +71,38 @@ def describe_launch(accelerator: Accelerator, wrapped: nn.Module) -> dict:
 
 
 def call_on_main(function: Callable, *arguments: object) -> object:
-    """What the main process's call returns, on every process; a user's mistake it finds is raised on all of them."""
+    """Calls a function on the main process and returns its result on every process.
+
+    A ValueError or OSError is raised on every process too. If only the main one stopped, the others would wait for it.
+    """
     outcome: list = [None]
     if PartialState().is_main_process:
         try:
             outcome = [(function(*arguments), None)]
         except (ValueError, OSError) as error:
             outcome = [(None, error)]
-    result, mistake = broadcast_object_list(outcome)[0]
-    if mistake:
-        raise mistake
+    result, error = broadcast_object_list(outcome)[0]
+    if error:
+        raise error
     return result
 
 
 def check_shared_folder(folder: Path) -> None:
-    """Raises a ValueError if the machines of a launch do not all see the folder in which checkpoints are kept."""
+    """Raises a ValueError if some machines of the launch do not see the folder of the checkpoints."""
     state = PartialState()
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == state.num_processes:
-        return
+        return  # all processes are on this machine
     mark = folder / ".shared"
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
     state.wait_for_everyone()
-    seen = gather_object([mark.exists()])
+    seen = gather_object([mark.exists()])  # waits for all processes, so the mark is not removed too early
     if state.is_main_process:
         mark.unlink()
     if not all(seen):
         raise ValueError(
-            f"--output_dir {folder.parent}: expected a folder that all machines of the launch share, as each process "
-            f"writes a part of a checkpoint; found that {seen.count(False)} of {len(seen)} processes do not see it. "
-            "Give a folder on a shared file system."
+            f"--output_dir {folder.parent}: expected a folder that all machines of the launch share, because each "
+            f"process writes a part of a checkpoint; found {seen.count(False)} of {len(seen)} processes that do not "
+            "see it. Give a folder on a shared file system."
         )

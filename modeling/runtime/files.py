@@ -1,4 +1,4 @@
-"""Files in and out: tables of rows as plain columns, and results that are complete or absent. Knows no battles."""
+"""Reads rows of any size as plain columns, and writes results that are complete or absent. It must not know battles."""
 
 import csv
 import hashlib
@@ -17,21 +17,24 @@ from modeling.runtime.paths import BATTLE_ENDINGS, check_source, explain_missing
 
 Columns = dict[str, list]
 CHUNK_ROWS = 2048
-LINE_LIMIT = 1 << 26  # characters; a file without line ends would otherwise be read whole into memory
+LINE_LIMIT = 1 << 26  # characters; without a limit, a file without line ends would be read whole into memory
+
+
+# --- rows in ----------------------------------------------------------------------------------------------------------
 
 
 def iterate_columns(source: str | Path, chunk_rows: int = CHUNK_ROWS) -> Iterator[Columns]:
-    """Columns of a file or data set as Python lists, `chunk_rows` rows at a time, so that any size fits the memory.
+    """Yields the columns of a file or data set as Python lists, one chunk of rows at a time, so that any size fits.
 
     Args:
-        source: A parquet, csv or jsonl file (empty cells of a csv are empty texts, never NaN), also as
-            `package:<installed package>/<file>`; or what `datasets.load_dataset` takes: a folder of such files or a
-            Hub id, each with an optional `@revision` and `:split` ("train" if left out).
-        chunk_rows: Most rows of a chunk. A source without rows gives one chunk of empty columns.
+        source: A parquet, csv or jsonl file, also as `package:<installed package>/<file>`; or what
+            `datasets.load_dataset` takes: a folder of such files or a Hub id, each with an optional `@revision` and
+            `:split` (default "train"). Empty cells of a csv are empty texts, never NaN.
+        chunk_rows: The largest number of rows in a chunk. A source without rows gives one chunk of empty columns.
 
     Raises:
-        FileNotFoundError: If there is neither such a file nor such a data set.
-        ValueError: If the content is damaged: the message names the file and the line.
+        FileNotFoundError: If there is no such file and no such data set.
+        ValueError: If the content is damaged. The message names the file and, for text files, the line.
     """
     check_source(str(source))
     path = locate_source(source)
@@ -43,14 +46,14 @@ def iterate_columns(source: str | Path, chunk_rows: int = CHUNK_ROWS) -> Iterato
         yield from readers[path.suffix](path, chunk_rows)
     except UnicodeDecodeError as error:
         raise ValueError(
-            # No offset: error.start counts from the piece of the file that was being decoded.
+            # The message has no offset, because error.start counts from the piece of the file being decoded.
             f"{path}: expected UTF-8 text; found {error.object[max(error.start - 20, 0) : error.start + 1]!r}. "
             "Re-encode the file."
         ) from error
 
 
 def _read_dataset(source: str, chunk_rows: int) -> Iterator[Columns]:
-    """A folder of data files or a Hub data set, streamed."""
+    """Streams a folder of data files or a Hub data set."""
     path, revision, split = split_source(source)
     try:
         rows = datasets.load_dataset(path, revision=revision, split=split or "train", streaming=True)
@@ -65,44 +68,25 @@ def _read_dataset(source: str, chunk_rows: int) -> Iterator[Columns]:
         raise explain_missing_source(source, problem) from error
 
 
-def check_writable(flag: str, output: Path, sources: Mapping[str, Sequence[str]]) -> None:
-    """Raises a ValueError, before hours of work, if a file cannot be written or would replace what it is made from.
-
-    Args:
-        flag: What the file was given as.
-        output: The file, which need not be there.
-        sources: What is read, as `iterate_columns` takes it, by its flag.
-    """
-    if output.is_dir():
-        raise ValueError(f"{flag} {output}: expected a file; found a folder. Name a file in it.")
-    if file := next((parent for parent in output.parents if parent.is_file()), None):
-        raise ValueError(f"{flag} {output}: expected a folder {file}; found a file. Name another folder.")
-    for name, given in sources.items():
-        for path in (Path(split_source(source)[0]) for source in given):
-            same = path.is_file() and output.is_file() and path.samefile(output)  # also through links
-            if same or (path.is_dir() and path.resolve() in output.resolve().parents):
-                raise ValueError(
-                    f"{flag} {output}: expected a file apart from what is read; found {name} {path}. What stands "
-                    "there would be replaced, or be more the next time. Name another file."
-                )
-
-
 def _read_parquet(path: Path, chunk_rows: int) -> Iterator[Columns]:
+    """Reads a parquet file by chunks."""
     try:
-        file = pq.ParquetFile(path, buffer_size=1 << 20)  # else a whole row group is read at once
+        file = pq.ParquetFile(path, buffer_size=1 << 20)  # without a buffer size, a whole row group is read at once
         names = file.schema_arrow.names
         for batch in file.iter_batches(batch_size=chunk_rows):
             yield {name: batch[name].to_pylist() for name in names}
         if file.metadata.num_rows == 0:
             yield {name: [] for name in names}
-    except (pa.ArrowException, OSError) as error:  # damaged pages are a bare OSError
+    except (pa.ArrowException, OSError) as error:  # Arrow reports a damaged page as a plain OSError without the path
         raise ValueError(
             f"{path}: expected a parquet file; found damaged or other data ({error}). Write or copy the file again."
         ) from error
 
 
 def _read_csv(path: Path, chunk_rows: int) -> Iterator[Columns]:
-    csv.field_size_limit(LINE_LIMIT)  # the default, 131,072 characters, is less than a long answer
+    """Reads a csv file by chunks. The csv module keeps texts as they are; pandas turns "null" and "NA" into NaN."""
+    csv.field_size_limit(LINE_LIMIT)  # the default, 131,072 characters, is shorter than some responses
+    # "utf-8-sig" drops a byte order mark, and newline="" keeps the line ends inside quoted texts.
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader((line for _, line in _bound_lines(path, file)), strict=True)
         try:
@@ -115,6 +99,7 @@ def _read_csv(path: Path, chunk_rows: int) -> Iterator[Columns]:
 
 
 def _check_width(path: Path, reader: Iterator[list[str]], header: list[str]) -> Iterator[dict]:
+    """Yields csv rows as dicts; a row with missing or extra fields is an error."""
     for row in reader:
         if len(row) != len(header):
             raise ValueError(
@@ -125,16 +110,18 @@ def _check_width(path: Path, reader: Iterator[list[str]], header: list[str]) -> 
 
 
 def _read_jsonl(path: Path, chunk_rows: int) -> Iterator[Columns]:
+    """Reads a jsonl file by chunks."""
     with path.open(encoding="utf-8-sig") as file:
         yield from _chunk_rows(_parse_lines(path, file), chunk_rows)
 
 
 def _parse_lines(path: Path, file: Iterable[str]) -> Iterator[dict]:
+    """Yields the JSON object of each line; blank lines are skipped."""
     for number, line in _bound_lines(path, file):
         if line.strip():
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (json.JSONDecodeError, RecursionError) as error:  # RecursionError: too deeply nested
                 found = f"{line.strip()[:60]!r} ({error})"
                 raise ValueError(f"{path}, line {number}: expected JSON; found {found}.") from error
             if not isinstance(row, dict):
@@ -145,7 +132,7 @@ def _parse_lines(path: Path, file: Iterable[str]) -> Iterator[dict]:
 
 
 def _bound_lines(path: Path, file) -> Iterator[tuple[int, str]]:
-    """The lines with their numbers; one that would not end is an error before it fills the memory."""
+    """Yields each line with its number. A line that does not end is an error before it fills the memory."""
     for number in itertools.count(1):
         line = file.readline(LINE_LIMIT + 1)
         if len(line) > LINE_LIMIT:
@@ -159,7 +146,7 @@ def _bound_lines(path: Path, file) -> Iterator[tuple[int, str]]:
 
 
 def _chunk_rows(rows: Iterator[dict], chunk_rows: int, names: Iterable[str] = ()) -> Iterator[Columns]:
-    """Rows as columns; a key that a row lacks is None there, if a row of the same chunk has it."""
+    """Yields chunks of rows as columns. A key that only some rows of a chunk have is None in the others."""
     first = True
     while (chunk := list(itertools.islice(rows, chunk_rows))) or first:
         present = dict.fromkeys([*names, *(name for row in chunk for name in row)])
@@ -167,25 +154,56 @@ def _chunk_rows(rows: Iterator[dict], chunk_rows: int, names: Iterable[str] = ()
         first = False
 
 
-@contextmanager
-def replace_folder(folder: Path, mark: str) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` once filled; if filling fails nothing has changed.
+# --- results out ------------------------------------------------------------------------------------------------------
+
+
+def check_writable(flag: str, output: Path, sources: Mapping[str, Sequence[str]]) -> None:
+    """Checks, before hours of work, that a file can be written and does not replace one of its own inputs.
 
     Args:
-        folder: Where the result belongs. What stands there is replaced only if it is empty or holds `mark`.
-        mark: Name of a file that every result of this kind has.
+        flag: The flag that names the file.
+        output: The file, which need not exist.
+        sources: For each flag, the sources that are read, as `iterate_columns` takes them.
+
+    Raises:
+        ValueError: If the file cannot be written, or is a source or in a folder that is one.
+    """
+    if output.is_dir():
+        raise ValueError(f"{flag} {output}: expected a file; found a folder. Name a file in it.")
+    if file := next((parent for parent in output.parents if parent.is_file()), None):
+        raise ValueError(f"{flag} {output}: expected a folder {file}; found a file. Name another folder.")
+    for name, given in sources.items():
+        for path in (Path(split_source(source)[0]) for source in given):
+            same = path.is_file() and output.is_file() and path.samefile(output)  # also through links
+            if same or (path.is_dir() and path.resolve() in output.resolve().parents):
+                raise ValueError(
+                    f"{flag} {output}: expected a file apart from what is read; found {name} {path}. The output would "
+                    "replace its own input, or be read as input by the next run. Name another file."
+                )
+
+
+@contextmanager
+def replace_folder(folder: Path, mark: str) -> Iterator[Path]:
+    """Yields a new folder to fill, which replaces `folder` on success. On failure nothing has changed.
+
+    Args:
+        folder: The folder of the result. If it exists, it must be empty or contain `mark`.
+        mark: The name of a file that every result of this kind contains.
+
+    Raises:
+        ValueError: If the folder contains anything other than an earlier result.
     """
     folder = folder.resolve()
     beside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
     if old.exists() and not folder.exists():
         old.rename(folder)  # an earlier call was killed between its two renames
     check_replaceable(folder, mark)
-    for leftover in (beside, old):
+    for leftover in (beside, old):  # a killed process runs no cleanup
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
         yield beside
-        if folder.exists():
+        if folder.exists():  # a folder cannot be renamed onto one that has files
             folder.rename(old)
         beside.rename(folder)
     finally:
@@ -194,25 +212,42 @@ def replace_folder(folder: Path, mark: str) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path, mark: str) -> None:
-    """Raises a ValueError if the folder holds something else than what would replace it."""
+    """Raises a ValueError unless a folder is new, empty, or an earlier result, which contains `mark`."""
     if folder.exists() and not (folder.is_dir() and ((folder / mark).is_file() or not any(folder.iterdir()))):
         raise ValueError(
             f"--output_dir {folder}: expected a new or empty folder, or one with {mark} to replace; found other files."
         )
 
 
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write, which replaces `path` on success. On failure nothing has changed.
+
+    Example: `with replace_file(path) as beside: verdicts.to_parquet(beside)`.
+    """
+    # In the same folder, because only there a rename is atomic. The ending stays, because some writers choose the
+    # format by it. The dot hides the file from `glob("*")` and from `datasets`, should a killed process leave it.
+    beside = path.with_name(f".{path.stem}.new{path.suffix}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write_json(path: Path, values: object) -> None:
-    """Writes JSON as people can read it; NaN, which is no JSON, is a ValueError."""
+    """Writes indented JSON. NaN, which JSON does not have, is a ValueError."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def describe_file(path: str) -> dict[str, str | None]:
-    """Name and, of a file, SHA-256: no folders, which are the machine's own affair. A Hub id keeps its name."""
+    """Returns the name of a source and, if it is a file, its SHA-256. A Hub id keeps its whole name."""
     file = locate_source(path)
+    # Only the last part of a path: no file that is written may name a folder of this machine.
     return {"name": file.name if file.exists() else path, "sha256": hash_file(file) if file.is_file() else None}
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

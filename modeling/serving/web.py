@@ -1,22 +1,20 @@
-"""What scripts/app.py adds to Gradio's server: its port, which requests are let in, cards and verdicts as shown."""
+"""The app's HTTP rules: its port, which requests are let in, and which headers the answers carry. Knows no Gradio."""
 
 import json
 import re
 import socket
-from pathlib import Path
 
-from modeling.serving.server import TITLES
-
-# What the page and the API need, and no more: Gradio also fetches other sites for whoever asks, records and monitors.
+# Only what the page and the API need. Gradio's other routes fetch any URL on request, record sessions and monitor.
 ROUTES = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static)/.+|/gradio_api/("
     r"info|openapi\.json|app_id|startup-events|heartbeat/\w+|queue/(join|data)|call/.+|cancel|reset|upload"
     r"|upload_progress|run/predict|file=/.+)/?"
 )
 UPLOAD = "/gradio_api/upload"
-LARGEST_BODY = 4_000_000  # bytes of a request without a file: up to here a text that is too long is refused by name
-FORM_BYTES = 100_000  # around an uploaded file
-# The page works without any other host, and can reach none. Gradio's own components compile templates.
+# Bytes of a request without a file. Far above --max_characters, so that a long text is refused with its field's name.
+LARGEST_BODY = 4_000_000
+FORM_BYTES = 100_000  # what a multipart form adds to an uploaded file
+# The browser contacts no other host. 'unsafe-eval' is needed because Gradio's components compile templates.
 CONTENT_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; base-uri 'self'; form-action 'self'"
@@ -26,30 +24,30 @@ HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
-METADATA_BLOCK = re.compile(r"---\n.*?\n---\n", re.S)
-PICTURE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
-FOLD, SUMMARY = re.compile(r"</?details>\n?"), re.compile(r"<summary>(.*?)</summary>")
-CODE_OR_TAG = re.compile(r"(```.*?```|`[^`\n]*`)|<(?=[A-Za-z/!?])(?!https?://)", re.S)
 
 
 def find_port(host: str, port: int) -> int:
-    """The port, or for 0 one that is free; a ValueError if it is taken."""
+    """Returns the port, or a free one for 0.
+
+    Raises:
+        ValueError: If the port is taken, or the host is no address of this machine.
+    """
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
             return server.getsockname()[1]
     except OSError as error:
         raise ValueError(
-            f"--host {host} --port {port}: expected an address of this machine and a free port; found otherwise "
-            f"({error.strerror}). Give another --port; 0 takes any."
+            f"--host {host} --port {port}: expected an address of this machine and a free port; found: "
+            f"{error.strerror}. Pass another --port; 0 takes any free one."
         ) from error
 
 
 class RequestGuard:
-    """ASGI middleware that refuses unknown routes and large bodies unread, and bars the page from other hosts.
+    """ASGI middleware that refuses unknown routes and large bodies unread, and keeps the page from other hosts.
 
     Args:
-        app: What answers the requests that are let in.
-        max_bytes: Largest file that may be uploaded.
+        app: The ASGI app behind it.
+        max_bytes: Size limit of an uploaded file.
     """
 
     def __init__(self, app, max_bytes: int):
@@ -64,12 +62,13 @@ class RequestGuard:
             await self.app(scope, receive, _add_headers(send))
 
     def find_refusal(self, method: str, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-        """Status and reason for a request that is not let in."""
+        """Returns status and reason of a refusal, or None if the request is let in."""
         if not ROUTES.fullmatch(path):
             return 404, "There is no such page here."
         if method in ("GET", "HEAD", "OPTIONS"):
             return None
-        length = headers.get(b"content-length", b"")  # the server holds a body to the length that is declared
+        # The declared length can be trusted: the server enforces it.
+        length = headers.get(b"content-length", b"")
         if not length.isdigit():
             return 411, "Expected a Content-Length; found none. Send the body in one piece."
         most = self.max_bytes + FORM_BYTES if path.startswith(UPLOAD) else LARGEST_BODY
@@ -79,8 +78,10 @@ class RequestGuard:
 
 
 def _add_headers(send):
+    """Wraps ASGI's `send`."""
+
     async def send_with_headers(message):
-        """`send`, with our headers at the start of an answer."""
+        """Adds our headers to the start of an answer."""
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], *HEADERS]
         await send(message)
@@ -89,49 +90,7 @@ def _add_headers(send):
 
 
 async def _refuse(send, status: int, reason: str) -> None:
-    """Answers without reading the body, in the form in which FastAPI gives errors."""
+    """Answers in FastAPI's error format, without reading the body."""
     headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *HEADERS]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps({"detail": reason}).encode()})
-
-
-def read_card(folder: Path) -> tuple[str, list[Path]]:
-    """A member's model card as Markdown, without its metadata, pictures and HTML, and the pictures' files."""
-    path = folder / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else "This member has no card."
-    text = PICTURE.sub("", METADATA_BLOCK.sub("", text, count=1)).strip()
-    text = SUMMARY.sub(r"**\1**", FOLD.sub("", text))  # the only HTML that a card of ours has
-    text = CODE_OR_TAG.sub(lambda found: found[1] or "&lt;", text)
-    return text, sorted((folder / "figures").glob("*.png"))
-
-
-def render_verdict(verdict: dict) -> str:
-    """What `explain_verdict` says, as HTML made of its numbers alone: no word of a user's goes in."""
-    winner, readings = "A" if verdict["winner"] == "model_a" else "B", verdict["readings"]
-    moved = f"{abs(readings['ab'] - readings['ba']) * 100:.1f} points"
-    if verdict["order_mattered"]:
-        order = f"The order matters here: the winner changes with the answer that is read first ({moved} apart)."
-    else:
-        order = f"The order does not matter: answer {winner} wins either way ({moved} apart)."
-    rows = "".join(
-        f"<div class='reading'><span>{first} read first</span>{_render_bar(readings[order])}"
-        f"<span>A {readings[order]:.1%}</span></div>"
-        for first, order in (("A", "ab"), ("B", "ba"))
-    )
-    cut = ", ".join(f"{TITLES[name]} {count:,}" for name, count in verdict["cut"].items() if count)
-    facts = [f"Tokens cut to fit: {cut}" if cut else "Nothing was cut"]
-    facts += [f"{verdict['tokens']:,} tokens read", f"{verdict['seconds']:.2f} s"]
-    return (
-        f"<div class='headline {winner}'><b>Answer {winner} wins</b>"
-        f"<span>{max(verdict['p_a'], verdict['p_b']):.1%}</span></div>"
-        f"{_render_bar(verdict['p_a'])}"
-        f"<div class='ends'><span>A {verdict['p_a']:.1%}</span><span>B {verdict['p_b']:.1%}</span></div>"
-        f"<div class='readings'>{rows}</div><p>{order}</p><p class='facts'>{' · '.join(facts)}</p>"
-    )
-
-
-def _render_bar(p_a: float) -> str:
-    """A bar divided between a and b."""
-    return (
-        f"<div class='bar' role='img' aria-label='A {p_a:.1%}, B {1 - p_a:.1%}'><i style='width: {p_a:.1%}'></i></div>"
-    )

@@ -1,1 +1,1 @@
-"""What a command line may say: argument dataclasses and parsing."""
+"""Settings of a run: argument dataclasses, flags, recipes, help and parsing. It must not load torch."""

@@ -1,6 +1,7 @@
-"""A run's settings: one dataclass per script. Combinations are checked here, naming the flags as typed.
+"""The settings of each script: one dataclass per script, whose `help` texts are what --help prints.
 
-Only scripts import this module; everything else takes plain values.
+Combinations of flags are checked here, with messages that name the flags as typed. This module must not load torch or
+read files.
 """
 
 import math
@@ -27,19 +28,21 @@ from modeling.runtime.choices import (
 )
 
 BASE_HELP = (
-    "Backbone: a folder, a Hub id (with @revision, if wanted), a .gguf file, or package:<installed package>/<file>."
+    "Backbone model: a folder, a Hub id (@revision optional), a .gguf file, or package:<installed package>/<file>."
 )
-JUDGE_HELP = "Members or whole judges, one or more: folders or Hub ids (with @revision)."
-DTYPE_HELP = "Precision to compute in; auto measures what this device does natively and fastest."
+JUDGE_HELP = "One or more members or judges: folders, or Hub ids (@revision optional)."
+DTYPE_HELP = "Precision of computation. auto measures which native precision is fastest on this device."
+SKIP_PROBES_HELP = "Do not replay the canary battles that check each member against its saved probabilities."
+USE_CPU_HELP = "Run on the CPU even if there is a GPU."
 
 
 def option(default, help: str, **metadata):
-    """A dataclass field with a default, a help and more metadata."""
+    """Returns a dataclass field with a default, a help text and other metadata for `Flag`."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
 def require(arguments: object, *names: str) -> None:
-    """Raises a ValueError naming the flags that were not given."""
+    """Raises a ValueError that names the required flags that are missing."""
     missing = [f"--{name}" for name in names if not vars(arguments)[name]]
     if missing:
         metadata = {f"--{field.name}": field.metadata for field in fields(arguments)}
@@ -53,110 +56,117 @@ def require(arguments: object, *names: str) -> None:
 
 @dataclass
 class BattleArguments:
-    """How the rows of a file become battles, in train.py, predict.py and pseudolabel.py alike."""
+    """How the rows of a file become battles: shared by the scripts that read battles."""
 
     schema: str = option(
-        "auto", "Schema of the files; auto sees it from the columns.", choices=SCHEMA_NAMES, group="data"
+        "auto", "Schema of the battle files. auto detects it from the columns.", choices=SCHEMA_NAMES, group="data"
     )
-    tie_policy: str = option("keep", "Ties: keep them as [0.5, 0.5], or drop them.", choices=TIE_POLICIES)
+    tie_policy: str = option("keep", "Ties: keep them with the label [0.5, 0.5], or drop them.", choices=TIE_POLICIES)
     blank_policy: str = option(
-        "error", "Null or blank texts: stop, drop the battle, or keep it as empty.", choices=BLANK_POLICIES
+        "error",
+        "Battles with a null or blank text: stop with an error, drop them, or keep the text as empty.",
+        choices=BLANK_POLICIES,
     )
     bad_row_policy: str = option(
-        "error", "Any other row that cannot be read: stop, or drop it.", choices=BAD_ROW_POLICIES
+        "error", "Other invalid rows: stop with an error, or drop them.", choices=BAD_ROW_POLICIES
     )
 
     @property
     def row_policy(self) -> dict[str, str]:
-        """What `load_battles` is told."""
+        """The policies as keyword arguments of `load_battles`."""
         return {field.name: vars(self)[field.name] for field in fields(BattleArguments)}
 
 
 @dataclass
 class JudgeArguments(BattleArguments):
-    """How a judge reads battles, in predict.py, pseudolabel.py and evaluate.py alike."""
+    """How a judge predicts battles: shared by predict.py, pseudolabel.py and evaluate.py."""
 
+    # Flags that name the user's own data or model; with any of them, the demo's recipe does not run.
     own_data: ClassVar[tuple[str, ...]] = ("battles", "judge")
 
-    battles: str = option(None, "Battles to read: parquet, csv or jsonl.", group="data", path="battles")
+    battles: str = option(None, "Battles to predict: parquet, csv or jsonl.", group="data", path="battles")
     judge: list[str] | None = option(None, JUDGE_HELP, group="model", path="judge")
     readings: str | None = option(
         None,
-        "Each member reads the order it was trained in, or every member reads both; as the judge says if left out.",
+        "Passes: each member in its trained order (own), or in both orders (both). Default: the judge's setting.",
         choices=READINGS,
     )
-    calibrated: bool = option(True, "Apply the judge's calibration, if it has one; raw_p_a is what p_a was before.")
-    skip_probes: bool = option(False, "Do not check that each member still answers as it did when it was saved.")
+    calibrated: bool = option(
+        True, "Apply the judge's calibration, if it has one. raw_p_a keeps p_a before calibration."
+    )
+    skip_probes: bool = option(False, SKIP_PROBES_HELP)
     tokens_per_batch: int | None = option(
         None,
-        "Most tokens that are read at once, a longer battle by itself; chosen for the device if left out.",
+        "Maximum tokens per batch; a longer battle gets its own batch. Default: chosen for the device.",
         group="device",
     )
     merge: str = option(
         "auto",
-        "Expand quantised weights once and merge adapters into them, for speed: where memory allows and probes agree.",
+        "Merge adapters into dequantised weights, for speed. auto: if memory allows it and the canaries agree.",
         choices=MERGES,
     )
     dtype: str = option("auto", DTYPE_HELP, choices=PRECISIONS)
-    use_cpu: bool = option(False, "Run on the CPU even where there is a GPU.")
+    use_cpu: bool = option(False, USE_CPU_HELP)
 
     @property
     def loading(self) -> dict:
-        """What `Judge.from_pretrained` is told."""
+        """The settings as keyword arguments of `Judge.from_pretrained`."""
         return {name: vars(self)[name] for name in ("skip_probes", "dtype", "merge")}
 
 
 # --- one dataclass per script -----------------------------------------------------------------------------------------
 
-# What train.py says to the Trainer where neither recipe nor flag does: the settings of configs/gemma2-9b/train.yaml,
-# for hours of training on one GPU. The Trainer's own defaults suit the training of all weights (a rate of 5e-5, three
-# epochs) and keep every checkpoint. Written as on a command line: transformers converts them as it does a user's.
+# train.py's defaults for the Trainer's flags: the settings of configs/gemma2-9b/train.yaml, for hours of training on
+# one GPU. The Trainer's own suit full fine-tuning (learning rate 5e-5, three epochs) and keep every checkpoint. Values
+# are text, as on a command line: transformers converts them as it converts a user's.
 TRAINING_DEFAULTS = {
     "num_train_epochs": "1",
-    "per_device_train_batch_size": "4",  # x 4 = 16 battles a step, as the recipes have them; 4 fit a smaller card
+    "per_device_train_batch_size": "4",  # x 4 = 16 battles per step; 4 at a time fit a smaller card
     "gradient_accumulation_steps": "4",
-    "gradient_checkpointing": "true",  # one more forward pass instead of every layer's activations
+    "gradient_checkpointing": "true",  # one more forward pass, but only one layer's activations
     "gradient_checkpointing_kwargs": '{"use_reentrant": true}',  # else bitsandbytes keeps every 8-bit layer's input
     "learning_rate": "2e-4",
     "lr_scheduler_type": "linear",
     "warmup_steps": "0.025",  # below 1: a share of all steps
-    "optim": "adamw_8bit",  # 2 bytes of state a parameter instead of 8
+    "optim": "adamw_8bit",  # 2 bytes of optimiser state per parameter instead of 8
     "max_grad_norm": "1.0",
-    "save_strategy": "steps",  # an interrupted run goes on from here when the same command is given again
+    "save_strategy": "steps",  # the same command resumes an interrupted run from the last checkpoint
     "save_steps": "500",
     "save_total_limit": "2",
     "logging_steps": "10",
-    "report_to": "none",  # nothing leaves the machine unasked
+    "report_to": "none",  # nothing is sent from this machine unless asked for
     "seed": str(0xFACED),
 }
 
 
 @dataclass
 class QuantizeArguments:
-    """Turns a backbone into a base: a fresh head, quantised weights, ready for train.py."""
+    """Turns a backbone model into a base for train.py, with a fresh head and quantised weights."""
 
     own_data: ClassVar[tuple[str, ...]] = ("base", "merge_adapter")
 
     base: str = option(None, BASE_HELP, group="model", path="base")
-    quantization: str = option("8bit", "Weights of the base.", choices=QUANTIZATIONS)
-    bnb_4bit_quant_type: str = option("nf4", "Values that 4-bit weights can take.", choices=QUANT_TYPES)
-    bnb_4bit_use_double_quant: bool = option(False, "Quantise the scales of 4-bit weights too, 0.4 bits a weight less.")
+    quantization: str = option("8bit", "Quantisation of the base's weights.", choices=QUANTIZATIONS)
+    bnb_4bit_quant_type: str = option("nf4", "Data type of 4-bit weights.", choices=QUANT_TYPES)
+    bnb_4bit_use_double_quant: bool = option(
+        False, "Also quantise the scales of 4-bit weights, which saves 0.4 bits per weight."
+    )
     merge_adapter: str | None = option(
         None,
-        "Folder or Hub id of a LoRA adapter to merge into the weights, in float32, before they are quantised.",
+        "LoRA adapter to merge into the weights in float32 before quantisation: a folder or Hub id.",
         path="adapter",
     )
     dtype: str = option(
         "auto",
-        "Precision to compute in; what is not quantised is saved in bfloat16 under auto, else in this.",
+        "Precision of computation. Weights that are not quantised are saved in it; auto saves them in bfloat16.",
         choices=PRECISIONS,
     )
-    head_hidden_size: int | None = option(None, "Width of the head: hidden_size // 2 if left out, 0 for a linear head.")
-    seed: int = option(0, "Seed of the fresh head.")
+    head_hidden_size: int | None = option(None, "Width of the head. Default: hidden_size // 2; 0 makes a linear head.")
+    seed: int = option(0, "Seed of the fresh head's weights.")
     output_dir: str = option(None, "Folder to write the base to.", group="output")
-    push_to_hub: bool = option(False, "Upload the base as --hub_model_id once it is written.")
-    hub_model_id: str | None = option(None, "Hub id, USER/NAME; the repository is created when needed.")
-    hub_private: bool = option(True, "Only you and those you name can see the repository.")
+    push_to_hub: bool = option(False, "Upload the finished base to --hub_model_id.")
+    hub_model_id: str | None = option(None, "Hub repository, USER/NAME, created if it does not exist.")
+    hub_private: bool = option(True, "Create a private repository. An existing repository must match.")
 
     def __post_init__(self):
         require(self, "base", "output_dir")
@@ -164,75 +174,86 @@ class QuantizeArguments:
             raise ValueError("--push_to_hub and --hub_model_id: expected both or neither; found one. Give the other.")
         if self.quantization != "4bit" and (self.bnb_4bit_quant_type != "nf4" or self.bnb_4bit_use_double_quant):
             raise ValueError(
-                "--bnb_4bit_quant_type and --bnb_4bit_use_double_quant: expected with --quantization 4bit alone; "
+                "--bnb_4bit_quant_type and --bnb_4bit_use_double_quant: expected only with --quantization 4bit; "
                 f"found {self.quantization}. Leave them out."
             )
 
 
 @dataclass
 class TrainArguments(BattleArguments):
-    """Trains one member; every TrainingArguments flag works too. The same command goes on with an interrupted run."""
+    """Trains one member. Every TrainingArguments flag works too. The same command resumes an interrupted run."""
 
     own_data: ClassVar[tuple[str, ...]] = ("train_file", "eval_file", "base")
 
     orientation: str = option(
         None,
-        "Which answer the adapter reads first, or both orders in each step.",
+        "Order of the answers in training: a first, b first, or both orders in each step.",
         choices=TRAINED_ORIENTATIONS,
         group="model",
     )
     base: str = option(
-        None, "Base to train on: the folder that quantize.py wrote, or its Hub id (with @revision).", path="base"
+        None, "Base to train on: a folder written by quantize.py, or its Hub id (@revision optional).", path="base"
     )
     train_file: list[str] | None = option(
         None,
-        "Battles with outcomes, one source or more: files, folders of them, or Hub data sets.",
+        "Labelled training battles, one or more sources: files, folders of files, or Hub data sets.",
         group="data",
         path="battles",
     )
-    train_weights: list[float] | None = option(None, "Weight of each source's battles in the loss; 1 if left out.")
-    train_confidences: list[float] | None = option(
-        None, "How sure each source's labels are, above 0.5 up to 1: at 0.9 a winner is trained as [0.9, 0.1]."
+    train_weights: list[float] | None = option(
+        None, "Weight of each source's battles in the loss, one number per source. Default: 1."
     )
-    eval_file: str | None = option(None, "Battles to evaluate on.", path="battles")
-    num_folds: int | None = option(None, "Instead of eval_file: split the first train_file into this many folds.")
-    fold: int = option(0, "The fold to evaluate on.")
+    train_confidences: list[float] | None = option(
+        None, "Confidence in each source's labels, above 0.5 and up to 1: 0.9 turns a win into the label [0.9, 0.1]."
+    )
+    eval_file: str | None = option(None, "Labelled battles to evaluate on.", path="battles")
+    num_folds: int | None = option(None, "Instead of --eval_file: split the first --train_file into this many folds.")
+    fold: int = option(0, "Fold to evaluate on; the others are trained on.")
     fold_method: str = option(
         "prompt",
-        "Folds by prompt, near-identical ones together, balanced by label and language; or row modulo num_folds.",
+        "How to assign folds. prompt: near-duplicate prompts share a fold, labels and languages are balanced. "
+        "modulo: row number modulo --num_folds.",
         choices=FOLD_METHODS,
     )
     leak_policy: str = option(
         "drop",
-        "Training battles whose prompt is nearly one of the evaluation's: leave them out, keep them, or stop.",
+        "Training battles whose prompt is a near-duplicate of an evaluation prompt: drop them, keep them, or stop.",
         choices=LEAK_POLICIES,
     )
     repeat_policy: str = option(
-        "keep", "Battles of one source that say the same as an earlier one.", choices=DUPLICATE_POLICIES
+        "keep", "Duplicates of an earlier battle of the same source.", choices=DUPLICATE_POLICIES
     )
-    identical_policy: str = option("keep", "Battles whose two answers are the same.", choices=DUPLICATE_POLICIES)
+    identical_policy: str = option("keep", "Battles with two equal answers.", choices=DUPLICATE_POLICIES)
     teacher_column: list[str] | None = option(
         None,
-        "Columns with a teacher's probabilities, [p_a, p_b] or p_a; several are averaged, null is none.",
+        "Columns with a teacher's probabilities, [p_a, p_b] or p_a. Several are averaged; null means no teacher.",
         group="teacher",
     )
-    teacher_temperature: float = option(5.0, "Flattens teacher and student before they are compared.")
-    teacher_weight: float = option(0.9, "Share of the teacher in the loss; the label has the rest.")
-    max_length: int = option(2200, "Tokens of an encoded battle, special tokens included.", group="encoding")
-    truncation: str = option("balanced", "What is cut from longer battles.", choices=TRUNCATIONS)
+    teacher_temperature: float = option(5.0, "Distillation temperature of teacher and student.")
+    teacher_weight: float = option(0.9, "Weight of the distillation loss; the label's loss gets the rest.")
+    max_length: int = option(2200, "Maximum tokens of an encoded battle, special tokens included.", group="encoding")
+    truncation: str = option(
+        "balanced",
+        "How longer battles are cut. balanced: the middle of each long text. left: the beginning of the battle.",
+        choices=TRUNCATIONS,
+    )
     lora_r: int = option(64, "Rank of the adapters.", group="adapter")
-    lora_alpha: float = option(4, "Scale of the adapters; alpha / r sets their learning rate against the head's.")
-    lora_dropout: float = option(0.05, "Dropout before the adapters.")
+    lora_alpha: float = option(
+        4, "Scale of the adapters. alpha / r multiplies their learning rate relative to the head's."
+    )
+    lora_dropout: float = option(0.05, "Dropout on the adapters' input.")
     head_dropout: float = option(0.1, "Dropout in the head.")
-    head_learning_rate: float | None = option(None, "Learning rate of the head; learning_rate if left out.")
-    freeze_layers: int = option(0, "Lower layers that get no adapter, and so cost no backward pass.")
+    head_learning_rate: float | None = option(None, "Learning rate of the head. Default: --learning_rate.")
+    freeze_layers: int = option(0, "Number of lowest layers without an adapter; they need no backward pass.")
     tokens_per_batch: int | None = option(
         None,
-        "Most tokens that are trained on at once: larger batches of a device are parted, with the same gradients.",
+        "Maximum tokens per forward pass. A larger batch is split, with the same gradients.",
         group="device",
     )
     dtype: str = option("auto", DTYPE_HELP, choices=PRECISIONS)
-    dry_run: bool = option(False, "Say what the run would need in memory, steps and hours, after two real steps; stop.")
+    dry_run: bool = option(
+        False, "Run three real steps, report the memory, steps and hours that the whole run needs, and stop."
+    )
 
     def __post_init__(self):
         require(self, "orientation", "base", "train_file")
@@ -277,17 +298,19 @@ class AppArguments:
     own_data: ClassVar[tuple[str, ...]] = ("judge",)
 
     judge: list[str] | None = option(None, JUDGE_HELP, group="model", path="judge")
-    skip_probes: bool = option(False, "Do not check that each member still answers as it did when it was saved.")
+    skip_probes: bool = option(False, SKIP_PROBES_HELP)
     dtype: str = option("auto", DTYPE_HELP, choices=PRECISIONS)
-    use_cpu: bool = option(False, "Run on the CPU even where there is a GPU.")
+    use_cpu: bool = option(False, USE_CPU_HELP)
     host: str | None = option(
-        None, "Address to listen on; left out, GRADIO_SERVER_NAME, which Spaces set, or 127.0.0.1.", group="server"
+        None,
+        "Address to listen on. Default: GRADIO_SERVER_NAME, which Spaces sets, otherwise 127.0.0.1.",
+        group="server",
     )
-    port: int = option(7860, "Port to listen on; 0 for any that is free.")
-    max_characters: int = option(20_000, "Most characters of a text.")
-    max_battles: int = option(1000, "Most battles of an uploaded file.")
-    max_bytes: int = option(10_000_000, "Most bytes of an uploaded file.")
-    max_waiting: int = option(100, "Most requests that wait; more are turned away.")
+    port: int = option(7860, "Port to listen on; 0 takes any free port.")
+    max_characters: int = option(20_000, "Maximum characters of a text.")
+    max_battles: int = option(1000, "Maximum battles in an uploaded file.")
+    max_bytes: int = option(10_000_000, "Maximum bytes of an uploaded file.")
+    max_waiting: int = option(100, "Maximum waiting requests; further ones are rejected.")
 
     def __post_init__(self):
         require(self, "judge")
@@ -300,34 +323,38 @@ class AppArguments:
 
 @dataclass
 class PublishArguments:
-    """Uploads a member, a whole judge or a base to the Hub, or writes a member as one plain checkpoint."""
+    """Uploads a member, a judge or a base to the Hub, or writes a member as one merged checkpoint."""
 
     own_data: ClassVar[tuple[str, ...]] = ("member", "judge", "base")
 
-    member: str | None = option(None, "Folder of one member; with --merged also a Hub id.", group="model", path="judge")
+    member: str | None = option(
+        None, "Member to upload: a folder. With --merged, a Hub id works too.", group="model", path="judge"
+    )
     judge: list[str] | None = option(
         None,
-        "Instead: folders of members, or the folder of a judge, which get one repository together.",
+        "Instead of --member: folders of members, or one judge folder, uploaded to one repository.",
         path="judge here",
     )
-    base: str | None = option(None, "Instead: folder of a base, as quantize.py wrote it.", path="base here")
-    repo: str | None = option(None, "Hub id, USER/NAME; the repository is created when needed.", group="Hub")
-    base_repo: str | None = option(None, "Hub id to push the base to, where that is only in a folder here.")
-    private: bool = option(True, "Only you and those you name can see what is uploaded.")
-    revision: str | None = option(None, "Branch of --repo to commit to, created when needed; main if left out.")
-    commit_message: str | None = option(None, "Of the commit in --repo.")
+    base: str | None = option(None, "Instead of --member: folder of a base written by quantize.py.", path="base here")
+    repo: str | None = option(None, "Hub repository, USER/NAME, created if it does not exist.", group="Hub")
+    base_repo: str | None = option(None, "Hub repository for the base, if it is only in a local folder.")
+    private: bool = option(True, "Create private repositories. An existing repository must match.")
+    revision: str | None = option(None, "Branch of --repo to commit to, created if it does not exist. Default: main.")
+    commit_message: str | None = option(None, "Message of the commit in --repo.")
     readings: str | None = option(
         None,
-        "How the judge reads: each member in its own order (if nothing else is said), or every member in both.",
+        "Passes of the judge: each member in its own order (the default), or every member in both.",
         choices=READINGS,
     )
-    report: str | None = option(None, "Folder that evaluate.py wrote: what the card says of --member or --judge.")
-    dry_run: bool = option(False, "List what would be uploaded, and where; nothing is sent.")
-    merged: bool = option(
-        False, "Merge the adapter into its base first, into one checkpoint in --output_dir.", group="merging"
+    report: str | None = option(
+        None, "Folder written by evaluate.py; its results go into the card of --member or --judge."
     )
-    output_dir: str | None = option(None, "Folder for the merged member.")
-    dtype: str = option("auto", "Precision of the merged weights; auto is bfloat16.", choices=PRECISIONS)
+    dry_run: bool = option(False, "List what would be uploaded and where, but send nothing.")
+    merged: bool = option(
+        False, "Merge the adapter into its base and write one checkpoint to --output_dir.", group="merging"
+    )
+    output_dir: str | None = option(None, "Folder for the merged checkpoint.")
+    dtype: str = option("auto", "Precision of the merged weights; auto means bfloat16.", choices=PRECISIONS)
 
     def __post_init__(self):
         given = [f"--{name}" for name in ("member", "judge", "base") if vars(self)[name]]
@@ -340,11 +367,11 @@ class PublishArguments:
             if vars(self)[name]
         ]
         if self.base and others:
-            raise ValueError(f"--base: expected --repo, --private and --dry_run alone; found {', '.join(others)}.")
+            raise ValueError(f"--base: expected only --repo, --private and --dry_run; found {', '.join(others)}.")
         if self.merged and (not self.member or self.dry_run or self.base_repo):
             raise ValueError(
-                "--merged: expected --member, without --base_repo (its weights are in the merged ones) and --dry_run; "
-                "found others. Merge without --repo first, then publish --output_dir as a --member."
+                "--merged: expected --member, and neither --base_repo (the base is part of the merged weights) nor "
+                "--dry_run; found others. Merge without --repo first, then publish --output_dir as a --member."
             )
         if self.merged != bool(self.output_dir):
             raise ValueError("--merged and --output_dir: expected both or neither; found one. Give the other too.")
@@ -352,50 +379,15 @@ class PublishArguments:
             require(self, "repo")
 
 
-@dataclass
-class BenchmarkArguments:
-    """Times a part of the work against other ways to do it, in turns, and says what it gave."""
-
-    own_data: ClassVar[tuple[str, ...]] = ()  # timings of other battles keep the recipe's judge and base
-
-    what: str = option(
-        "prediction",
-        "Prediction or training against the notebook's way and peers; second readings' accuracy against seconds; "
-        "growth with the number of battles and their length; encoding against the plain way; a streamed pool.",
-        choices=("prediction", "training", "second_readings", "growth", "encoding", "streaming"),
-        group="what is timed",
-    )
-    battles: list[str] | None = option(
-        None, "Battles to time it on: parquet, csv or jsonl; several for growth.", path="battles"
-    )
-    judge: list[str] | None = option(None, "Members or a whole judge to read with.", path="judge")
-    readings: str | None = option(None, "Orders that its members read, as in predict.py.", choices=READINGS)
-    base: str = option(None, f"{BASE_HELP} For encoding, a folder with a tokenizer alone will do.")
-    max_length: int = option(2200, "Tokens of an encoded battle where no judge says it, special tokens included.")
-    count: int = option(64, "Battles of a turn, of which none is in two.")
-    repeats: int = option(3, "Turns of each way; what is reported are medians, and ratios of neighbouring turns.")
-    counts: list[int] | None = option(None, "Growth: numbers of battles.")
-    rows: int = option(1_000_000, "Battles to stream: those of the file again and again, each with an id of its own.")
-    dtype: str = option("auto", f"{DTYPE_HELP} For prediction and training.", choices=PRECISIONS)
-    output: str = option(None, "JSON file to write; a picture of the same name goes beside it.", group="output")
-
-    def __post_init__(self):
-        require(self, "battles", "output")
-        if self.what in ("prediction", "second_readings", "growth"):
-            require(self, "judge")
-        if self.what not in ("second_readings", "growth"):
-            require(self, "base")
-        if min(self.repeats, self.count, self.rows) < 1:
-            raise ValueError(f"--repeats {self.repeats} --count {self.count} --rows {self.rows}: expected 1 or more.")
-        if self.what != "growth" and len(self.battles) > 1:
-            raise ValueError(f"--battles: expected one file for {self.what}; found {len(self.battles)}. Name one.")
-
-
 SECONDS = {"s": 1, "m": 60, "h": 3600, "": 1}
 
 
 def parse_duration(flag: str, text: str) -> float:
-    """Seconds of a duration such as "4.75h", "30m", "90s" or "90"; a ValueError if it is none, or not above 0."""
+    """Returns the seconds of a duration such as "4.75h", "30m", "90s" or "90".
+
+    Raises:
+        ValueError: If the text is not a duration above 0.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     if not found or not (seconds := float(found[1]) * SECONDS[found[2]]):
         raise ValueError(f"{flag} {text}: expected a time above 0, such as 4.75h, 30m or 90s.")
@@ -404,27 +396,31 @@ def parse_duration(flag: str, text: str) -> float:
 
 @dataclass
 class PredictArguments(JudgeArguments):
-    """Reads battles with a judge and writes its verdicts."""
+    """Predicts battles with a judge and writes its verdicts."""
 
     own_data: ClassVar[tuple[str, ...]] = (*JudgeArguments.own_data, "cascade")
 
     output_dir: str = option(None, "Folder for predictions.parquet and submission.csv.", group="output")
     folds: bool = option(
         False,
-        "Each battle by the members that did not train on it: --battles is what they had as --train_file.",
+        "Out-of-fold prediction: each battle is read only by members that did not train on it. --battles must be "
+        "their --train_file.",
         group="passes",
     )
     second_reading: float = option(
-        1.0, "Share of the battles that get all readings: those whose first one is nearest 1/2."
+        1.0, "Share of the battles that get every pass: those whose first pass is most uncertain."
     )
     cascade: list[str] | None = option(
         None,
-        "Judges of growing cost, each a member or a judge folder: they decide where those before are in doubt.",
+        "Judges in order of growing cost, each a member or judge folder. Each later judge decides the battles on which "
+        "the earlier ones are most uncertain.",
         path="judge",
     )
     cascade_shares: list[float] | None = option(None, "Share of the battles that each judge of --cascade reads.")
     time_budget: str | None = option(
-        None, "Such as 4.75h: as many second readings and later judges as there is time for, from the script's start."
+        None,
+        "Time limit from the script's start, such as 4.75h. Passes that do not fit are skipped; a battle without any "
+        "pass gets even odds.",
     )
 
     def __post_init__(self):
@@ -439,21 +435,21 @@ class PredictArguments(JudgeArguments):
 
 @dataclass
 class PseudolabelArguments(JudgeArguments):
-    """Labels battles with a judge's probabilities, to train on."""
+    """Labels battles with a judge's probabilities, as training data."""
 
-    output: str = option(None, "Parquet file to write: the battles, with a label.", group="output")
+    output: str = option(None, "Parquet file to write: the battles with a label.", group="output")
     exclude: list[str] | None = option(
         None,
-        "Training and evaluation files: battles with nearly one of their prompts are left out.",
+        "Training and evaluation files. Battles whose prompt is a near-duplicate of one of theirs are left out.",
         group="data",
         path="battles",
     )
     exclude_schema: str = option(
-        "auto", "Schema of the files of --exclude, which --schema is not about.", choices=SCHEMA_NAMES
+        "auto", "Schema of the --exclude files; --schema does not apply to them.", choices=SCHEMA_NAMES
     )
-    rows_per_part: int = option(4096, "Battles that are read, labelled and written at a time.", group="output")
+    rows_per_part: int = option(4096, "Battles to read, label and write at a time.", group="output")
     min_confidence: float | None = option(
-        None, "Hard labels instead, for the battles whose likelier answer has at least this probability; no others."
+        None, "Write hard labels, and only for battles whose likelier answer has at least this probability."
     )
 
     def __post_init__(self):
@@ -468,14 +464,14 @@ class PseudolabelArguments(JudgeArguments):
 
 @dataclass
 class EvaluateArguments(JudgeArguments):
-    """Scores predictions against outcomes: a report with intervals, a page, and pictures."""
+    """Scores predictions against outcomes: metrics with intervals, an HTML report, and plots."""
 
     own_data: ClassVar[tuple[str, ...]] = (*JudgeArguments.own_data, "predictions")
 
     output_dir: str = option(None, "Folder for report.json, report.html and figures/.", group="output")
     predictions: str | None = option(
         None,
-        "The predictions.parquet of --battles; a --judge reads them anew instead.",
+        "The predictions.parquet of --battles. Without it, --judge predicts them.",
         group="data",
         path="predictions",
     )
@@ -483,26 +479,27 @@ class EvaluateArguments(JudgeArguments):
         None, "Another judge's predictions.parquet of the same battles, to compare with.", path="predictions"
     )
     train_file: str | None = option(
-        None, "Battles that the judge was trained on, for the baselines that learn.", path="battles"
+        None, "The judge's training battles, for baselines that need training.", path="battles"
     )
-    draws: int = option(1000, "Draws of the bootstrap of prompts that the intervals come from.", group="report")
-    seed: int = option(0, "Seed of the draws.")
-    show_battles: int = option(0, "So many of the most wrong battles are shown, with their texts, in report.html.")
+    draws: int = option(1000, "Bootstrap draws of prompts for the intervals.", group="report")
+    seed: int = option(0, "Seed of the bootstrap.")
+    show_battles: int = option(0, "Number of worst-predicted battles to show in report.html, with their texts.")
     calibrate: str | None = option(
         None, "Calibrate on --calibrate_battles before scoring.", choices=CALIBRATIONS, group="calibration"
     )
     calibrate_battles: str | None = option(
         None,
-        "The battles to calibrate on: not trained on; those with a scored one's prompt are left out.",
+        "Battles to calibrate on. They must not be training battles; those with a scored battle's prompt are left out.",
         path="battles",
     )
     calibrate_predictions: str | None = option(
         None,
-        "Their predictions, such as out-of-fold ones (predict.py --folds true); a --judge reads them if left out.",
+        "Predictions of --calibrate_battles, such as those of predict.py --folds true. Default: predicted by --judge.",
         path="predictions",
     )
     save_calibration: bool = option(
-        False, "Keep it in the judge.json around the members of --judge: their folder is then a calibrated judge."
+        False,
+        "Save the calibration to judge.json in the folder of the --judge members, which makes it a calibrated judge.",
     )
 
     def __post_init__(self):

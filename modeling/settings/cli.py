@@ -1,6 +1,6 @@
-"""The command `bothways <verb> ...`: runs the same script as `python scripts/<verb>.py ...`, from any folder.
+"""The command `bothways <verb> ...`, which runs the same script as `python scripts/<verb>.py ...`, from any folder.
 
-It reads no argument but the verb, and imports nothing that costs time: whatever a verb needs, its script imports.
+It parses only the verb and imports nothing slow: each script imports what it needs.
 """
 
 import ast
@@ -14,19 +14,19 @@ from pathlib import Path
 
 from modeling.runtime.startup import show_text
 
-SCRIPTS = "bothways"  # the package that setup.cfg makes of the folder scripts/
+SCRIPTS = "bothways"  # setup.cfg installs the folder scripts/ as this package
 DOCTOR = "doctor"
-DOCTOR_DOES = "Says what works on this machine: versions, devices, precision, quantisation. For bug reports."
+DOCTOR_DOES = "Reports versions, devices, precision and quantisation on this machine, for bug reports."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one verb with the rest of the command line, or says which verbs there are.
+    """Runs one verb with the rest of the command line, or lists the verbs.
 
     Args:
         argv: Command line without the program; the process's own if None.
 
     Raises:
-        SystemExit: With code 2 if there is no such verb, or what the script itself exits with.
+        SystemExit: With code 2 for an unknown verb, otherwise with the script's own code.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     verb, rest = (given[0], given[1:]) if given else ("--help", [])
@@ -43,20 +43,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def find_verbs() -> dict[str, Path]:
-    """The script of each verb, by name: from site-packages, or from a clone that is installed editable."""
+    """Returns the script of each verb, from site-packages or from a clone that is installed editable."""
     package = importlib.util.find_spec(SCRIPTS)
     folders = [Path(folder) for folder in package.submodule_search_locations] if package else []
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py"))}
 
 
 def run_module(name: str, arguments: Sequence[str]) -> None:
-    """Runs a module as `python -m` does, so that it is `__main__` and sees its own arguments."""
+    """Runs a module as `python -m` does: it is `__main__` and sees only its own arguments."""
     sys.argv[1:] = arguments
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def describe_verbs() -> str:
-    """The help text: each verb with the first line of its script's docstring."""
+    """Returns the help text: each verb with the first line of its script's docstring."""
     verbs = {verb: read_purpose(path) for verb, path in find_verbs().items()} | {DOCTOR: DOCTOR_DOES}
     width = max(map(len, verbs))
     lines = [f"  {verb:{width}}  {purpose}" for verb, purpose in sorted(verbs.items())]
@@ -66,19 +66,19 @@ def describe_verbs() -> str:
             "",
             *lines,
             "",
-            "bothways VERB --help lists a verb's flags; bothways --version says which version this is.",
+            "bothways VERB --help lists a verb's flags; bothways --version prints the version.",
             "In several processes: accelerate launch -m bothways.train [CONFIG.yaml] [--flag value ...]",
         ]
     )
 
 
 def read_purpose(path: Path) -> str:
-    """The first line of a script's docstring, without importing the script."""
+    """Returns the first line of a script's docstring, without importing the script."""
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
 def explain_unknown(verb: str) -> str:
-    """One line for a verb that is not there, with the nearest one that is."""
+    """Returns the error for an unknown verb, with the nearest known verb."""
     verbs = [*find_verbs(), DOCTOR]
     if verbs == [DOCTOR]:
         return "expected the package `bothways`; found none. Install the project: `make install`, or pip install it."
@@ -88,7 +88,7 @@ def explain_unknown(verb: str) -> str:
 
 
 def fail(message: str) -> None:
-    """Ends the process as a script does where the user made a mistake: one line, exit code 2."""
+    """Ends the process as a script does after a user's mistake: one line, exit code 2."""
     print(f"bothways: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 

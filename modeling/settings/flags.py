@@ -1,7 +1,7 @@
-"""Flags of a command line as plain values: a script's own, from its dataclass, and the Trainer's, from its source.
+"""Lists the flags of a command line: a script's own, from its dataclass, and the Trainer's, from its source text.
 
-The Trainer's are read from the text of transformers' files, because importing transformers takes seconds and the answer
-to a mistyped flag must not. What their values become stays transformers' own affair.
+The Trainer's flags are parsed from the text of transformers' files, because importing transformers takes seconds and a
+mistyped flag must be answered at once. Converting their values is left to transformers.
 """
 
 import ast
@@ -15,9 +15,9 @@ from typing import get_args, get_origin, get_type_hints
 # Files of transformers that define TrainingArguments and the choices of its fields.
 SOURCES = ("training_args.py", "trainer_utils.py")
 TRAINER_CLASS = "TrainingArguments"
-# Of the Trainer's flag that stands with the script's own: its group, and what it means here.
-OUTPUT_DIR = {"group": "output", "help": "Folder of the member; {orientation} in it is replaced by --orientation."}
-# The Trainer's flags that --dtype replaces, with what to write instead of true and of false.
+# The one flag of the Trainer that is listed among the script's own, with its group and its meaning here.
+OUTPUT_DIR = {"group": "output", "help": "Folder of the member. {orientation} in it is replaced by --orientation."}
+# The Trainer's flags that --dtype replaces: the --dtype to write instead of true, and instead of false.
 PRECISION_FLAGS = {
     "bf16": ("bfloat16", "float32"),
     "fp16": ("auto", "auto"),  # nothing trains in float16
@@ -29,7 +29,11 @@ KINDS = {"int": int, "float": float, "bool": bool, "str": str}
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: `kind` is the type of each value; `many` says that it takes several; `choices` are all of them."""
+    """One flag. `kind` is the type of one value, `many` allows several, `choices` are the values allowed.
+
+    `path` names the check in modeling.runtime.paths for what the value must point to; `is_trainers` marks a flag of
+    TrainingArguments.
+    """
 
     name: str
     kind: type
@@ -43,12 +47,12 @@ class Flag:
 
 
 def list_flags(kind: type) -> list[Flag]:
-    """The flags of an argument dataclass, those of the class itself before what it inherits."""
+    """Returns the flags of an argument dataclass, its own before the inherited ones."""
     hints = get_type_hints(kind)
     by_name = {field.name: field for field in fields(kind)}
     flags = {}
     for owner in kind.__mro__[:-1]:
-        group = "other"
+        group = "other"  # a group is named once, at its first field, and holds until the next
         for name in (name for name in vars(owner).get("__annotations__", {}) if name in by_name):
             metadata = by_name[name].metadata
             group = metadata.get("group", group)
@@ -60,7 +64,7 @@ def list_flags(kind: type) -> list[Flag]:
 
 
 def _find_kind(hint: object) -> tuple[type, bool]:
-    """The type of one value of an annotation such as `list[str] | None`, and whether there may be several."""
+    """The type of one value of an annotation such as `list[str] | None`, and whether it takes several."""
     (whole,) = [part for part in get_args(hint) if part is not NoneType] if isinstance(hint, UnionType) else [hint]
     return (get_args(whole)[0], True) if get_origin(whole) is list else (whole, False)
 
@@ -69,7 +73,7 @@ def _find_kind(hint: object) -> tuple[type, bool]:
 
 
 def read_trainer_flags() -> list[Flag]:
-    """The fields of the installed transformers' TrainingArguments, without importing it."""
+    """Returns the flags of the installed transformers' TrainingArguments, without importing it."""
     folder = Path(find_spec("transformers").submodule_search_locations[0])
     trees = [ast.parse((folder / name).read_text(encoding="utf-8")) for name in SOURCES]
     classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
@@ -78,43 +82,43 @@ def read_trainer_flags() -> list[Flag]:
 
 
 def _list_members(node: ast.ClassDef) -> tuple[str, ...]:
-    """The text values that a class body assigns: the members, where the class is an enumeration."""
+    """The texts that a class body assigns; for an enumeration, its values."""
     values = (part.value for part in node.body if isinstance(part, ast.Assign))
     return tuple(value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str))
 
 
 def _read_fields(node: ast.ClassDef, enums: Mapping[str, tuple[str, ...]]) -> Iterator[Flag]:
-    """One flag for each `name: annotation = field(...)` of a class body."""
+    """Yields a flag for each `name: annotation = field(...)` of a class body."""
     for part in node.body:
         if not isinstance(part, ast.AnnAssign) or not isinstance(part.value, ast.Call):
             continue
         given = {keyword.arg: keyword.value for keyword in part.value.keywords}
         metadata = given.get("metadata")
         entries = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
-        said = {key.value: _read_value(value) for key, value in entries}
+        described = {key.value: _read_value(value) for key, value in entries}
         names = [name.strip() for name in ast.unparse(part.annotation).split("|")]
         kinds = [name for name in names if name in KINDS and name != "str"]
         lists = [name for name in names if name.startswith("list[")]
-        choices = said.get("choices") or (next((enums[name] for name in names if name in enums), None))
+        choices = described.get("choices") or (next((enums[name] for name in names if name in enums), None))
         name = part.target.id
-        # argparse, for which these texts are written, wants %% for %.
-        described = {"group": "training", "help": str(said.get("help", "")).replace("%%", "%")}
+        # transformers writes these texts for argparse, which needs %% for %.
+        shown = {"group": "training", "help": str(described.get("help", "")).replace("%%", "%")}
         if name in PRECISION_FLAGS:
-            described["help"] = "Not taken here: --dtype says the precision."
+            shown["help"] = "Not accepted: --dtype sets the precision."
         yield Flag(
             name=name,
             kind=KINDS[kinds[0]] if kinds else str,
             default=_read_value(given["default"]) if "default" in given else None,
-            **(OUTPUT_DIR if name == "output_dir" else described),
+            **(OUTPUT_DIR if name == "output_dir" else shown),
             is_trainers=True,
-            # transformers takes one value for fields that may also be text or None.
+            # transformers accepts only one value where a field may be a list, a text or None.
             many=bool(lists) and not {"str", "None"} <= set(names),
             choices=tuple(choices) if isinstance(choices, tuple | list) and not lists else None,
         )
 
 
 def _read_value(node: ast.expr) -> object:
-    """A literal's value; of anything else, the text of its source."""
+    """The value of a literal, or the source text of any other expression."""
     try:
         return ast.literal_eval(node)
     except ValueError:

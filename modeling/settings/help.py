@@ -1,4 +1,4 @@
-"""What --help prints: each flag, what it takes, what it means, and the value that runs if it is left out."""
+"""Formats --help: each flag with its type, its meaning, and the value that runs if it is left out."""
 
 import json
 import shutil
@@ -8,29 +8,42 @@ from collections.abc import Iterable, Mapping
 from modeling.settings.arguments import TRAINING_DEFAULTS
 from modeling.settings.flags import Flag
 
-GROUPS = ("data", "model", "encoding", "adapter", "teacher", "passes", "calibration", "report", "output")  # come first
+GROUPS = (
+    "data",
+    "model",
+    "encoding",
+    "adapter",
+    "teacher",
+    "passes",
+    "calibration",
+    "report",
+    "output",
+)  # shown in this order, before all others
 COLUMN = 34  # where the descriptions begin
-MOST_CHOICES = 8  # that are listed as what a flag takes
+MOST_CHOICES = 8  # a flag with more choices shows its type instead
 KINDS = {int: "INT", float: "FLOAT", bool: "BOOL", str: "TEXT"}
 
 
 def format_help(
-    verb: str,
+    command: str,
     purpose: str,
     flags: Iterable[Flag],
+    default: str,
     values: Mapping[str, str],
     demo: Mapping[str, str],
     *,
     everything: bool,
 ) -> str:
-    """The help of a script, in groups, its own flags before the Trainer's.
+    """Returns a script's help text, in groups, with its own flags before the Trainer's.
 
     Args:
-        purpose: What the script does, in a sentence.
-        flags: All that it takes.
-        values: What the given YAML says.
-        demo: What the demo's recipe says, where a bare command runs it.
-        everything: Whether to list all of the Trainer's flags, and not only those that the script or a YAML sets.
+        command: The script as typed, without flags.
+        purpose: One sentence on what the script does.
+        flags: All flags of the script.
+        default: What runs without a YAML.
+        values: Values of the given YAML, by flag.
+        demo: Values of the default recipe, by flag; empty if another recipe or none would run.
+        everything: List all of the Trainer's flags, not only those that the script or a YAML sets.
     """
     groups: dict[str, list[Flag]] = {}
     for flag in flags:
@@ -46,12 +59,12 @@ def format_help(
         *(name for name in groups if name not in (*GROUPS, "training")),
     ]
     lines = [
-        f"usage: {verb}.py [CONFIG.yaml] [--flag value ...]",
+        f"usage: {command} [CONFIG.yaml] [--flag value ...]",
         "",
         purpose.strip(),
         "",
-        "A flag wins over the YAML, which wins over the value in brackets.",
-        f"Without CONFIG.yaml, configs/demo/{verb}.yaml runs, unless a flag names your own data or model.",
+        "Flags override the YAML, which overrides the default in brackets.",
+        f"Without CONFIG.yaml, {default}.",
     ]
     for name in order:
         lines += ["", f"{name}:", *(line for flag in groups[name] for line in _format_flag(flag, values, demo))]
@@ -59,14 +72,14 @@ def format_help(
         title = "training (the Trainer's own flags" + (")" if everything else "; --help_all lists all of them)")
         lines += ["", f"{title}:"]
         lines += [line for flag in groups["training"] for line in _format_flag(flag, values, demo)]
-    lines += ["", "help:", *_place("--help", "Show this and stop.")]
+    lines += ["", "help:", *_place("--help", "Show this text and exit.")]
     if "training" in groups:
-        lines += _place("--help_all", "Show every flag of the Trainer too.")
+        lines += _place("--help_all", "Show all of the Trainer's flags too.")
     return "\n".join(lines)
 
 
 def format_value(value: object) -> str:
-    """A value as it would be typed; empty for none."""
+    """Returns a value as a user would type it; an empty string for None."""
     if isinstance(value, list | tuple):
         return " ".join(map(format_value, value))
     if isinstance(value, dict):
@@ -75,21 +88,21 @@ def format_value(value: object) -> str:
 
 
 def _format_flag(flag: Flag, values: Mapping[str, str], demo: Mapping[str, str]) -> list[str]:
-    """The lines about one flag."""
+    """The lines of one flag."""
     takes = KINDS[flag.kind]
     if flag.choices and len(flag.choices) <= MOST_CHOICES:
         takes = "|".join(map(str, flag.choices))
     default = TRAINING_DEFAULTS.get(flag.name, flag.default) if flag.is_trainers else flag.default
     runs = values.get(flag.name, format_value(default))
-    said = [runs] if runs else []
+    defaults = [runs] if runs else []
     if demo.get(flag.name, runs) != runs:
-        said.append(f"the demo runs {demo[flag.name]}")
-    text = flag.help + (f" [{'; '.join(said)}]" if said else "")
+        defaults.append(f"the demo runs {demo[flag.name]}")
+    text = flag.help + (f" [{'; '.join(defaults)}]" if defaults else "")
     return _place(f"--{flag.name} {takes}{' ...' if flag.many else ''}", text)
 
 
 def _place(left: str, text: str) -> list[str]:
-    """Two columns; a long left part has a line of its own."""
+    """Two columns; a left part that is too long gets its own line."""
     width = max(shutil.get_terminal_size().columns - COLUMN, 30)
     lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
     first = [f"  {left}"] if len(left) + 3 > COLUMN else []

@@ -1,6 +1,7 @@
-"""A command line to filled dataclasses: YAML first, flags second, and what is unknown is an error.
+"""Parses a command line into argument dataclasses: YAML first, then flags; anything unknown is an error.
 
-All of it is checked before torch is loaded; only then are the Trainer's flags turned into its TrainingArguments.
+Everything is checked before torch is loaded, so that a mistake is answered at once. Only then are the Trainer's flags
+turned into its TrainingArguments. This module must not know what any script does.
 """
 
 import argparse
@@ -19,29 +20,41 @@ from modeling.settings.help import format_help, format_value
 from modeling.settings.recipes import ENDINGS, FOLDER, find_recipe, read_recipe
 
 HELP = ("-h", "--help", "--help_all")
-TOKEN_FLAGS = ("__hub_token", "__push_to_hub_token")  # TrainingArguments', which take - for _ too
+TOKEN_FLAGS = ("__hub_token", "__push_to_hub_token")  # flags of TrainingArguments, after - has become _
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
-# Of TRAINING_DEFAULTS, those that transformers knows by a newer name too: a user's newer one wins.
+# Keys of TRAINING_DEFAULTS that transformers also knows by a newer name. If the user gives the newer name, our default
+# is left out: otherwise both would be passed.
 RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 
 
-def parse_arguments(kind: type, *, verb: str, trainer: bool = False, argv: Sequence[str] | None = None) -> tuple:
-    """A filled dataclass, from `[CONFIG.yaml] [--flag value ...]`; flags win over the YAML, which wins over defaults.
+def parse_arguments(
+    kind: type,
+    *,
+    verb: str,
+    trainer: bool = False,
+    command: str | None = None,
+    default_recipe: str | None = None,
+    argv: Sequence[str] | None = None,
+) -> tuple:
+    """Returns a filled dataclass, parsed from `[CONFIG.yaml] [--flag value ...]`.
 
-    Without a YAML the script's demo recipe, configs/demo/<verb>.yaml, is taken; but none as soon as a flag names data
-    or a model of the user's own.
+    Flags override the YAML, which overrides the defaults. Without a YAML the script runs its default recipe, unless a
+    flag names the user's own data or model.
 
     Args:
         kind: The script's argument dataclass.
-        verb: The script's name, which is also its recipe's.
-        trainer: Whether the Trainer's flags are taken too, and its TrainingArguments returned as a second value.
+        verb: The script's name, which is also its recipe's name.
+        trainer: Also accept the Trainer's flags, and return its TrainingArguments as a second value.
+        command: What --help shows as the command; `<verb>.py` if None.
+        default_recipe: Recipe to run without a YAML, relative to the current folder; configs/demo/<verb>.yaml of the
+            clone or the installed package if None.
         argv: Command line without the program; the process's own if None.
 
     Raises:
-        FileNotFoundError: If the YAML, or something else that is named, does not exist.
+        FileNotFoundError: If the YAML, or a file or model that a flag names, does not exist.
         ValueError: If a key or flag is unknown, or a value is not of its field's type.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -49,14 +62,19 @@ def parse_arguments(kind: type, *, verb: str, trainer: bool = False, argv: Seque
     recipe = argv.pop(0) if argv and argv[0].endswith(ENDINGS) else None
     argv = [_normalize(word, flags) for word in argv]
     named = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
+    demo = default_recipe or f"{FOLDER}/demo/{verb}.yaml"
     is_demo = recipe is None and named.isdisjoint(kind.own_data)
-    recipe = f"{FOLDER}/demo/{verb}.yaml" if is_demo else recipe
+    recipe = demo if is_demo else recipe
+    # The user's folder may have a configs/demo/ of its own, which nobody asked for.
+    only_packaged = is_demo and default_recipe is None
     if not set(HELP).isdisjoint(argv):
-        values = _read_values(recipe, is_demo) if recipe else {}
+        values = _read_values(recipe, only_packaged) if recipe else {}
         shown = {"values": {} if is_demo else values, "demo": values if is_demo else {}}
-        show_text(format_help(verb, kind.__doc__, flags.values(), **shown, everything="--help_all" in argv))
+        default = f"{demo} runs" + (", unless a flag names your own data or model" if kind.own_data else "")
+        options = {"everything": "--help_all" in argv, **shown}
+        show_text(format_help(command or f"{verb}.py", kind.__doc__, flags.values(), default, **options))
         raise SystemExit(0)
-    words = [*(_list_words(find_recipe(recipe, only_packaged=is_demo), flags) if recipe else ()), *argv]
+    words = [*(_list_words(find_recipe(recipe, only_packaged=only_packaged), flags) if recipe else ()), *argv]
     _refuse_tokens(words)
     given = _parse_words(words, flags)
     arguments = kind(**{name: value for name, value in given.items() if not flags[name].is_trainers})
@@ -66,7 +84,8 @@ def parse_arguments(kind: type, *, verb: str, trainer: bool = False, argv: Seque
     check_paths(arguments)
 
     has_accelerator = start_torch()
-    # Said for the user where there is no GPU: from a launcher's YAML alone it starts processes that do not talk.
+    # Set for the user where there is no GPU: `use_cpu: true` in a launcher's YAML alone starts processes that do not
+    # communicate, each training by itself.
     if "use_cpu" in flags and "use_cpu" not in given and not has_accelerator:
         words = ["--use_cpu", "true", *words]
         if trainer:
@@ -80,7 +99,7 @@ def parse_arguments(kind: type, *, verb: str, trainer: bool = False, argv: Seque
 
 
 def check_paths(arguments: object) -> None:
-    """Raises an error if something that is named is neither here nor, by its name, on the Hub."""
+    """Raises an error if a named file, folder or model does not exist here and cannot be a Hub id."""
     for flag in list_flags(type(arguments)):
         value = vars(arguments)[flag.name]
         if flag.path and value:
@@ -89,18 +108,18 @@ def check_paths(arguments: object) -> None:
 
 
 def _refuse_tokens(words: Sequence[str]) -> None:
-    """Raises a ValueError, before anything is logged, if a command holds a token: others see the list of processes."""
+    """Raises a ValueError if a command holds a token, before it is logged: other users can see a process's command."""
     if any(word.partition("=")[0].replace("-", "_") in TOKEN_FLAGS for word in words):
         raise ValueError("--hub_token: expected no token in a command. Log in with `hf auth login`, or set HF_TOKEN.")
 
 
 def _check_settings(settings: Mapping[str, str], flags: Mapping[str, Flag]) -> None:
-    """Raises a ValueError if the Trainer's flags lack what a run needs, or say what --dtype is there to say."""
+    """Raises a ValueError if --output_dir is missing, or if a precision flag is given instead of --dtype."""
     for name, instead in PRECISION_FLAGS.items():
         if name in settings:
             value, dtype = settings[name], instead[settings[name].lower() in FALSE]
             raise ValueError(
-                f"--{name} {value}: expected --dtype instead, which says the precision in every script; found {name}, "
+                f"--{name} {value}: expected --dtype instead, which sets the precision in every script; found {name}, "
                 f"as a flag or YAML key. Write --dtype {dtype}, or in YAML dtype: {dtype}."
             )
     if not settings.get("output_dir"):
@@ -110,17 +129,17 @@ def _check_settings(settings: Mapping[str, str], flags: Mapping[str, Flag]) -> N
 
 
 def _build_training_arguments(settings: Mapping[str, str | list[str]]) -> object:
-    """The Trainer's TrainingArguments, converted by transformers from the script's defaults and what was given."""
-    from transformers import HfArgumentParser, TrainingArguments  # here: takes seconds
+    """The Trainer's TrainingArguments; transformers converts the given values and our defaults."""
+    from transformers import HfArgumentParser, TrainingArguments  # imported here because it takes seconds
 
     defaults = {name: value for name, value in TRAINING_DEFAULTS.items() if RENAMED.get(name) not in settings}
     words = []
     for name, value in (defaults | settings).items():
-        # One word where it can be, so that a value may begin with -.
+        # As --name=value where possible: argparse would take a separate value that begins with - for a flag.
         words += [f"--{name}", *value] if isinstance(value, list) else [f"--{name}={value}"]
     parser = HfArgumentParser(TrainingArguments, allow_abbrev=False)
     parser.error = _raise_error
-    # Otherwise a file <script>.args that happens to lie beside the script is read too.
+    # By default HfArgumentParser also reads a file <script>.args beside the script.
     return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[0]
 
 
@@ -128,7 +147,7 @@ def _build_training_arguments(settings: Mapping[str, str | list[str]]) -> object
 
 
 def _normalize(word: str, flags: Mapping[str, Flag]) -> str:
-    """A word of the command line; a known flag written with - for _, or as --no_flag, in its plain form."""
+    """A word of the command line; known flags with - for _, or written --no_flag, in their plain form."""
     name, equals, value = word.partition("=")
     plain = name.removeprefix("--").replace("-", "_")
     if not name.startswith("--"):
@@ -151,7 +170,7 @@ def _list_words(path: Path, flags: Mapping[str, Flag]) -> list[str]:
 
 
 def _read_values(recipe: str, only_packaged: bool) -> dict[str, str]:
-    """A recipe's values as --help shows them; none where there is no such recipe, as help is given all the same."""
+    """A recipe's values as --help shows them; empty if the recipe does not exist, because --help must not fail."""
     try:
         values = read_recipe(find_recipe(recipe, only_packaged=only_packaged))
     except FileNotFoundError:
@@ -160,7 +179,7 @@ def _read_values(recipe: str, only_packaged: bool) -> dict[str, str]:
 
 
 def _parse_words(words: Sequence[str], flags: Mapping[str, Flag]) -> dict:
-    """The values that were given; those of the Trainer's flags are checked, but stay as they were written."""
+    """The given values by flag. Those of the Trainer's flags are checked but stay text, for transformers to convert."""
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
     parser.error = _raise_error
     for flag in flags.values():
@@ -183,28 +202,29 @@ def _add_flag(parser: argparse.ArgumentParser, flag: Flag) -> None:
 
 
 def _read_bool(text: str) -> bool:
-    """Whether a text says yes; as transformers reads it."""
+    """Whether a text means true; accepts the same words as transformers."""
     if text.lower() not in (*TRUE, *FALSE):
         raise argparse.ArgumentTypeError(f"expected true or false; got {text}")
     return text.lower() in TRUE
 
 
 def _keep_text(read: Callable[[str], object]) -> Callable[[str], str]:
-    """The text itself, which must be readable."""
+    """A type for argparse that checks a text with `read` but returns the text."""
 
     def check(text: str) -> str:
         read(text)
         return text
 
-    check.__name__ = read.__name__  # argparse says it: "invalid int value"
+    check.__name__ = read.__name__  # for argparse's message "invalid int value"
     return check
 
 
 def _suggest(name: str, known: Mapping[str, Flag], prefix: str = "") -> str:
+    """The end of an error: the nearest known names, or where to find them."""
     close = difflib.get_close_matches(name, known, n=3)
     return f" Did you mean {' or '.join(prefix + match for match in close)}?" if close else " --help lists all of them."
 
 
 def _raise_error(message: str) -> None:
-    """Stands in for argparse's own error, which prints a usage of several screens."""
+    """Replaces argparse's own error, which prints several screens of usage and exits."""
     raise ValueError(f"Arguments: {message}.")

@@ -1,4 +1,4 @@
-"""Recipes: where the YAML files of a clone or an installed package are, and what one of them says."""
+"""Finds and reads recipes: the YAML files of a clone or of the installed package."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,15 +10,15 @@ ENDINGS = (".yaml", ".yml")
 
 
 def find_recipes() -> Path:
-    """The folder of the recipes: the repository's, or that of the installed package `bothways.configs`.
+    """Returns the folder of the recipes: configs/ of the clone, or of the installed package `bothways`.
 
     Raises:
-        FileNotFoundError: If there is neither.
+        FileNotFoundError: If neither exists.
     """
     beside = Path(__file__).resolve().parents[2] / FOLDER
     if beside.is_dir():
         return beside
-    spec = find_spec("bothways")  # not of bothways.configs, for which bothways would be imported
+    spec = find_spec("bothways")  # not of "bothways.configs", which would import bothways
     for folder in spec.submodule_search_locations or () if spec else ():
         if (Path(folder) / FOLDER).is_dir():
             return Path(folder) / FOLDER
@@ -26,28 +26,28 @@ def find_recipes() -> Path:
 
 
 def find_recipe(name: str, *, only_packaged: bool = False) -> Path:
-    """The path of a recipe; one that begins with configs/ is found from any folder.
+    """Returns the path of a recipe; a name that begins with configs/ is found from any folder.
 
     Args:
-        name: As it was given.
-        only_packaged: Leave the current folder aside, which may have a configs/ of its own.
+        name: A path, or the name of a packaged recipe such as configs/demo/train.yaml.
+        only_packaged: Ignore the current folder, which may have its own configs/.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
     """
     path = Path(name)
     if path.is_file() and not only_packaged:
         return path
     if path.parts[0] == FOLDER and (kept := find_recipes().joinpath(*path.parts[1:])).is_file():
         return kept
-    raise FileNotFoundError(f"Recipe {path}: expected a YAML file; found none. The recipes stand in configs/.")
+    raise FileNotFoundError(f"Recipe {path}: expected a YAML file; found none. The recipes are in configs/.")
 
 
 def read_recipe(path: Path) -> dict:
-    """The keys and values of a recipe, those without a value left out.
+    """Returns the keys and values of a recipe; a key without a value is left out, so that its default holds.
 
     Raises:
-        ValueError: If the file is not YAML of that form.
+        ValueError: If the file is not YAML, or not a mapping.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

@@ -1,7 +1,9 @@
-"""Ways take turns in processes of their own, and give the same answers: else their times could not be compared."""
+"""Ways run in alternating rounds, each in its own process, and give the same answers: only then do times compare."""
 
+import importlib
 import json
 import os
+import re
 import time
 from functools import partial
 from itertools import pairwise
@@ -9,28 +11,36 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from benchmarks import REPOSITORY, RESULTS
 from benchmarks.speed import notebook
+from benchmarks.speed.arguments import RECIPE, BenchmarkArguments
 from benchmarks.speed.growth import _fit_exponent, _lengthen
-from benchmarks.speed.second_readings import SHARES, build_selective
-from benchmarks.speed.speed import OURS, build_our_predictor, build_our_trainer, compare_answers, draw_slices
-from benchmarks.speed.tables import format_figures
-from benchmarks.speed.turns import run_in_turns, summarise_turns
+from benchmarks.speed.prediction import build_our_predictor, compare_answers
+from benchmarks.speed.rounds import run_in_rounds, summarise_rounds
+from benchmarks.speed.second_pass import SHARES, build_selective
+from benchmarks.speed.tables import format_results
+from benchmarks.speed.training import build_our_trainer
+from benchmarks.speed.ways import OURS, draw_slices
 from modeling.judging.judge import Judge
-from tests.helpers import DEMO_DATA, REPOSITORY
+from modeling.settings import parsing
+from modeling.settings.parsing import parse_arguments
+from tests.helpers import DEMO_DATA
 
 TEST = str(DEMO_DATA / "test.jsonl")
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = "\n".join(
+    path.read_text(encoding="utf-8") for path in [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md")]
+)
 
 
 def build_clock(tokens):
-    """A way that says when it ran and where."""
+    """A way that reports when and in which process it ran."""
     process = os.getpid()
 
-    def run(turn):
+    def run(number):
         assert os.getpid() == process
         start = time.monotonic()
         time.sleep(0.02)
-        found = {"start": start, "end": time.monotonic(), "process": process, "turn": turn}
+        found = {"start": start, "end": time.monotonic(), "process": process, "round": number}
         return found | {"seconds": 0.02, "tokens": tokens, "battles": 1}
 
     return run
@@ -40,26 +50,27 @@ def build_failure():
     raise ValueError("no such judge")
 
 
-def test_ways_take_turns_in_processes_of_their_own():
-    found = run_in_turns({"slow": partial(build_clock, 10), "fast": partial(build_clock, 30)}, 3)
-    order = sorted((turn["start"], turn["end"], name) for name, turns in found.items() for turn in turns)
+def test_ways_alternate_in_processes_of_their_own():
+    found = run_in_rounds({"slow": partial(build_clock, 10), "fast": partial(build_clock, 30)}, 3)
+    order = sorted((each["start"], each["end"], name) for name, rounds in found.items() for each in rounds)
     assert [name for *_, name in order] == ["slow", "fast"] * 3
     assert all(first[1] <= second[0] for first, second in pairwise(order))
-    assert {name: {turn["process"] for turn in turns} for name, turns in found.items()}["slow"] != os.getpid()
-    assert [turn["turn"] for turn in found["fast"]] == [0, 1, 2]
-    assert all(0 < turn["peak_memory"] < 20e9 for turn in found["fast"])
+    processes = {name: {each["process"] for each in rounds} for name, rounds in found.items()}
+    assert all(map(len, processes.values())) and len(processes["slow"] | processes["fast"] | {os.getpid()}) == 3
+    assert [each["round"] for each in found["fast"]] == [0, 1, 2]
+    assert all(0 < each["peak_memory"] < 20e9 for each in found["fast"])
     with pytest.raises(ValueError, match="no such judge"):
-        run_in_turns({"broken": build_failure}, 1)
+        run_in_rounds({"broken": build_failure}, 1)
 
 
-def test_ratios_are_those_of_neighbouring_turns():
-    """A machine that becomes three times slower between two turns changes no ratio."""
-    turn = {"tokens": 100, "battles": 4, "peak_memory": 2e9}
+def test_ratios_are_taken_within_a_round():
+    """A machine that becomes three times slower between two rounds changes no ratio."""
+    each = {"tokens": 100, "battles": 4, "peak_memory": 2e9}
     results = {
-        "a": [{**turn, "seconds": 1.0}, {**turn, "seconds": 3.0}],
-        "b": [{**turn, "seconds": 0.5}, {**turn, "seconds": 1.5, "peak_memory": 3e9}],
+        "a": [{**each, "seconds": 1.0}, {**each, "seconds": 3.0}],
+        "b": [{**each, "seconds": 0.5}, {**each, "seconds": 1.5, "peak_memory": 3e9}],
     }
-    found = summarise_turns(results, "a")
+    found = summarise_rounds(results, "a")
     assert found["b"]["tokens_ratio"] == found["b"]["battles_ratio"] == [2.0, 2.0, 2.0]
     assert found["a"]["tokens_ratio"] == [1.0, 1.0, 1.0] and found["b"]["peak_memory_gb"] == 3.0
     assert found["b"]["tokens_per_second"] == (200 + 100 / 1.5) / 2
@@ -67,24 +78,24 @@ def test_ratios_are_those_of_neighbouring_turns():
 
 @pytest.mark.parametrize("readings", ["own", "both"])
 def test_the_notebooks_way_and_ours_give_the_same_answers(readings, members):
-    """In float32, on a judge whose adapters matter; and both count the same tokens."""
+    """In float32, with a judge whose adapters matter. Both also count the same tokens."""
     names, slices = [str(member) for member in members.values()], draw_slices(TEST, 12, 2)
     ways = [
         notebook.build_predictor(names, slices, readings, 2, "float32"),
         build_our_predictor(names, slices, readings, "always", "float32"),
         build_our_predictor(names, slices, readings, "never", "float32"),
     ]
-    (theirs, *ours) = [[way(turn) for turn in range(2)] for way in ways]
+    (theirs, *ours) = [[way(number) for number in range(2)] for way in ways]
     judge = Judge.from_pretrained(names, dtype="float32")
     expected = judge.predict(slices[0] + slices[1], readings=readings)["p_a"]
     for found in ours:
         answers = compare_answers(theirs, found)
         assert answers["largest_dp"] <= 1e-5 and answers["other_winners"] == 0 and answers["spread"] > 0.02
-        assert [turn["tokens"] for turn in found] == [turn["tokens"] for turn in theirs]
-        assert np.abs(np.concatenate([turn["p_a"] for turn in found]) - expected).max() <= 1e-5
+        assert [each["tokens"] for each in found] == [each["tokens"] for each in theirs]
+        assert np.abs(np.concatenate([each["p_a"] for each in found]) - expected).max() <= 1e-5
 
 
-def test_a_turns_battles_are_its_own():
+def test_rounds_do_not_overlap():
     slices = draw_slices(TEST, 12, 3)
     ids = [row["id"] for rows in slices for row in rows]
     assert len(set(ids)) == 36
@@ -93,7 +104,7 @@ def test_a_turns_battles_are_its_own():
 
 
 def test_both_ways_train_on_the_same_battles_in_the_same_order(bases, demo_battles):
-    """So that what is learned is the same, and only the padding goes."""
+    """They learn the same; only the padding is gone."""
     base, slices = str(bases["bfloat16"].folder), [demo_battles.select(range(16))]
     lora = {"r": 4, "alpha": 4, "dropout": 0.0, "freeze_layers": 0}
     options = {"gradient_accumulation_steps": 2, "num_train_epochs": 1, "learning_rate": 1e-3}
@@ -104,7 +115,7 @@ def test_both_ways_train_on_the_same_battles_in_the_same_order(bases, demo_battl
     assert abs(found[0]["loss"] - found[1]["loss"]) < 0.01 and found[0]["loss"] > 0.1
 
 
-def test_the_curve_ends_where_reading_all_together_does(members, demo_battles):
+def test_the_curve_ends_at_the_result_of_every_pass_at_once(members, demo_battles):
     names, rows = [str(member) for member in members.values()], demo_battles.select(range(24)).to_list()
     found = build_selective(names, rows, "both")(0)
     judge = Judge.from_pretrained(names, dtype="float32")
@@ -124,9 +135,33 @@ def test_exponents_and_long_battles(demo_battles):
 
 
 @pytest.mark.parametrize("what", ["prediction", "prediction_avx2", "training", "second_readings", "growth"])
-def test_the_readmes_tables_are_the_measured_ones(what):
-    figures = json.loads((REPOSITORY / "benchmarks" / f"{what}.json").read_text())
-    for table in format_figures(figures).split("\n\n"):
-        assert table in README, table
-    assert f"benchmarks/{what}.json" in README and OURS in (*figures.get("ways", ()), OURS)
-    assert (REPOSITORY / "benchmarks" / f"{what}.png").is_file()
+def test_the_published_tables_are_the_measured_ones(what):
+    results = json.loads((RESULTS / f"{what}.json").read_text())
+    for table in format_results(results).split("\n\n"):
+        assert table in PAGES, table
+    assert f"{what}.json" in PAGES and OURS in (*results.get("ways", ()), OURS)
+    assert (RESULTS / f"{what}.png").is_file()
+
+
+def test_the_default_recipe_parses_and_another_file_keeps_its_judge(monkeypatch):
+    """Timing other battles still takes the recipe's judge and base."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(parsing, "check_paths", lambda arguments: None)
+    options = {"verb": "benchmark", "default_recipe": RECIPE}
+    (found,) = parse_arguments(BenchmarkArguments, **options, argv=["--battles", "mine.jsonl"])
+    assert (found.battles, found.judge) == (["mine.jsonl"], ["outputs/demo/ab", "outputs/demo/ba"])
+    with pytest.raises(ValueError, match="expected one file for prediction; found 2"):
+        parse_arguments(BenchmarkArguments, **options, argv=["--battles", "mine.jsonl", "other.jsonl"])
+
+
+COMMANDS = ["speed", "speed.app", "speed.checkpoints", "speed.evaluation", "speed.members", "speed.profile_pack"]
+COMMANDS += ["studies.study", "studies.pseudolabels"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_listed_and_its_module_imports(name):
+    """benchmarks/README.md lists it; importing it finds all that it needs."""
+    listed = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"python -m benchmarks\.{re.escape(name)}[ `]", listed)
+    module = importlib.import_module(f"benchmarks.{name}{'.__main__' if name == 'speed' else ''}")
+    assert callable(module.main) and f"python -m benchmarks.{name}" in module.__doc__

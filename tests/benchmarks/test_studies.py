@@ -1,64 +1,61 @@
-"""What the studies in benchmarks/ stand on: features at their battles, heads that know their order, paired figures."""
-
-import sys
+"""What the studies rely on: features belong to their battles, heads know their orders, differences are paired."""
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.studies.arms import measure_arms
+from benchmarks.studies.frozen import Extraction, extract_part, load_features
+from benchmarks.studies.heads import orient, predict, predict_orders, train_head
 from modeling.data.battles import ORIENTATIONS
 from modeling.evaluation.bootstrap import Resampler
-from tests.helpers import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks" / "studies"))
-from arms import measure_arms
-from frozen import Reading, extract_part, load_features
-from heads import orient, predict, predict_orders, train_head
 
 RECIPE = {"learning_rate": 1e-2, "epochs": 200, "head_dropout": 0.0}
 
 
 @pytest.fixture
-def read(bases, demo_battles, tmp_path):
-    """Features of battles, read in this process; the number of threads is set back."""
+def extract(bases, demo_battles, tmp_path):
+    """Extracts features in this process, and restores the number of threads afterwards."""
     threads = torch.get_num_threads()
 
-    def extract(name: str, rows: list[int], reading: Reading, known: Reading | None = None) -> torch.Tensor:
+    def extract_rows(
+        name: str, rows: list[int], extraction: Extraction, known: Extraction | None = None
+    ) -> torch.Tensor:
         battles = demo_battles.select(rows)
-        folder = reading.find_folder(tmp_path)
+        folder = extraction.find_folder(tmp_path)
         folder.mkdir(parents=True, exist_ok=True)
         known_path = known.find_folder(tmp_path) / f"{name}-000.npz" if known else None
-        extract_part((folder / f"{name}-000.npz", list(battles), reading, known_path, known))
-        return load_features(battles, name, reading, tmp_path)[0]
+        extract_part((folder / f"{name}-000.npz", list(battles), extraction, known_path, known))
+        return load_features(battles, name, extraction, tmp_path)[0]
 
-    yield extract
+    yield extract_rows
     torch.set_num_threads(threads)
 
 
-def test_features_lie_at_their_battles_whatever_was_kept(bases, read):
-    """Longest first in batches, and yet row by row; what a shorter reading has the same tokens of is taken from it."""
+def test_features_belong_to_their_battles_also_when_some_are_reused(bases, extract):
+    """Batches are sorted by length, rows are not. Battles that also fit the shorter length are not recomputed."""
     base = str(bases["float32"].folder)
-    short, long = Reading(base, 256), Reading(base, 512, orders=("ba",))
-    few, alone = read("b", range(12), short), read("b", range(12), long)
+    short, long = Extraction(base, 256), Extraction(base, 512, orders=("ba",))
+    few, alone = extract("b", range(12), short), extract("b", range(12), long)
     assert few.shape == (12, 2, alone.shape[-1]) and not torch.isnan(few).any()
-    assert torch.allclose(read("one", [7], short)[0], few[7], atol=0.02)
-    kept = read("b", range(12), long, short)
-    assert torch.allclose(kept, alone, atol=0.02)
-    same = (kept[:, 0] == few[:, 1]).all(-1)  # the battles of up to 256 tokens
+    assert torch.allclose(extract("one", [7], short)[0], few[7], atol=0.02)
+    reused = extract("b", range(12), long, short)
+    assert torch.allclose(reused, alone, atol=0.02)
+    same = (reused[:, 0] == few[:, 1]).all(-1)  # the battles of up to 256 tokens
     assert 0 < same.sum() < 12
 
 
-def test_another_set_s_features_are_refused(bases, read, demo_battles, tmp_path):
-    reading = Reading(str(bases["float32"].folder), 72)
-    read("b", range(3), reading)
+def test_features_of_other_battles_are_an_error(bases, extract, demo_battles, tmp_path):
+    extraction = Extraction(str(bases["float32"].folder), 72)
+    extract("b", range(3), extraction)
     with pytest.raises(SystemExit, match="found others"):
-        load_features(demo_battles.select([2, 1, 0]), "b", reading, tmp_path)
+        load_features(demo_battles.select([2, 1, 0]), "b", extraction, tmp_path)
 
 
 @pytest.mark.parametrize("orders", [("ab",), ("ba",), ORIENTATIONS])
 @pytest.mark.parametrize("hidden", [4, 0])
 def test_a_head_learns_which_slot_wins_and_answers_by_label(orders, hidden):
-    """The first feature is the first slot's merit; in order ba the first slot is b. Whoever has merit wins."""
+    """The first feature is the merit of the first slot, which is b in order ba. The answer with merit wins."""
     torch.manual_seed(0)
     merit = torch.randn(64, 1)
     by_order = {"ab": merit, "ba": -merit}
@@ -72,14 +69,14 @@ def test_a_head_learns_which_slot_wins_and_answers_by_label(orders, hidden):
     )
 
 
-def test_labels_are_turned_for_the_readings_that_read_b_first():
+def test_labels_are_flipped_for_passes_that_show_b_first():
     labels = torch.tensor([[1.0, 0.0], [0.3, 0.7]])
     assert orient(labels, ("ba",)).tolist() == labels.flip(-1).tolist()
     assert torch.equal(orient(labels, ORIENTATIONS), torch.tensor([[1, 0], [0, 1], [0.3, 0.7], [0.7, 0.3]]))
 
 
 def test_differences_are_paired_and_seeds_averaged():
-    """Of four battles the first arm gets 3 right with one seed and 4 with the other: 0.875; the second arm 2: 0.5."""
+    """Of four battles the first arm gets 3 right with one seed and 4 with the other: 0.875. The second gets 2: 0.5."""
     sure, unsure = [0.8, 0.2], [0.2, 0.8]
     first = np.array([[sure, sure, sure, unsure], [sure] * 4])
     second = np.array([[sure, sure, unsure, unsure]] * 2)

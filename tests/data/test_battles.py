@@ -1,4 +1,4 @@
-"""Laws of battles.py: a bad row is named, nothing goes silently, sides mirror exactly."""
+"""Laws of battles.py and reader.py: errors name the bad rows, nothing is dropped silently, sides mirror exactly."""
 
 import json
 import math
@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-import modeling.data.battles
-from modeling.data.battles import load_battles, name_winners, order_responses, orient_label, swap_responses
-
-DATA = Path(modeling.data.battles.__file__).parent / "demo"
+from modeling.data.battles import (
+    DEMO_FOLDER,
+    load_battles,
+    name_winners,
+    order_responses,
+    orient_label,
+    swap_responses,
+)
 
 
 def build_row(id="x0", **fields) -> dict:
-    """A battle with a winner, or with the label given instead."""
+    """Returns a battle with a winner, or with the given label instead."""
     outcome = {} if "label" in fields else {"winner": "model_a"}
     return {"id": id, "prompt": "p", "response_a": "one", "response_b": "two", **outcome, **fields}
 
@@ -27,7 +31,7 @@ def write_rows(folder: Path, rows: list[dict]) -> Path:
 
 
 def catch_error(path: Path, **options) -> str:
-    """The message of the ValueError that loading raises; it must begin with the file."""
+    """Returns the message of the ValueError that loading raises, which must begin with the file."""
     with pytest.raises(ValueError) as caught:
         load_battles(path, **options)
     assert str(caught.value).startswith(f"{path}: ")
@@ -81,8 +85,8 @@ def test_a_missing_column_is_an_error_that_names_it(tmp_path, column):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (["x", "y", "x", "x"], "battle 'x': an id must stand on 1 row, .*; found 3. Make the ids unique"),
-        ([7, 8, 7], "battle 7: an id must stand on 1 row"),
+        (["x", "y", "x", "x"], "battle 'x': each id must be on 1 row, .*; found 3. Make the ids unique"),
+        ([7, 8, 7], "battle 7: each id must be on 1 row"),
         (["x", None], "battle 'row 1': ids must be all text or all whole numbers; found None. Give every row an id"),
         (["x", 1, "y", 2], "battles 'row 1', 'row 3': ids must be all text or all whole numbers; found 1, 2"),
         ([1.0, 2.0], "battles 'row 0', 'row 1': ids must be .*; found 1.0, 2.0"),
@@ -91,7 +95,7 @@ def test_a_missing_column_is_an_error_that_names_it(tmp_path, column):
         ([None] * 7, "battles 'row 0', .*, 'row 4' and 2 more: ids must be .*--bad_row_policy drop"),
         (["x", " "], "battle ' ': ids must be non-blank"),
         (["x", "\ud800"], "ids must be non-blank, valid Unicode text"),
-        ([1, 2**70], "column id: expected values of one storable type"),
+        ([1, 2**70], "column id: expected values of one storable type in all rows"),
     ],
 )
 def test_ids_that_cannot_key_predictions_are_an_error(tmp_path, ids, message):
@@ -111,16 +115,16 @@ def test_an_error_names_five_rows_and_counts_the_rest(tmp_path):
 
 
 @pytest.mark.parametrize("values", [[1, "one"], [[1], 1], [{"k": 1}, "one"], [2**70, 1], [["\ud800"], ["a"]]])
-def test_an_extra_column_that_has_no_single_type_is_an_error(tmp_path, values):
+def test_an_extra_column_without_a_common_type_is_an_error(tmp_path, values):
     path = write_rows(tmp_path, [build_row(f"x{row}", turn=value) for row, value in enumerate(values)])
-    assert re.search("column turn: expected .*; found otherwise .*. Give it one type or remove", catch_error(path))
+    assert re.search("column turn: expected .*; found others .*. Give it one type or remove", catch_error(path))
 
 
 @pytest.mark.parametrize("values", [[1, "one"], [{"k": 1}, "one"], [2**70, 1]])
-def test_an_extra_column_that_has_no_single_type_is_left_out_where_asked(tmp_path, values, caplog):
+def test_an_extra_column_without_a_common_type_is_left_out_where_asked(tmp_path, values, caplog):
     path = write_rows(tmp_path, [build_row(f"x{row}", turn=value, note="n") for row, value in enumerate(values)])
     assert load_battles(path, bad_row_policy="drop").column_names[4:] == ["label", "note"]
-    assert f"{path}: left out column turn, whose values have no one type (--bad_row_policy drop)" in caplog.text
+    assert f"{path}: left out column turn, whose values have no common type (--bad_row_policy drop)" in caplog.text
 
 
 def test_two_outcome_columns_are_an_error(tmp_path):
@@ -189,7 +193,7 @@ def test_int_ids_stay_ints_and_extra_columns_follow_in_order(tmp_path):
 
 
 def test_lone_surrogates_are_repaired_with_a_warning_and_other_text_is_untouched(tmp_path, caplog):
-    """A lone surrogate is legal in JSON, but neither a tokenizer nor parquet can hold it."""
+    """JSON allows a lone surrogate, but no tokenizer and no parquet file can hold it."""
     intact = "👩‍👩‍👧 🏴󠁧󠁢󠁳󠁣󠁴󠁿 مرحبا بك שלום \u202eRTL\u202c e\u0301 \ufeff\ufffd\x00 𝒳"
     path = write_rows(tmp_path, [build_row("x0", prompt=intact)])
     assert load_battles(path)["prompt"][0] == intact
@@ -210,12 +214,12 @@ def build_battles(num_battles: int = 40) -> Dataset:
 
 def test_swapping_mirrors_and_twice_is_identity():
     battles = build_battles()
-    for some in (battles, battles.remove_columns("label"), battles.select([5, 3])):
-        swapped = swap_responses(some)
-        assert swapped["response_a"][:] == some["response_b"][:] and swapped["response_b"][:] == some["response_a"][:]
-        assert swapped["id"][:] == some["id"][:] and swapped.column_names == some.column_names
+    for rows in (battles, battles.remove_columns("label"), battles.select([5, 3])):
+        swapped = swap_responses(rows)
+        assert swapped["response_a"][:] == rows["response_b"][:] and swapped["response_b"][:] == rows["response_a"][:]
+        assert swapped["id"][:] == rows["id"][:] and swapped.column_names == rows.column_names
         twice = swap_responses(swapped)
-        assert twice.to_list() == some.to_list() and twice.features == some.features
+        assert twice.to_list() == rows.to_list() and twice.features == rows.features
     assert swap_responses(battles)["label"][1] == [1 - 1 / 40, 1 / 40]
 
 
@@ -241,8 +245,8 @@ def test_winner_names_are_those_of_a_submission():
 
 
 def test_demo_battles_are_many_and_balanced_and_ours():
-    """Neither 'always a' nor 'the longer wins' may solve the demo, and nothing in it comes from elsewhere."""
-    parts = [load_battles(DATA / f"demo_{part}.jsonl", require_labels=True) for part in ("train", "test")]
+    """Neither "always a" nor "the longer wins" solves the demo, and all of it was written for this project."""
+    parts = [load_battles(DEMO_FOLDER / f"{part}.jsonl", require_labels=True) for part in ("train", "test")]
     for part in parts:
         rows = part.to_list()
         assert len(set(part["language"])) >= 12 and set(part["source"]) == {"written for bothways"}

@@ -1,4 +1,4 @@
-"""Laws of folds.py: no prompt is on two sides, folds are alike, and rows in another order change nothing."""
+"""Laws of folds.py: no prompt is on both sides, folds are balanced, and the order of the rows changes nothing."""
 
 import random
 from collections import Counter
@@ -20,7 +20,7 @@ def build_battles(prompts: list[str], **columns) -> Dataset:
 
 
 def build_families(num_families: int = 30) -> Dataset:
-    """Per family: a prompt of 12 words, the same in other letters, with a word replaced, and with the end replaced."""
+    """Returns families of four: a prompt of 12 words, in upper case, with one word replaced, with its end replaced."""
     choose, prompts = random.Random(2), []
     for family in range(num_families):
         words = [f"{choose.randrange(10**6):06}" for _ in range(12)]
@@ -54,7 +54,7 @@ def test_folds_are_disjoint_and_complete(method, num_folds):
 
 
 @pytest.mark.parametrize("num_folds", [2, 5])
-def test_near_copies_of_a_prompt_fall_on_one_side(num_folds):
+def test_near_duplicates_of_a_prompt_are_on_one_side(num_folds):
     battles = build_families()
     for fold in range(num_folds):
         train, evaluation = split_folds(battles, num_folds, fold)
@@ -73,7 +73,7 @@ def test_the_order_of_the_rows_changes_nothing(build):
 
 @pytest.mark.parametrize("num_folds", [2, 7, 150])
 def test_every_fold_has_its_share_of_every_stratum(num_folds):
-    """Each single battle goes where its stratum is rarest, so no two folds differ by more than one in any stratum."""
+    """Each battle goes where its stratum is rarest, so no two folds differ by more than one in any stratum."""
     battles = build_singles()
     counts = Counter(
         (fold, name_stratum(row)) for fold, row in zip(assign_folds(battles, num_folds), battles, strict=True)
@@ -88,7 +88,7 @@ def test_every_fold_has_its_share_of_every_stratum(num_folds):
 
 
 def test_a_group_is_balanced_by_its_most_frequent_stratum():
-    """Four groups of three, each 2:1 in favour of one outcome: both folds get one of each kind."""
+    """Four groups of three have majorities a, a, b, b. Each fold gets one group with each majority."""
     labels = [OUTCOMES[outcome] for outcome in "aabababbabab"]
     battles = Dataset.from_dict({"prompt": [f"Prompt {i // 3}" for i in range(12)], "label": labels})
     folds = assign_folds(battles, 2)

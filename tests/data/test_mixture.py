@@ -1,4 +1,4 @@
-"""Laws of mixing.py: no evaluation prompt is trained on, nothing goes unsaid, weights and confidences do their part."""
+"""Laws of mixture.py: no evaluation prompt is trained on, every drop is logged, weights and confidences are applied."""
 
 import pytest
 from accelerate import PartialState
@@ -32,11 +32,11 @@ def index(*prompts: str) -> DuplicateIndex:
     return made
 
 
-# --- leaks ------------------------------------------------------------------------------------------------------------
+# --- contamination ----------------------------------------------------------------------------------------------------
 
 
 def change(prompt: str, kind: str) -> str:
-    """The prompt as a leak; "overlapping" keeps the first 90% of it."""
+    """Returns the prompt as it may leak; "overlapping" keeps the first 90% of it."""
     return {
         "exact": prompt,
         "case": prompt.upper(),
@@ -47,21 +47,21 @@ def change(prompt: str, kind: str) -> str:
 
 @pytest.mark.parametrize("language", PROMPTS)
 @pytest.mark.parametrize("kind", ["exact", "case", "white space", "overlapping"])
-def test_a_planted_leak_is_found_counted_and_removed(language, kind, caplog):
-    leak, *others = change(PROMPTS[language], kind), *OTHERS
-    battles = build_battles({"prompt": others[0]}, {"prompt": leak}, *({"prompt": other} for other in others[1:]))
+def test_a_planted_contamination_is_found_counted_and_removed(language, kind, caplog):
+    planted, *others = change(PROMPTS[language], kind), *OTHERS
+    battles = build_battles({"prompt": others[0]}, {"prompt": planted}, *({"prompt": other} for other in others[1:]))
     evaluation = index("An evaluation prompt.", PROMPTS[language])
     kept = drop_contaminated("pool.parquet", battles, evaluation, leak_policy="drop")
     assert kept["id"][:] == ["x0", "x2", "x3"]
-    numbers = "0 the same and 1 nearly" if kind == "overlapping" else "1 the same and 0 nearly"
-    said = f"pool.parquet: 1 of 4 battles have a prompt of the evaluation part, {numbers} the same; dropped"
-    assert said in caplog.text and "battle 'x1'" in caplog.text
+    exact, near = (0, 1) if kind == "overlapping" else (1, 0)
+    counts = f"{exact} have a prompt of the evaluation part and {near} a near-duplicate of one; dropped from training"
+    assert f"pool.parquet: 1 of 4 battles are contaminated: {counts}" in caplog.text and "battle 'x1'" in caplog.text
 
 
-def test_leaks_may_be_kept_or_stop_the_run(caplog):
+def test_contaminated_battles_may_be_kept_or_stop_the_run(caplog):
     battles, evaluation = build_battles({"prompt": OTHERS[0]}), index(OTHERS[0])
     assert len(drop_contaminated("f", battles, evaluation, leak_policy="keep")) == 1
-    assert "f: 1 of 1 battles have a prompt of the evaluation part" in caplog.text and "kept" in caplog.text
+    assert "f: 1 of 1 battles are contaminated" in caplog.text and "kept" in caplog.text
     with pytest.raises(
         ValueError, match=r"f: 1 of 1 battles .* expected none\. same: battle 'x0'\. Pass --leak_policy drop"
     ):
@@ -69,49 +69,49 @@ def test_leaks_may_be_kept_or_stop_the_run(caplog):
     assert len(drop_contaminated("f", battles, index("something else"), leak_policy="error")) == 1
 
 
-# --- repeats and identical answers ------------------------------------------------------------------------------------
+# --- duplicates and equal responses -----------------------------------------------------------------------------------
 
 
-def test_repeats_and_identical_answers_are_counted_and_dropped_where_asked(caplog):
+def test_duplicates_and_equal_responses_are_counted_and_dropped_where_asked(caplog):
     battles = build_battles(
         {"response_a": "left", "response_b": "right"},
-        {"prompt": " P", "response_a": "Right", "response_b": "left", "label": [0.0, 1.0]},  # the first one, turned
+        {"prompt": " P", "response_a": "Right", "response_b": "left", "label": [0.0, 1.0]},  # the first one, swapped
         {"response_a": "left", "response_b": "other"},
         {"response_a": "same", "response_b": " same"},
     )
     kept = drop_duplicates("f", battles, repeat_policy="keep", identical_policy="keep")
     assert kept["id"][:] == battles["id"][:]
     assert "f: kept 1 of 4 battles that repeat another (--repeat_policy keep): battle 'x1'" in caplog.text
-    assert "f: kept 1 of 4 battles whose two answers are the same (--identical_policy keep): battle 'x3'" in caplog.text
+    assert "f: kept 1 of 4 battles with two equal responses (--identical_policy keep): battle 'x3'" in caplog.text
     assert drop_duplicates("f", battles, repeat_policy="drop", identical_policy="keep")["id"][:] == ["x0", "x2", "x3"]
     assert drop_duplicates("f", battles, repeat_policy="drop", identical_policy="drop")["id"][:] == ["x0", "x2"]
-    assert "dropped 1 of 4 battles whose two answers are the same" in caplog.text
+    assert "dropped 1 of 4 battles with two equal responses" in caplog.text
 
 
-def test_repeats_with_the_other_winner_are_counted_by_themselves(caplog):
-    """Turned, the same label is the other winner; a tie opposes nobody."""
+def test_duplicates_with_the_opposite_winner_are_counted_apart(caplog):
+    """With swapped sides, the same label names the opposite winner; a tie opposes no winner."""
     sides = {"response_a": "left", "response_b": "right"}
-    turned = {"response_a": "right", "response_b": "LEFT"}
+    swapped = {"response_a": "right", "response_b": "LEFT"}
     a, b, tie = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
     battles = build_battles(
         {**sides, "label": a},
         {**sides, "label": a},
-        {**turned, "label": b},
+        {**swapped, "label": b},
         {**sides, "label": tie},
         {**sides, "label": b},
-        {**turned, "label": [0.9, 0.1]},
+        {**swapped, "label": [0.9, 0.1]},
     )
     kept = drop_duplicates("f", battles, repeat_policy="drop", identical_policy="keep")
     assert kept["id"][:] == ["x0"]
     assert "f: dropped 3 of 6 battles that repeat another (--repeat_policy drop): battles 'x1', 'x2', 'x" in caplog.text
-    assert "f: dropped 2 of 6 battles that repeat another with the other winner (--repeat_policy drop)" in caplog.text
+    assert "f: dropped 2 of 6 battles that repeat another with the opposite winner (--repeat" in caplog.text
 
 
 # --- mixing -----------------------------------------------------------------------------------------------------------
 
 
 def test_sources_are_mixed_with_their_weights_and_confidences():
-    """3 battles of weight 1 and 1 of weight 5: their mean is 2, so they count 0.5 and 2.5, 1 on average."""
+    """Three battles have weight 1 and one has weight 5. The mean is 2, so they become 0.5 and 2.5, 1 on average."""
     first, second = build_battles({}, {}, {"label": [0.5, 0.5]}), build_battles({"id": 7, "label": [0.25, 0.75]})
     mixed = mix_sources([("first", first), ("second", second)], weights=[1, 5], confidences=[0.9, 0.8])
     assert mixed["weight"][:] == [0.5, 0.5, 0.5, 2.5]
@@ -120,7 +120,7 @@ def test_sources_are_mixed_with_their_weights_and_confidences():
     assert mixed["id"][:] == ["x0", "x1", "x2", "7"] and mixed["train_source"][:] == ["first"] * 3 + ["second"]
 
 
-def test_one_source_is_unchanged_and_brings_no_weights():
+def test_one_source_is_unchanged_and_has_no_weights():
     battles = build_battles({"language": "en"}, {"language": None, "label": [0.3, 0.7]})
     mixed = mix_sources([("f", battles)])
     assert mixed["label"][:] == battles["label"][:] and mixed["language"][:] == ["en", None]
@@ -132,11 +132,11 @@ def test_a_doubted_label_is_a_distribution_over_all_labels():
     assert soften_label([1.0, 0.0, 0.0], 0.8) == pytest.approx([0.8, 0.1, 0.1])
 
 
-def test_several_teachers_are_averaged_and_null_is_none():
+def test_several_teachers_are_averaged_and_null_is_skipped():
     battles = build_battles(
         {"t1": 0.8, "t2": [0.4, 0.6]}, {"t1": None, "t2": [0.3, 0.7]}, {"t1": None, "t2": None}, {"t1": 1.0, "t2": None}
     )
-    other = build_battles({})  # knows no teacher
+    other = build_battles({})  # has no teacher column
     mixed = mix_sources([("f", battles), ("g", other)], teacher_columns=["t1", "t2"])
     expected = [[0.6, 0.4], [0.3, 0.7], None, [1.0, 0.0], None]
     for found, teacher in zip(mixed["teacher"], expected, strict=True):
@@ -155,7 +155,7 @@ def test_a_teacher_column_of_a_csv_is_read_as_the_schemas_read_theirs(tmp_path):
             mix_sources([("g.csv", load_battles(tmp_path / "g.csv"))], teacher_columns=["t"])
 
 
-def test_a_teacher_column_that_is_none_is_an_error():
+def test_a_teacher_column_without_probabilities_is_an_error():
     battles = build_battles({"t": 1.5}, {"t": 0.5})
     with pytest.raises(ValueError, match=r"f: battle 'x0': --teacher_column t must be null, .*; found 1.5\. Fix"):
         mix_sources([("f", battles)], teacher_columns=["t"])

@@ -1,4 +1,4 @@
-"""Laws of duplicates.py: a planted near-copy is found in any script, another task is not, and order is nothing."""
+"""Laws of near_duplicates.py: planted near-duplicates are found in any script, other tasks are not, in any order."""
 
 import random
 import time
@@ -32,7 +32,7 @@ def join_words(words: list[str], language: str) -> str:
 
 
 def build_words(language: str, num_words: int) -> list[str]:
-    """The first words of the language's sentence; after its end, made-up words from the same letters."""
+    """Returns the words of the language's sentence, continued by made-up words of the same letters."""
     words = WORDS[language].split()
     letters, choose = sorted(set("".join(words))), random.Random(num_words)
     lengths = [len(word) for word in words]
@@ -57,7 +57,7 @@ def change_white_space(words: list[str], language: str) -> str:
 
 
 def change_case_and_width(words: list[str], language: str) -> str:
-    """Upper case; of every ASCII letter the full-width form, as Asian keyboards give it."""
+    """Returns upper case, with ASCII characters in the full-width form that Asian keyboards give."""
     return "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in join_words(words, language).upper()) + "。"
 
 
@@ -100,7 +100,7 @@ def test_different_tasks_stay_apart(text, other):
 
 
 def test_long_texts_of_one_language_stay_apart():
-    """The more text, the more of a language's shingles any two texts share: half of all, were they of 3 letters."""
+    """The longer two texts of a language, the more shingles they share: with 3-letter shingles, it would be half."""
     words = [build_words("English", 200)[:100], build_words("English", 200)[100:]]
     texts = [" ".join(random.Random(0).choices(half, k=500)) for half in words]
     assert len(set(group_texts(texts))) == 2
@@ -133,7 +133,7 @@ def test_short_and_blank_texts_are_duplicates_only_when_equal():
         ("", ""),
     ],
 )
-def test_normalizing_drops_what_a_model_does_not_read_or_what_does_not_change_a_task(text, normalized):
+def test_normalizing_drops_what_models_do_not_read_and_what_does_not_change_a_task(text, normalized):
     assert normalize_text(text) == normalized == normalize_text(normalized)
 
 
@@ -149,7 +149,7 @@ def test_numbers_follow_the_order_of_adding_over_several_calls():
 
 
 def build_crowd(num_families: int = 40) -> list[str]:
-    """Families of four copies of 12 words of 6 digits; each copy has a word of letters in a place of its own."""
+    """Returns families of four copies of 12 words of 6 digits. Each copy has one word of letters, at its own place."""
     choose, crowd = random.Random(1), []
     for _ in range(num_families):
         words = [f"{choose.randrange(10**6):06}" for _ in range(12)]
@@ -167,7 +167,7 @@ def test_groups_are_the_families_in_any_order():
 
 
 def test_found_pairs_are_those_of_an_exhaustive_comparison():
-    """A copy has 12 x 6 + 11 = 83 letters, 79 shingles of 5; its word of letters stands in 10 of them, the first in 6.
+    """A copy has 12 x 6 + 11 = 83 letters and 79 shingles of 5. Its own word is in 10 of them, or in 6 if it is first.
 
     So two copies share 79 - 10 - 10 = 59 of 79 + 20 = 99 (0.596), but the first and another 63 of 95 (0.663).
     """
@@ -185,10 +185,10 @@ TEMPLATE = "You are given a product review and must decide whether it is positiv
 
 
 def build_near_pairs(num_pairs: int) -> list[tuple[str, str]]:
-    """Prompts of one template, and each again with its last word changed: two have more in common than two strangers.
+    """Returns prompts of one template, each with a copy whose last word differs.
 
-    The template is 94 letters; ten words of 7 are 79 more. A pair differs in the last 7 and so in 7 shingles of 169,
-    0.92 alike; strangers share the template's 90 of 248, 0.36, which every second text of a large table proposes.
+    The template has 94 letters; ten words of 7 add 79. A pair differs in the last 7 letters and so in 7 shingles of
+    169: similarity 0.92. Others share the template's 90 of 248: similarity 0.36, at which LSH proposes most pairs.
     """
     choose, pairs = random.Random(3), []
     for _ in range(num_pairs):
@@ -197,16 +197,16 @@ def build_near_pairs(num_pairs: int) -> list[tuple[str, str]]:
     return pairs
 
 
-def test_of_a_crowd_made_from_one_template_each_finds_its_own_near_copy():
-    """Strangers may be the nearest in place, and far more of them than are ever compared."""
+def test_each_prompt_of_a_large_template_finds_its_own_near_duplicate():
+    """Far more prompts are proposed than are compared, and unrelated ones may be the nearest in place."""
     pairs = build_near_pairs(400)
     index = DuplicateIndex()
     index.add([text for text, _ in pairs])
     assert index.find([copy for _, copy in pairs]) == [[number] for number in range(400)]
 
 
-def test_of_a_crowd_made_from_one_template_each_is_grouped_with_its_own_near_copy():
-    """The template at the end, so that a pair does not sort next to each other either."""
+def test_each_prompt_of_a_large_template_is_grouped_with_its_own_near_duplicate():
+    """The template is at the end, so that the two of a pair are not neighbours when sorted."""
     pairs = [[" ".join(reversed(text.split())) for text in pair] for pair in build_near_pairs(300)]
     groups = group_texts([text for pair in pairs for text in pair])
     assert groups[::2] == groups[1::2] and len(set(groups)) == 300
@@ -238,7 +238,7 @@ def test_conversations_that_begin_with_a_greeting_stay_apart():
 
 
 def test_joining_is_transitive():
-    """Neighbours in the chain share 18 of 20 words, its ends none."""
+    """Neighbours in the chain share 18 of 20 words; its two ends share none."""
     words = [f"word{i:04}" for i in range(60)]
     chain = [" ".join(words[i : i + 20]) for i in range(0, 41, 2)]
     index = DuplicateIndex()
@@ -248,7 +248,7 @@ def test_joining_is_transitive():
 
 
 def test_a_crowd_of_one_text_or_template_is_not_quadratic():
-    """20,000 would be 200 million pairs, hours; the template's slots are 1 of 12 words."""
+    """All pairs of 20,000 texts would be 200 million and take hours. The template's slot is 1 of its 12 words."""
     start = time.process_time()
     template = "please act as an expert travel guide and describe the sights of {}"
     assert set(group_texts([template] * 20_000)) == {0}
@@ -270,7 +270,7 @@ def test_a_text_of_a_megabyte_is_no_obstacle(alphabet, num_characters):
     index = DuplicateIndex()
     index.add([text, "short"])
     assert index.find([text[: -num_characters // 20]]) == [[0]]
-    assert time.process_time() - start < 6  # 1 s where nothing else runs
+    assert time.process_time() - start < 6  # 1 s on an idle machine
 
 
 @pytest.mark.parametrize("threshold", [0, -0.1, 1.01])
@@ -285,6 +285,6 @@ def test_no_texts_have_no_groups():
 
 
 def test_chance_misses_few_pairs_at_the_threshold():
-    """One in 1,400, as the module says: the chance that no band of ROWS values agrees."""
+    """One in 1,400, as the module says: the probability that no band of ROWS values agrees."""
     missed = (1 - DEFAULT_THRESHOLD**ROWS) ** BANDS
     assert 1 / 1500 < missed < 1 / 1300

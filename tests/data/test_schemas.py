@@ -1,6 +1,6 @@
-"""Laws of schemas.py: every schema of the README's table gives the same four columns, and a row that is none says why.
+"""Laws of schemas.py: every schema of the README's table gives the same columns, and a bad row gets a clear error.
 
-The rows are of the shape of the public data sets, written for this test.
+The rows have the shape of the public data sets, but were written for this test.
 """
 
 import csv
@@ -13,7 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from modeling.data.battles import load_battles
-from modeling.data.schemas import SCHEMAS, is_chosen_first
+from modeling.data.schemas import (
+    SCHEMAS,
+    RowError,
+    check_messages,
+    is_chosen_first,
+    is_prompt_of,
+    join_messages,
+    join_turns,
+    split_transcript,
+)
 from tests.helpers import REPOSITORY
 
 TWO_TURNS = {"prompt": "[Turn 1] Hi\n\n[Turn 2] And?", "response_a": "[Turn 1] a1\n\n[Turn 2] a2"}
@@ -24,7 +33,7 @@ A, B, TIE = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
 
 
 def talk(*texts: str, parts: bool = False) -> list[dict]:
-    """Messages in turn of user and assistant; `parts` as lmarena 140k has them."""
+    """Returns messages of user and assistant in turn, with `parts` as text parts like lmarena 140k's."""
     contents = [[{"type": "text", "text": text, "image": None}] if parts else text for text in texts]
     return [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
 
@@ -82,7 +91,7 @@ def test_soft_labels(tmp_path, suffix, column, label):
     assert load_rows(tmp_path, {**PLAIN, column: label}, suffix=suffix) == [{**PLAIN, "label": [0.25, 0.75]}]
 
 
-def test_a_winner_stands_above_p_a_unless_the_schema_is_forced(tmp_path):
+def test_a_winner_takes_precedence_over_p_a_unless_the_schema_is_forced(tmp_path):
     row = {**PLAIN, "winner": "model_a", "p_a": 0.8}
     assert load_rows(tmp_path, row) == [{**PLAIN, "label": A, "p_a": 0.8}]
     assert load_rows(tmp_path, row, schema="p_a") == [{**PLAIN, "label": [0.8, pytest.approx(0.2)]}]
@@ -102,7 +111,7 @@ def test_lmsys_55k(tmp_path, suffix, column, label):
 
 
 def test_lmsys_turns_that_are_null_are_empty_and_one_turn_is_plain_text(tmp_path):
-    """The data set has both; its lone surrogates, too, come out of the JSON inside of the csv."""
+    """The data set has both. Its lone surrogates are inside the JSON inside the csv."""
     row = build_lmsys(prompt=["Hi", "x\ud83d"], response_a=[None, "a2"], response_b=["b1", None])
     (battle,) = load_rows(tmp_path, row, suffix=".csv")
     assert battle["response_a"] == "[Turn 1] \n\n[Turn 2] a2" and battle["prompt"] == "[Turn 1] Hi\n\n[Turn 2] x\ufffd"
@@ -113,12 +122,12 @@ def test_lmsys_turns_that_are_null_are_empty_and_one_turn_is_plain_text(tmp_path
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
-def test_lmsys_without_winners_is_seen_from_its_texts(tmp_path, caplog, suffix):
-    """Its test.csv; as lists in a parquet too."""
+def test_lmsys_without_winners_is_recognised_by_its_texts(tmp_path, caplog, suffix):
+    """As in its test.csv, and as lists in a parquet file."""
     row = {name: value for name, value in build_lmsys().items() if not name.startswith("winner")}
     (battle,) = load_rows(tmp_path, row, suffix=suffix)
     assert strip(battle) == TWO_TURNS
-    assert "lists of turns, so it is read as lmsys without outcomes; --schema unlabelled would" in caplog.text
+    assert "lists of turns, so it is read as lmsys without outcomes; pass --schema unlabelled" in caplog.text
     assert load_rows(tmp_path, row, suffix=suffix, schema="unlabelled")[0]["prompt"] == '["Hi", "And?"]'
     if suffix != ".csv":
         row |= {name: json.loads(row[name]) for name in TWO_TURNS}
@@ -133,7 +142,7 @@ def test_plain_texts_are_not_taken_for_turns_because_some_look_like_lists(tmp_pa
     row = {name: value for name, value in build_lmsys().items() if not name.startswith("winner")}
     first, second = load_rows(tmp_path, row, {**row, "id": 2, **odd})
     assert first["prompt"] == '["Hi", "And?"]' and strip(second) == {**strip(row), **odd}
-    with pytest.raises(ValueError, match=r"found the lists in 2 of its first 3 rows\. Pass --schema lmsys to"):
+    with pytest.raises(ValueError, match=r"found lists in 2 of its first 3 rows\. Pass --schema lmsys to"):
         load_rows(tmp_path, row, {**row, "id": 2, **odd}, {**row, "id": 3})
 
 
@@ -177,12 +186,12 @@ def test_chosen_and_rejected_texts(tmp_path, suffix):
 
 
 def test_the_side_of_a_pair_never_changes():
-    """Fixed numbers: another hash would turn the sides of every set that was ever trained on."""
+    """Another hash would swap the sides of every data set that was ever trained on."""
     assert [is_chosen_first(id) for id in ("a", "b", "c", "d", 1, "1")] == [True, True, True, True, False, False]
 
 
 def test_orpo_dpo_mix_has_message_lists_and_no_id(tmp_path):
-    """The same pair twice is two battles: ids are made of the texts, and numbered."""
+    """The same pair twice is two battles: ids are hashes of the texts, and repeats are numbered."""
     row = {"chosen": talk("Hi", "good"), "rejected": talk("Hi", "bad"), "prompt": "Hi", "question": "Hi"}
     once, twice = load_rows(tmp_path, row, row, suffix=".parquet")
     assert {once["response_a"], once["response_b"]} == {"good", "bad"} and once["prompt"] == "Hi"
@@ -215,7 +224,7 @@ def test_hh_rlhf_holds_the_prompt_in_its_transcripts(tmp_path):
     assert {battle["response_a"], battle["response_b"]} == {"good", "bad\n\nreally"}
 
 
-def test_transcripts_are_taken_apart_beside_a_prompt_too(tmp_path, caplog):
+def test_transcripts_are_split_beside_a_prompt_too(tmp_path, caplog):
     said = "\n\nHuman: Hi\n\nAssistant:"
     for prompt in (said, "Hi", "", None):
         (battle,) = load_rows(tmp_path, build_pair(chosen=f"{said} good", rejected=f"{said} bad", prompt=prompt))
@@ -223,20 +232,20 @@ def test_transcripts_are_taken_apart_beside_a_prompt_too(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_a_prompt_that_is_none_of_the_messages_is_counted_and_the_messages_are_taken(tmp_path, caplog):
+def test_a_prompt_that_is_not_in_the_messages_is_counted_and_the_messages_are_used(tmp_path, caplog):
     sides = {name: talk("Hi", "Hello", "And?", name) for name in ("chosen", "rejected")}
     rows = [{"id": id, "prompt": prompt, **sides} for id, prompt in (("x", "And?"), ("y", "Ho"), ("z", None))]
     assert {battle["prompt"] for battle in load_rows(tmp_path, *rows)} == {TWO_QUESTIONS}
-    assert "battle 'y': the prompt is not what the messages say; took the messages" in caplog.text
+    assert "battle 'y': the prompt is not in the messages; the messages were used" in caplog.text
 
 
-def test_the_readme_s_table_has_a_row_for_each_schema():
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def test_the_table_of_schemas_has_a_row_for_each():
+    page = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
     for name in SCHEMAS:
-        assert f"\n| `{name}` |" in readme
+        assert f"\n| `{name}` |" in page
 
 
-# --- rows that are no battles -----------------------------------------------------------------------------------------
+# --- rows that are not battles ----------------------------------------------------------------------------------------
 
 BAD_ROWS = [
     (build_lmsys(winner_model_b=1), "one of winner_model_a, winner_model_b, winner_tie must be 1", "[1, 1, 0]"),
@@ -259,7 +268,7 @@ BAD_ROWS = [
     (build_arena(conversation_a=talk("Hi", "a1")), "must have the same user turns", "1 turns in conversation_a and 2"),
     (build_arena(conversation_a=talk("Ho", "a1", "And?", "a2")), "must have the same user turns", "2 turns"),
     (build_arena(conversation_a=[{"role": "user"}]), "conversation_a must be a list of messages", "{'role': 'user'}"),
-    (build_arena(conversation_a=[{"role": "tool", "content": "x"}]), "in turn of user and assistant", "'tool'"),
+    (build_arena(conversation_a=[{"role": "tool", "content": "x"}]), "alternating between user and", "'tool'"),
     (build_arena(conversation_b=talk("Hi", 3)), "conversation_b must be a list of messages", "3"),
     (build_pair(id="x", chosen=talk("Hi")), "chosen must end with the assistant's message", "'user'"),
     (build_pair(id="x", rejected=[]), "rejected must be a list of messages", "[]"),
@@ -323,18 +332,49 @@ def test_a_large_file_names_five_bad_rows_of_all_its_parts_and_counts_them(tmp_p
     with pytest.raises(ValueError, match=r"battles 'x0', 'x500', 'x1000', 'x1500', 'x2000' and 5 more: p_a must"):
         load_rows(tmp_path, *rows)
     rows = [{**PLAIN, "id": f"x{row % 2047}", "p_a": 0.5} for row in range(2050)]
-    with pytest.raises(ValueError, match=r"battles 'x0', 'x1', 'x2': an id must stand on 1 row, .* found 2. Make"):
+    with pytest.raises(ValueError, match=r"battles 'x0', 'x1', 'x2': each id must be on 1 row, .* found 2. Make"):
         load_rows(tmp_path, *rows)
     assert len(load_rows(tmp_path, *rows, bad_row_policy="drop")) == 2047
 
 
 def test_columns_that_change_between_parts_are_an_error_or_promoted(tmp_path):
-    """Rows 0 to 2047 are one part, the rest another; an integer column may become fractional, never a text."""
+    """Rows 0 to 2047 are one part. In the next, an integer column may become a float, but never a text."""
     rows = [{**PLAIN, "id": f"x{row}", "winner": "tie", "score": 1 if row < 2048 else 0.5} for row in range(2050)]
     assert load_rows(tmp_path, *rows)[-1]["score"] == 0.5
-    with pytest.raises(ValueError, match="column score: expected values of one storable type throughout"):
+    with pytest.raises(ValueError, match="column score: expected values of one storable type in all rows"):
         load_rows(tmp_path, *(mixed := [row | {"score": "much" if row["score"] < 1 else 1} for row in rows]))
     assert "score" not in load_rows(tmp_path, *mixed, bad_row_policy="drop")[0]
     unlabelled = [{name: value for name, value in row.items() if name != "winner"} for row in rows[2048:]]
     with pytest.raises(ValueError, match=r"expected the columns .*winner throughout; found .* after row 2,048"):
         load_rows(tmp_path, *rows[:2048], *unlabelled)
+
+
+# --- conversations as text --------------------------------------------------------------------------------------------
+
+SAID = [("user", "Hi"), ("assistant", "Hello"), ("user", "And?")]
+MESSAGES = [{"role": role, "content": text} for role, text in SAID]
+TRANSCRIPT = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?"
+
+
+def test_turns_and_messages_are_joined_in_one_way():
+    assert (join_turns(["Hi"]), join_turns(["Hi", None])) == ("Hi", "[Turn 1] Hi\n\n[Turn 2] ")
+    assert join_messages([("system", "S"), ("user", "Hi")]) == "[System] S\n\n[User] Hi"
+
+
+def test_messages_read_the_same_from_lists_from_json_and_from_transcripts():
+    assert check_messages(MESSAGES, "chosen") == check_messages(json.dumps(MESSAGES), "chosen") == SAID
+    assert check_messages(split_transcript(TRANSCRIPT, "chosen"), "chosen") == SAID
+    for read, found in ((check_messages, "Hi"), (check_messages, []), (split_transcript, "Hi")):
+        with pytest.raises(RowError, match="chosen must be a"):
+            read(found, "chosen")
+
+
+@pytest.mark.parametrize("beside", ["Hi", " And?\n", join_messages(SAID), MESSAGES, json.dumps(MESSAGES), "", None])
+def test_a_prompt_beside_messages_is_one_of_them_or_all_or_nothing(beside):
+    assert is_prompt_of(beside, SAID)
+    assert is_prompt_of(f"{TRANSCRIPT}\n\nAssistant:", SAID)
+
+
+@pytest.mark.parametrize("beside", ["Ho", MESSAGES[:1], "\n\nHuman: Ho\n\nAssistant:", 7])
+def test_a_prompt_that_no_message_has_is_another(beside):
+    assert not is_prompt_of(beside, SAID)

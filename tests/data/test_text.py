@@ -1,4 +1,4 @@
-"""repair_text is ftfy.fix_text: what skips ftfy is what ftfy leaves alone."""
+"""Laws of text.py: repair_text equals ftfy.fix_text, so whatever skips ftfy is what ftfy leaves alone."""
 
 import random
 import unicodedata
@@ -9,9 +9,9 @@ import pytest
 
 from modeling.data.text import _UNTOUCHED, repair_text
 
-# One of each kind that ftfy tells apart when it searches for wrongly decoded text, of those that skip it; and others.
+# Characters that skip ftfy: one of each kind that ftfy distinguishes when it looks for wrongly decoded text, and more.
 KINDS = list("aZ 5.<'\"\n\tàìîöúüßÿВГРСАявㄱ가あァー漢、「اשกअế😀")
-# What ftfy mends.
+# Text that ftfy repairs.
 BROKEN = ["donâ€™t", "Ã©", "рџ", "ÃƒÂ©", "à²", "Â ", "×²", "°", "É", "€", "œ", "Ўў", "…", "–", "“x”", "’", "&amp;"]
 BROKEN += ["&lt;b&gt;", "ﬁ", "ﾊﾝ", "！", "e\u0301", "\u212b", "\u1112\u1161\u11ab", "\r\n", "\r", "\u3000", "\u2028"]
 BROKEN += ["\x85", "\x1b[31m", "\x00", "\ufeff"]
@@ -19,7 +19,7 @@ BROKEN += ["\x85", "\x1b[31m", "\x00", "\ufeff"]
 
 @pytest.fixture(scope="module")
 def skipped():
-    """Every character of which a text may consist that never reaches ftfy."""
+    """Returns every character of the texts that never reach ftfy."""
     return [char for char in map(chr, range(0x110000)) if _UNTOUCHED.fullmatch(char) and repair_text(char) == char]
 
 
@@ -34,8 +34,8 @@ def test_no_three_kinds_together_look_broken_to_ftfy():
     assert [text for text in map("".join, product(KINDS, repeat=3)) if ftfy.is_bad(text)] == []
 
 
-def test_mixtures_of_what_skips_ftfy_come_out_as_ftfy_leaves_them(skipped):
-    """Two alphabets in two: all characters alike, and the few kinds that ftfy looks at."""
+def test_mixtures_of_characters_that_skip_ftfy_come_out_as_ftfy_leaves_them(skipped):
+    """One alphabet is all such characters; the others are the few kinds that ftfy distinguishes."""
     rng = random.Random(0)
     for number in range(4000):
         text = "".join(rng.choices(rng.choice([skipped, KINDS, KINDS[:30]]), k=rng.randint(1, 60)))
@@ -43,8 +43,8 @@ def test_mixtures_of_what_skips_ftfy_come_out_as_ftfy_leaves_them(skipped):
         assert repair_text(text) == ftfy.fix_text(text)
 
 
-def test_lines_are_mended_as_ftfy_mends_the_text():
-    """Line by line, and with HTML entities left alone from the first "<" on."""
+def test_repairing_line_by_line_equals_repairing_the_whole_text():
+    """From the first "<" on, ftfy leaves HTML entities alone in all later lines."""
     rng = random.Random(1)
     for _ in range(4000):
         text = "".join(rng.choices([*BROKEN, *KINDS, "\n", "\n", "plain "], k=rng.randint(1, 25)))
@@ -52,6 +52,6 @@ def test_lines_are_mended_as_ftfy_mends_the_text():
 
 
 def test_a_line_longer_than_ftfy_takes_at_once():
-    long = "&amp;é " * 200_000  # 1.4 million characters: ftfy goes on after the first million
+    long = "&amp;é " * 200_000  # 1.4 million characters: ftfy splits after the first million
     for text in (long + "<&amp;", "<" + long, long + "\n<\n&amp;"):
         assert repair_text(text) == ftfy.fix_text(text)

@@ -1,4 +1,4 @@
-"""Baselines on battles whose rule is known."""
+"""Baselines on battles that follow a known rule."""
 
 import numpy as np
 import pytest
@@ -23,9 +23,9 @@ TEST = build(
 )
 
 
-def test_rules_of_place_and_length_by_hand():
-    """Decided: rows 1, 2 and 4. Always a: 2 of 3. Longer: right, wrong, and equal lengths count as a. Shorter: wrong,
-    right, as a."""
+def test_slot_and_length_rules_by_hand():
+    """Rows 1, 2 and 4 are decided. Always a: 2 of 3. Longer: right, wrong, and equal lengths count as a. Shorter:
+    wrong, right, and again a."""
     table = estimate_baselines(Resampler(range(4), 100), TEST)
     assert {name: row["accuracy"]["value"] for name, row in table.items()} == pytest.approx(
         {"always a": 2 / 3, "longer wins": 2 / 3, "shorter wins": 2 / 3}
@@ -33,20 +33,20 @@ def test_rules_of_place_and_length_by_hand():
     assert table["always a"]["accuracy"]["count"] == 3
 
 
-def test_majority_is_that_of_the_language_or_of_all():
-    """Korean b, English a, and French was not seen: b, as 3 of 5 in all. Where English is even it gets that too: with
-    POLITE 16 of 24 for a."""
+def test_the_majority_is_the_languages_or_the_overall_one():
+    """Korean gives b, English a. French is not in training, so it gets b, which won 3 of 5 battles overall. In POLITE
+    English is balanced, so it gets a, which won 16 of 24."""
     train = build([("x", "y", B, "ko")] * 3 + [("x", "y", A, "en")] * 2)
     assert predict_majority(train, TEST).argmax(axis=1).tolist() == [1, 0, 0, 1]
     assert predict_majority(build(POLITE), TEST).argmax(axis=1).tolist() == [0, 0, 0, 0]
 
 
-def test_tfidf_learns_words_and_exchanging_answers_exchanges_its_probabilities():
+def test_tfidf_learns_words_and_swapped_answers_swap_its_probabilities():
     train = build(POLITE)
     p, swapped = predict_tfidf(train, TEST), predict_tfidf(train, swap_responses(TEST))
     assert p[0, 0] > 0.6 and p[1, 1] > 0.6
     assert p[:, ::-1] == pytest.approx(swapped) and p.sum(axis=1) == pytest.approx(1)
-    # Neither does it matter which side stood where in training.
+    # Swapping the training battles changes nothing.
     assert predict_tfidf(swap_responses(train), TEST) == pytest.approx(p, abs=1e-3)
 
 
@@ -61,6 +61,6 @@ def test_learned_baselines_need_training_battles_and_tfidf_has_a_log_loss():
     }
 
 
-def test_one_class_in_training_is_enough_because_both_orders_are_seen():
+def test_training_battles_of_one_class_are_enough_because_both_orders_are_used():
     p = predict_tfidf(build([("please do", "no", A, "en")] * 5), TEST)
     assert np.isfinite(p).all() and p[0, 0] > 0.5

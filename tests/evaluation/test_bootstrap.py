@@ -1,4 +1,4 @@
-"""Bootstrap intervals against what an interval promises, and fast sums against battles drawn one by one."""
+"""Coverage of the bootstrap intervals, and the fast sums against battles drawn one by one."""
 
 import numpy as np
 import pytest
@@ -12,20 +12,20 @@ GROUPS = np.array([4, 0, 5, 1, 2, 0, 3, 4, 2, 0])
 
 
 def draw_groups(rng: np.random.Generator, num_groups: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts of one to five battles, and how hard each one's prompt is."""
+    """Draws groups of one to five battles; returns each battle's group and its prompt's effect."""
     groups = np.repeat(np.arange(num_groups), rng.integers(1, 6, num_groups))
     return groups, rng.normal(size=num_groups)[groups]
 
 
 def simulate(estimate, truth: float, sets: int = 300) -> float:
-    """Share of simulated data sets whose interval holds the truth."""
+    """Returns the share of simulated data sets whose interval contains the true value."""
     held = [estimate(np.random.default_rng(seed)) for seed in range(sets)]
     return float(np.mean([each.low <= truth <= each.high for each in held]))
 
 
-def test_accuracy_intervals_hold_the_truth_as_often_as_they_say():
-    """Half of what decides a battle is its prompt: right where prompt + battle > -0.5 sqrt 2, in Phi(0.5) = 0.691.
-    95% of 300 give or take 2.5 points (two standard errors)."""
+def test_accuracy_intervals_have_their_nominal_coverage():
+    """Half of a battle's variance comes from its prompt. It is right if prompt + battle > -0.5 sqrt 2, with probability
+    Phi(0.5) = 0.691. The coverage is 95%, and 2.5 points are two standard errors for 300 data sets."""
 
     def estimate(rng):
         groups, prompt = draw_groups(rng)
@@ -35,8 +35,8 @@ def test_accuracy_intervals_hold_the_truth_as_often_as_they_say():
     assert 0.92 <= simulate(estimate, stats.norm.cdf(0.5)) <= 0.975
 
 
-def test_intervals_that_know_no_prompts_are_too_narrow():
-    """Why battles are grouped: the same data, each battle its own group."""
+def test_intervals_that_ignore_prompts_are_too_narrow():
+    """The reason for groups: the same data with each battle as its own group."""
 
     def estimate(rng):
         groups, prompt = draw_groups(rng)
@@ -47,8 +47,8 @@ def test_intervals_that_know_no_prompts_are_too_narrow():
 
 
 def test_few_groups_get_wider_intervals():
-    """Eight prompts, means of normal values: percentiles alone would hold the truth in about 88%, as z sqrt(7/8) holds
-    a t of 7 degrees: 0.893 for the normal ends."""
+    """Means of eight normal values: plain percentiles would have a coverage of about 88%, as z sqrt(7/8) covers 89.3%
+    of a t distribution with 7 degrees of freedom."""
 
     def estimate(rng):
         return Resampler(range(8), 1000, seed=1).estimate_means(rng.normal(size=(8, 1)))[0]
@@ -57,7 +57,7 @@ def test_few_groups_get_wider_intervals():
 
 
 def draw_judge(rng: np.random.Generator, battles: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions whose log odds are so many times too large, and outcomes."""
+    """Draws predictions whose log odds are too large by a factor, the temperature, and outcomes."""
     odds = rng.normal(size=battles) * 1.5
     won = rng.random(battles) < 1 / (1 + np.exp(-odds / temperature))
     p_a = 1 / (1 + np.exp(-odds))
@@ -65,10 +65,10 @@ def draw_judge(rng: np.random.Generator, battles: int, temperature: float) -> tu
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
-def test_intervals_of_all_figures_hold_the_truth(temperature):
-    """What 400,000 battles give is the truth, but for 0.002 of ECE by chance. 200 sets: 95% give or take 3 points. The
-    ECE's are wider than they must be, but never too narrow, even at 0, where every ECE that is found is too large and
-    percentiles hold nothing."""
+def test_intervals_of_all_metrics_have_their_coverage(temperature):
+    """400,000 battles give the true values, except for up to 0.002 of ECE by chance. Coverage over 200 sets: 95%
+    within 3 points. The ECE's intervals may be too wide but not too narrow, even for a true ECE of 0, which percentiles
+    never contain because every measured ECE is larger."""
     everything = draw_judge(np.random.default_rng(9), 400_000, temperature)
     truth = {name: e.value for name, e in estimate_metrics(Resampler(range(400_000), 1), *everything).items()}
     assert (truth["ece"] < 0.002) == (temperature == 1)
@@ -82,8 +82,8 @@ def test_intervals_of_all_figures_hold_the_truth(temperature):
         assert 0.92 <= times / 200 <= (1 if name == "ece" else 0.98), name
 
 
-def test_sums_are_those_of_battles_drawn_one_by_one():
-    """Each draw is as many groups as there are, each with all of its battles."""
+def test_sums_equal_those_of_battles_drawn_one_by_one():
+    """Each draw has as many groups as there are, each with all its battles."""
     values = np.random.default_rng(0).random((len(GROUPS), 3))
     resampler = Resampler(GROUPS, draws=50, seed=7)
     for part in (None, np.arange(10) % 3 > 0, np.arange(10) > 7):
@@ -95,8 +95,8 @@ def test_sums_are_those_of_battles_drawn_one_by_one():
             assert sums == pytest.approx(values[counted].sum(axis=0), abs=1e-5)
 
 
-def test_areas_are_those_of_battles_drawn_one_by_one():
-    """With equal scores among them."""
+def test_aucs_equal_those_of_battles_drawn_one_by_one():
+    """Some scores are equal."""
     rng = np.random.default_rng(1)
     groups = np.repeat(np.arange(40), 3)
     scores, positive = rng.random(120).round(1), rng.random(120) < 0.5
@@ -109,16 +109,16 @@ def test_areas_are_those_of_battles_drawn_one_by_one():
     assert (estimate.low, estimate.high) == pytest.approx(bound_draws(np.array(areas), 40))
 
 
-def test_ends_are_percentiles_widened_as_t_is():
-    """Of many groups the 2.5% and 97.5% points; of 7 those of Phi(-2.447 sqrt(7 / 6)) = 0.0041."""
+def test_ends_are_percentiles_widened_like_a_t_interval():
+    """For many groups, the 2.5% and 97.5% points; for 7 groups, the points of Phi(-2.447 sqrt(7 / 6)) = 0.0041."""
     draws = np.linspace(0, 1, 100_001)
     assert bound_draws(draws, 10**6) == pytest.approx((0.025, 0.975), abs=1e-4)
     tail = stats.norm.cdf(-2.4469119 * np.sqrt(7 / 6))
     assert bound_draws(draws, 7) == pytest.approx((tail, 1 - tail), abs=1e-4)
 
 
-def test_few_groups_have_no_interval_and_unanimous_ones_get_wilsons():
-    """Five prompts cannot show how prompts differ, six can. And all right on ten proves no accuracy of 1: Wilson's low
+def test_few_groups_have_no_interval_and_unanimous_ones_have_wilsons():
+    """Six groups are the minimum for an interval. Ten right answers of ten do not prove an accuracy of 1: Wilson's low
     end is n / (n + z^2) = 10 / 13.84 = 0.722."""
     for groups in (1, 5, 6):
         (estimate,) = Resampler(np.arange(18) % groups).estimate_means(np.arange(18.0)[:, None] % 4)
@@ -129,7 +129,7 @@ def test_few_groups_have_no_interval_and_unanimous_ones_get_wilsons():
     assert bound_share(0.0, 10) == pytest.approx((0, 1 - estimate.low))
 
 
-def test_nothing_to_draw_from_is_unknown():
+def test_without_battles_estimates_are_unknown():
     resampler = Resampler([], draws=10)
     empty = np.zeros((0, 2))
     estimates = [*resampler.estimate_means(empty), resampler.estimate(empty, lambda sums: sums[:, 0])]
@@ -141,7 +141,7 @@ def test_nothing_to_draw_from_is_unknown():
 
 
 def test_draws_without_a_battle_of_a_rare_part_are_left_out():
-    """Six of 40 prompts: one draw in e^6 = 400 has none of them, and that is no 0."""
+    """The part is six of 40 prompts: one draw in e^6 = 400 has none of them, and must not count as 0."""
     part = (np.arange(40) >= 10) & (np.arange(40) < 16)
     values = np.arange(40.0)[:, None]
     resampler = Resampler(range(40), draws=2000)
@@ -150,7 +150,7 @@ def test_draws_without_a_battle_of_a_rare_part_are_left_out():
     assert (estimate.value, estimate.count) == (12.5, 6) and 10 <= estimate.low < 12 and 13 < estimate.high <= 15
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_a_close_one():
+def test_the_same_seed_gives_the_same_interval_and_another_seed_a_similar_one():
     values = np.random.default_rng(0).random((200, 1))
     first, same, other = (Resampler(range(200), 1000, seed).estimate_means(values)[0] for seed in (1, 1, 2))
     assert first == same != other

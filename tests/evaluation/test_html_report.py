@@ -1,4 +1,4 @@
-"""The page: one file, escaped, without texts unless asked."""
+"""The HTML page: a single file, escaped, without texts of battles unless requested."""
 
 import base64
 import re
@@ -38,13 +38,13 @@ def test_the_page_needs_no_other_file(report, tmp_path):
     assert len(pictures) >= 4 and page.count("alt=") == len(pictures)
 
 
-def test_what_comes_from_data_is_escaped(report):
+def test_text_from_data_is_escaped(report):
     page = build_page(report, [], battles=list_wrong_battles(VERDICTS, BATTLES, 3), title=HOSTILE)
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "{{ 7 * 7 }}" in page and "49" not in re.findall(r"<h1>(.*?)</h1>", page)[0]
 
 
-def test_texts_are_shown_only_where_asked_worst_first_and_shortened(report):
+def test_texts_are_shown_only_on_request_worst_first_and_shortened(report):
     page = build_page(report, [])
     assert "secret prompt" not in page and "highest loss" not in page
     wrong = list_wrong_battles(VERDICTS, BATTLES, 2)

@@ -1,4 +1,4 @@
-"""Pictures: those the report has facts for, drawn without a screen, whatever the names in it."""
+"""Figures: drawn for the data that the report has, without a screen, with any names."""
 
 import warnings
 
@@ -14,7 +14,7 @@ from modeling.evaluation.report import build_report
 NAMES = ["reliability", "position_bias", "languages", "length_bias", "selective"]
 
 
-def build(battles: int, languages: list[str], readings: bool = True) -> dict:
+def build(battles: int, languages: list[str], passes: bool = True) -> dict:
     rng = np.random.default_rng(0)
     label = rng.choice([0, 0.5, 1], battles)
     answers = {f"response_{side}": ["x" * n for n in rng.integers(1, 500, battles)] for side in "ab"}
@@ -22,7 +22,7 @@ def build(battles: int, languages: list[str], readings: bool = True) -> dict:
     data |= {"label": np.column_stack([label, 1 - label]).tolist()}
     data |= {"language": [languages[n % len(languages)] for n in range(battles)]}
     verdicts = pd.DataFrame({"id": data["id"], "p_a": rng.random(battles)})
-    if readings:
+    if passes:
         verdicts = verdicts.assign(p_a_m_ab=rng.random(battles), p_a_m_ba=rng.random(battles))
     return build_report(verdicts, Dataset.from_dict(data), draws=100)
 
@@ -41,8 +41,8 @@ def test_the_same_report_gives_the_same_bytes(tmp_path):
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_only_what_the_report_has_facts_for_is_drawn(tmp_path):
-    assert [path.stem for path in draw_figures(build(40, ["en"], readings=False), tmp_path)] == [
+def test_figures_without_data_are_not_drawn(tmp_path):
+    assert [path.stem for path in draw_figures(build(40, ["en"], passes=False), tmp_path)] == [
         name for name in NAMES if name != "position_bias"
     ]
     assert draw_figures(build(0, ["en"]), tmp_path / "empty") == []
@@ -56,8 +56,8 @@ def test_few_battles_without_intervals_are_drawn(battles, tmp_path):
         assert draw_figures(build(battles, ["en", "ko"]), tmp_path)
 
 
-def test_names_are_data_and_no_markup(tmp_path):
-    """A "$" begins no formula, an underscore none either; a long name is shortened, many languages are cut off."""
+def test_names_are_not_markup(tmp_path):
+    """Neither "$" nor "_" starts a formula; long names are shortened; only the most frequent languages are drawn."""
     names = ["$\\frac{1}{0}$", "a_b^c", "x" * 300, *(f"language {n}" for n in range(60))]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""Reports of predictions that are known: the numbers, what is refused, and what is never said."""
+"""Reports of known predictions: their numbers, the errors, and that no battle's text is in them."""
 
 import json
 from math import isnan
@@ -20,7 +20,7 @@ REQUIRED = {
 
 @pytest.fixture(scope="module")
 def verdicts(demo_battles) -> pd.DataFrame:
-    """Of two members that read their own order and one that read both; better than chance; some battles cut."""
+    """Verdicts better than chance, from two members with one order and one with both; some battles are cut."""
     rng = np.random.default_rng(0)
     label = np.array(demo_battles["label"][:])[:, 0]
     columns = {}
@@ -48,7 +48,7 @@ def build_verdicts(p_a: list, **columns) -> pd.DataFrame:
 
 
 def find_floats(value: object):
-    """All numbers of a report."""
+    """Yields all floats of a report."""
     if isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from find_floats(inner)
@@ -56,7 +56,7 @@ def find_floats(value: object):
         yield value
 
 
-def test_a_report_is_json_with_all_that_readers_rely_on(report, verdicts):
+def test_a_report_is_json_with_all_required_keys(report, verdicts):
     assert set(report) >= REQUIRED and report["battles"] == 72
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     for name in ("accuracy", "log_loss", "brier", "ece", "auc"):
@@ -95,15 +95,15 @@ def test_each_table_counts_every_battle_once(report, demo_battles, verdicts):
     assert whole["value"] == pytest.approx(hits[~cut & decided].mean()) and whole["count"] == (~cut & decided).sum()
 
 
-def test_quarters_of_length_are_in_order_and_even(report):
+def test_length_quartiles_are_in_order_and_of_equal_size(report):
     table = report["tables"]["length"]
     assert all(abs(row["battles"] - 18) <= 2 for row in table) and len(table) == 4
     assert table[0]["name"].startswith("up to") and table[-1]["name"].startswith("over")
 
 
-def test_values_that_are_missing_or_rare_have_rows_of_their_own():
-    """None and blank are not given. Of the fifty names with two battles 49 keep their row; the last one and nine names
-    of one battle share the fiftieth."""
+def test_missing_and_rare_values_share_a_row():
+    """None and blank are "not given", which makes fifty names with two battles. 49 of them keep their row; the last one
+    and nine names with one battle share the fiftieth."""
     values = [f"s{place}" for place in range(49)] * 2 + [f"rare {place}" for place in range(9)] + [None, ""]
     battles = build_battles([A] * len(values), source=values, verdict=[None] * len(values))
     tables = build_report(build_verdicts([0.6] * len(values)), battles, draws=100)["tables"]
@@ -126,17 +126,17 @@ def test_the_order_of_verdicts_and_the_type_of_ids_change_nothing(verdicts, demo
 @pytest.mark.parametrize(
     "verdicts, expected",
     [
-        (build_verdicts([0.5]), r"expected a row for each battle; found otherwise for 1: '1'"),
-        (build_verdicts([0.5] * 9), r"expected no other battles; found otherwise for 7: '2', '3', .* and more"),
-        (build_verdicts([0.5, 0.5]).assign(id=[1, 1]), r"expected each id once; found otherwise for 1: '1'"),
-        (build_verdicts([0.5, np.nan]), r"expected p_a from 0 to 1; found otherwise \(or NaN\) for 1: 1"),
-        (build_verdicts([1.5, 0.5]), r"expected p_a from 0 to 1; found otherwise \(or NaN\) for 1: 0"),
-        (build_verdicts(["much", 0.5]), r"expected p_a from 0 to 1; found otherwise"),
+        (build_verdicts([0.5]), r"expected a row for each battle; found none for 1: '1'"),
+        (build_verdicts([0.5] * 9), r"expected no other battles; found 7: '2', '3', .* and more"),
+        (build_verdicts([0.5, 0.5]).assign(id=[1, 1]), r"expected each id once; found 1 repeated: '1'"),
+        (build_verdicts([0.5, np.nan]), r"expected p_a from 0 to 1; found other values or NaN for 1: 1"),
+        (build_verdicts([1.5, 0.5]), r"expected p_a from 0 to 1; found other values or NaN for 1: 0"),
+        (build_verdicts(["much", 0.5]), r"expected p_a from 0 to 1; found other values"),
         (pd.DataFrame({"id": [0, 1], "p": [0, 1]}), r"expected the columns id and p_a; found no p_a, but id, p"),
     ],
     ids=["missing", "extra", "repeated", "NaN", "above 1", "text", "no p_a"],
 )
-def test_verdicts_that_are_not_the_battles_are_refused(verdicts, expected):
+def test_verdicts_of_other_battles_are_refused(verdicts, expected):
     with pytest.raises(ValueError, match=expected):
         build_report(verdicts, build_battles([A, B]))
 
@@ -163,7 +163,7 @@ def test_extreme_files_have_a_report_and_a_table(labels):
 
 
 def test_battles_of_nearly_one_prompt_are_one_group():
-    """So that their intervals are wider than battles apart would give: here two prompts, each in four versions."""
+    """Two prompts, each in four versions. Grouping widens the intervals as it should."""
     long = "Write a short story about a lighthouse keeper who finds a message in a bottle on the beach"
     other = "Explain in simple words how a refrigerator keeps the food inside of it cold during the summer"
     prompts = [f"{text}{end}" for text in (long, other) for end in ("", ".", "!", " please")]
@@ -171,15 +171,15 @@ def test_battles_of_nearly_one_prompt_are_one_group():
     assert groups == [groups[0]] * 4 + [groups[4]] * 4 and groups[0] != groups[4] and "near-identical" in grouping
 
 
-def test_very_many_prompts_are_grouped_where_they_are_equal(monkeypatch):
+def test_very_many_prompts_are_grouped_only_if_equal(monkeypatch):
     monkeypatch.setattr("modeling.evaluation.report.MOST_COMPARED", 2)
     groups, grouping = group_prompts(["one", "ONE ", "two", "three"])
     assert groups == [0, 0, 1, 2] and grouping == "equal ones counted once"
 
 
 def test_comparison_is_paired_and_by_hand():
-    """First right on 1, 2 and 3, second on 1 and 4, of four: differences 0, 1, 1, -1. A tie besides; all of it twice.
-    McNemar: 4 against 2 of 6 fair coins, 2 (1 + 6 + 15) / 2^6 = 0.6875."""
+    """Of four battles the first is right on 1, 2 and 3, the second on 1 and 4: differences 0, 1, 1, -1. A fifth battle
+    is a tie, and everything occurs twice. McNemar: 4 against 2 of 6 fair coins, 2 (1 + 6 + 15) / 2^6 = 0.6875."""
     battles = build_battles([A, A, A, A, TIE] * 2)
     first, second = build_verdicts([0.8, 0.8, 0.8, 0.2, 0.5] * 2), build_verdicts([0.8, 0.2, 0.2, 0.8, 0.5] * 2)
     comparison = build_comparison(first, second, battles, draws=200)
@@ -194,7 +194,7 @@ def test_comparison_is_paired_and_by_hand():
 
 
 def test_pairing_narrows_a_difference():
-    """Two judges that err on nearly the same battles differ by less than their own intervals would say."""
+    """The difference of two judges with nearly the same errors has a narrower interval than each accuracy."""
     rng = np.random.default_rng(2)
     p_a = rng.random(400)
     battles = build_battles([A] * 400)
@@ -204,7 +204,7 @@ def test_pairing_narrows_a_difference():
     assert widths[0] < widths[1] / 1.5
 
 
-def test_the_table_has_every_figure_and_escapes_what_is_not_printable(report):
+def test_the_text_has_every_metric_and_no_control_characters(report):
     said = format_report(report)
     for name in ("accuracy", "log loss", "Brier", "ECE", "AUC"):
         assert f"\n  {name} " in said
@@ -216,14 +216,14 @@ def test_the_table_has_every_figure_and_escapes_what_is_not_printable(report):
     assert "\x1b" not in said and "日本語" in said
 
 
-def test_seeds_and_draws_are_in_the_report_and_give_it_again(verdicts, demo_battles):
+def test_seed_and_draws_are_in_the_report_and_reproduce_it(verdicts, demo_battles):
     reports = [build_report(verdicts, demo_battles, draws=150, seed=seed) for seed in (3, 3, 4)]
     assert reports[0] == reports[1] != reports[2]
     assert (reports[0]["draws"], reports[0]["seed"]) == (150, 3)
 
 
-def test_ids_may_be_numbers_in_one_file_and_texts_in_the_other(tmp_path):
-    """As a csv of battles and a parquet of predictions disagree."""
+def test_ids_may_be_numbers_in_one_file_and_text_in_the_other(tmp_path):
+    """As with battles in a CSV file and predictions in a Parquet file."""
     (tmp_path / "b.csv").write_text("id,prompt,response_a,response_b,winner\n7,p,x,y,model_a\n8,q,x,y,tie\n")
     aligned = align_verdicts(pd.DataFrame({"id": [8, 7], "p_a": [0.1, 0.9]}), load_battles(tmp_path / "b.csv"))
     assert aligned["p_a"].tolist() == [0.9, 0.1]

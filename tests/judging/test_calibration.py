@@ -7,7 +7,7 @@ import pytest
 
 from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.metrics import compute_log_loss, estimate_metrics
-from modeling.judging.calibration import FITS, METHODS, Calibration, fit_isotonic, fit_temperature
+from modeling.judging.calibration import FITS, Calibration, fit_isotonic, fit_temperature
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_isotonic_pools_what_is_out_of_order_by_hand():
     assert calibration.apply(np.array([0.6, 0.7, 0.8])) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FITS)
 @pytest.mark.parametrize("truth", [0.5, 2.5, -1.0], ids=["timid", "overconfident", "wrong way round"])
 def test_symmetry_order_and_winners_are_kept(method, truth):
     """For any probabilities, those at the ends and those that were not fitted included, and even if the judge is worse
@@ -58,7 +58,7 @@ def test_symmetry_order_and_winners_are_kept(method, truth):
     assert ((found >= 0.5) == (p >= 0.5)).all() and calibration.apply(np.array([0.5]))[0] == 0.5
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FITS)
 def test_an_overconfident_judge_becomes_calibrated_on_other_battles(method):
     """Fitted on one half, measured on the other: the ECE falls to what chance leaves (about 0.8 sqrt(p q / n) per bin:
     0.01 with 1,000 battles each) and the log loss falls; the accuracy stays."""
@@ -82,7 +82,7 @@ def test_few_battles_without_an_upset_prove_no_certainty():
     assert 0.01 <= fit_temperature(p_a, labels).temperature < 0.011
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FITS)
 def test_it_survives_json_to_the_last_bit(method):
     calibration = FITS[method](*draw_overconfident(200, 2))
     again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict(), allow_nan=False)))
@@ -90,7 +90,7 @@ def test_it_survives_json_to_the_last_bit(method):
     assert again == calibration and (again.apply(p) == calibration.apply(p)).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FITS)
 def test_ties_and_constant_predictions_are_fitted_and_missing_ones_stay_missing(method):
     """Ties alone say 1/2 throughout; of always 0.7, won three times of four, the loss is least at 0.75."""
     ties = FITS[method](np.array([0.6, 0.9]), np.array([[0.5, 0.5]] * 2))
@@ -100,7 +100,7 @@ def test_ties_and_constant_predictions_are_fitted_and_missing_ones_stay_missing(
     assert np.isnan(constant.apply(np.array([np.nan]))).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FITS)
 @pytest.mark.parametrize(
     "p_a, labels, expected",
     [

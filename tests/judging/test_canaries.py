@@ -12,15 +12,15 @@ from modeling.judging.canaries import (
 from modeling.network.base import load_base
 
 
-def test_the_probes_are_eight_battles_in_eight_languages_and_always_the_same(demo_battles):
+def test_the_canaries_are_always_the_same_eight_battles_in_eight_languages(demo_battles):
     battles = load_canaries()
     assert [battle["language"] for battle in battles] == list(CANARY_LANGUAGES) and len(set(CANARY_LANGUAGES)) == 8
     assert [battle["id"] for battle in battles] == [battle["id"] for battle in load_canaries()]
     assert {battle["id"] for battle in battles} <= set(demo_battles["id"])
 
 
-def test_probe_logits_are_the_models_own_in_either_order(bases, tokenizer):
-    """One packed sequence gives each battle what the model says of its encoded ids alone."""
+def test_canary_logits_are_those_of_each_battle_alone_in_either_order(bases, tokenizer):
+    """Packing does not change them."""
     model, encoder = load_base(bases["float32"], dtype="float32"), build_canary_encoder(tokenizer)
     battles = load_canaries()
     read = {orientation: compute_canary_logits(model, encoder, battles, orientation) for orientation in ("ab", "ba")}
@@ -33,11 +33,11 @@ def test_probe_logits_are_the_models_own_in_either_order(bases, tokenizer):
     assert not torch.equal(read["ab"], read["ba"])
 
 
-def test_a_ruined_model_is_named_and_passes_no_tolerance(bases, tokenizer):
+def test_a_damaged_model_is_an_error_and_passes_no_tolerance(bases, tokenizer):
     model = load_base(bases["float32"], dtype="float32")
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"Probe battles: expected finite logits; found 16 of 16 that are not"):
+    with pytest.raises(ValueError, match=r"Canary battles: expected finite logits; found 16 of 16 that are not"):
         compute_canary_logits(model, build_canary_encoder(tokenizer), load_canaries())
 
 

@@ -195,7 +195,7 @@ def test_a_damaged_member_is_refused(member):
     weights = member / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     declare(member, weights.name)
-    with pytest.raises(ValueError, match="expected whole safetensors; found"):
+    with pytest.raises(ValueError, match="expected a complete safetensors file; found"):
         load_judge([str(member)])
     for text in ("{", "[]", '{"format": 2}', '{"format": 2, "orientation": "ab", "more": 1}'):
         (member / MEMBER_FILE).write_text(text)
@@ -220,29 +220,29 @@ def test_a_file_that_is_not_the_one_that_was_saved_is_named(member, name):
         load_judge([str(member)])
 
 
-# --- probes: law 11 ---------------------------------------------------------------------------------------------------
+# --- canary battles: law 11 -------------------------------------------------------------------------------------------
 
 
-def test_loading_says_how_far_the_probes_moved(member, caplog):
+def test_loading_logs_how_far_the_canaries_changed(member, caplog):
     caplog.set_level("INFO")
     load_judge([str(member)])
-    assert "ab: probabilities of its probe battles moved by at most 0 since it was saved" in caplog.text
+    assert "ab: canary probabilities changed by at most 0 since it was saved" in caplog.text
 
 
-def test_weights_that_answer_otherwise_are_refused_unless_the_probes_are_skipped(member, caplog):
-    """What no hash can see: the very files of the member, and another answer. Here the head's last layer, halved."""
+def test_weights_with_other_answers_are_refused_unless_the_canaries_are_skipped(member, caplog):
+    """No hash shows it: every file is the declared one, but the head's last layer is halved."""
     rewrite_tensors(member, lambda t: {n: v / 2 if "score.out.weight" in n else v for n, v in t.items()})
     expected = (
-        r"expected the probabilities that it gave its probe battles .* within 0.0001; found a change of 0\.\d+\. "
+        r"expected the probabilities of its canary battles .* within 0.0001; found a change of 0\.\d+\. "
         r"What changed since: neither versions nor dtype nor device.* pass --skip_probes true"
     )
     with pytest.raises(ValueError, match=expected):
         load_judge([str(member)])
     load_judge([str(member)], skip_probes=True)
-    assert "no probe battles are read (--skip_probes)" in caplog.text
+    assert "its canary battles are not replayed (--skip_probes)" in caplog.text
 
 
-def test_probes_that_moved_name_the_versions_that_changed(member):
+def test_a_canary_mismatch_names_the_versions_that_changed(member):
     probes = json.loads((member / "probes.json").read_text())
     probes["computed_with"] |= {"torch": "1.0", "device": "cuda"}
     probes["p_a"]["ab"][3] += 0.01
@@ -254,22 +254,22 @@ def test_probes_that_moved_name_the_versions_that_changed(member):
         load_judge([str(member)])
     (member / "probes.json").write_text(json.dumps({**probes, "format": 9}))
     declare(member, "probes.json")
-    with pytest.raises(ValueError, match="expected probes of format 1"):
+    with pytest.raises(ValueError, match="expected canary battles of format 1"):
         load_judge([str(member)])
 
 
 def test_another_dtype_is_read_within_its_tolerance(member, caplog):
-    """A float32 member in bf16: its probes move by less than bf16's tolerance, 0.02, but not by nothing."""
+    """A float32 member in bf16: its canaries change, but by less than bf16's tolerance of 0.02."""
     caplog.set_level("INFO")
     (read,) = load_judge([str(member)], dtype="bfloat16")
-    moved = float(re.search(r"moved by at most (\S+) since", caplog.text)[1])
+    moved = float(re.search(r"changed by at most (\S+) since", caplog.text)[1])
     assert 0 < moved <= 0.02 and read.dtype == "bfloat16" and read.model.compute_dtype == torch.bfloat16
 
 
 # --- judges -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_judge_folder_stands_for_its_members(members, bases, tmp_path):
+def test_a_judge_folder_loads_its_members(members, bases, tmp_path):
     """In the order that judge.json names, and each as if it had been named itself."""
     shutil.copytree(bases["float32"].folder, tmp_path / "base")
     for name, folder in members.items():

@@ -17,7 +17,7 @@ def test_a_merged_member_answers_as_its_adapter_did(name, bases, make_member, tm
     model = make_member(tmp_path / "ab", bases[name], "ab", dtype=dtype)
     caplog.set_level("INFO")
     merge_member(str(tmp_path / "ab"), tmp_path / "merged", dtype)
-    assert "probabilities of its probe battles moved by at most" in caplog.text
+    assert "canary probabilities changed by at most" in caplog.text
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     plain = {
         "config.json",
@@ -46,7 +46,7 @@ def test_a_merged_member_answers_as_its_adapter_did(name, bases, make_member, tm
 
 
 def test_a_float32_member_merged_into_bf16_reads_in_bf16(members, tmp_path):
-    """Its probes are those of float32: read in float32 again, bf16 weights would miss float32's tolerance."""
+    """Its canaries were recorded in float32: bf16 weights read in float32 would miss float32's tolerance."""
     merge_member(str(members["ab"]), tmp_path / "merged")
     (merged,) = load_judge([str(tmp_path / "merged")])
     assert merged.dtype == merged.facts.dtype == "bfloat16" and merged.model.dtype == torch.bfloat16
@@ -66,10 +66,12 @@ def test_what_cannot_be_merged_is_refused_and_nothing_is_written(members, tmp_pa
     assert not (tmp_path / "again").exists()
 
 
-def test_a_merge_whose_probes_move_is_an_error(members, tmp_path, monkeypatch):
-    """A merge that loses the adapter: what peft does silently where names differ."""
+def test_a_merge_that_changes_the_canaries_is_an_error(members, tmp_path, monkeypatch):
+    """A merge that loses the adapter, as PEFT does silently where names differ."""
     monkeypatch.setattr("peft.tuners.lora.Linear.get_delta_weight", lambda self, adapter: self.weight * 0)
-    with pytest.raises(ValueError, match=r"merged: expected the probabilities that it gave .* found a change of"):
+    with pytest.raises(
+        ValueError, match=r"merged: expected the probabilities of its canary battles .* a change of"
+    ):
         merge_member(str(members["ab"]), tmp_path / "merged", "float32")
     assert not (tmp_path / "merged").exists()
 

@@ -1,4 +1,4 @@
-"""Laws of pseudolabels.py and its script: rows keep their id, nothing is left out unsaid, no input is destroyed."""
+"""Pseudo-labels and their script: rows keep their id, battles left out are counted, no input is overwritten."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.helpers import DEMO_DATA, call, fail
 
 @pytest.fixture
 def pool(tmp_path) -> Path:
-    """Six battles of unlike prompts, without outcomes."""
+    """Six battles with different prompts and no outcomes."""
     asked = ("tell me about whales", "how do engines work", "what is a poem", "name a river", "draw a cat", "say hello")
     rows = [
         {"id": f"x{row}", "prompt": text, "response_a": "yes", "response_b": "no"} for row, text in enumerate(asked)
@@ -31,10 +31,10 @@ def list_flags(members: dict[str, Path], pool: Path, output: Path) -> list:
     return ["--battles", pool, "--judge", *members.values(), "--output", output]
 
 
-def test_a_pool_is_labelled_in_parts_without_training_prompts_and_goes_on_after_a_crash(
+def test_a_pool_is_labelled_in_parts_without_training_prompts_and_resumes_after_a_crash(
     members, tmp_path, monkeypatch, caplog
 ):
-    """Parts of 10 are the labels of one part of 72, and those that were finished are not read again."""
+    """Parts of 10 give the labels of one part of 72, and finished parts are not read again."""
     pool = load_battles(DEMO_DATA / "test.jsonl").to_pandas().drop(columns="label")
     pool.to_parquet(battles := tmp_path / "pool.parquet")
     pool[5:9].assign(prompt=pool["prompt"][5:9].str.upper()).to_parquet(tmp_path / "train.parquet")
@@ -58,7 +58,7 @@ def test_a_pool_is_labelled_in_parts_without_training_prompts_and_goes_on_after_
     with pytest.raises(KeyboardInterrupt):
         call("pseudolabel", *parts, monkeypatch=monkeypatch)
     assert not (tmp_path / "parts.parquet").exists()
-    reads.extend([0] * 4)  # so that it goes through
+    reads.extend([0] * 4)  # past the fourth call, so it does not stop again
     call("pseudolabel", *parts, monkeypatch=monkeypatch)
     assert len(reads) == 8 + 8 - 3  # three parts were finished
     found = pd.read_parquet(tmp_path / "parts.parquet")
@@ -76,10 +76,10 @@ def test_a_pool_is_labelled_in_parts_without_training_prompts_and_goes_on_after_
         (".", "new.parquet", "empty.csv", "--battles"),
     ],
 )
-def test_the_pool_and_what_is_excluded_are_never_replaced(
+def test_neither_the_pool_nor_the_excluded_files_are_overwritten(
     battles, output, exclude, found, pool, tmp_path, monkeypatch, caplog
 ):
-    """Refused before anything is read: the other file is empty, and there is no such judge."""
+    """It is refused before anything is read: the other file is empty, and the judge does not exist."""
     (tmp_path / "link.parquet").symlink_to(pool)
     (tmp_path / "empty.csv").touch()
     monkeypatch.chdir(tmp_path)
@@ -110,7 +110,7 @@ def test_without_exclude_the_files_that_the_members_were_trained_on_are_named(
 
     def load(*arguments, **options):
         loaded = real(*arguments, **options)
-        assert describe_training(loaded) == "not recorded"  # the tests' members say nothing of theirs
+        assert describe_training(loaded) == "not recorded"  # members made by the fixture recorded no files
         for member, training in zip(loaded.members, trainings, strict=True):
             member.facts.training.update(training)
         return loaded
@@ -118,32 +118,30 @@ def test_without_exclude_the_files_that_the_members_were_trained_on_are_named(
     monkeypatch.setattr(judge.Judge, "from_pretrained", load)
     flags = list_flags(members, pool, tmp_path / "o.parquet")
     call("pseudolabel", *flags, monkeypatch=monkeypatch)
-    said = "--exclude: expected the training and evaluation files; found none, so no battle is left out. The judge says"
-    assert f"{said} that it was made with: t.parquet, o/n, e.csv" in caplog.text
+    said = "found none, so no battle is left out. The judge was trained and evaluated on"
+    assert f"{said}: t.parquet, o/n, e.csv" in caplog.text
     caplog.clear()
     call("pseudolabel", *flags, "--exclude", pool, monkeypatch=monkeypatch)
-    assert "made with" not in caplog.text and len(pq.read_table(tmp_path / "o.parquet")) == 0
+    assert "was trained and evaluated on" not in caplog.text and len(pq.read_table(tmp_path / "o.parquet")) == 0
 
 
-def test_what_is_left_out_is_counted_with_the_first_ids(members, pool, tmp_path, monkeypatch, caplog):
-    """Of parts of two: the second is known wholly, and no answer is surer than sure."""
+def test_battles_left_out_are_counted_with_the_first_ids(members, pool, tmp_path, monkeypatch, caplog):
+    """In parts of two battles. The second part is excluded as a whole, and no battle has a probability of 1."""
     rows = pq.read_table(pool).slice(2, 2).to_pylist()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "known.parquet")
     flags = [*list_flags(members, pool, tmp_path / "o.parquet"), "--rows_per_part", 2]
     flags += ["--exclude", tmp_path / "known.parquet"]
     call("pseudolabel", *flags, monkeypatch=monkeypatch)
     assert f"{pool}: left out 2 of 6 that have a prompt of --exclude: battles 'x2', 'x3'" in caplog.text
-    assert "--min_confidence" not in caplog.messages[-1] and "have no sure" not in caplog.text
+    assert "--min_confidence" not in caplog.text
     soft = pq.read_table(tmp_path / "o.parquet")
     assert soft["id"].to_pylist() == ["x0", "x1", "x4", "x5"] and soft.schema.field("tokens").type == pa.int64()
     call("pseudolabel", *flags, "--min_confidence", 1, monkeypatch=monkeypatch)
-    said = "left out 4 of 6 that have no sure answer (--min_confidence): battles 'x0', 'x1', 'x4', 'x5'"
+    said = "left out 4 of 6 that are below --min_confidence: battles 'x0', 'x1', 'x4', 'x5'"
     assert f"{pool}: {said}" in caplog.text and len(pq.read_table(tmp_path / "o.parquet")) == 0
 
 
-def test_files_to_exclude_have_a_schema_of_their_own_and_the_pool_s_policy(
-    members, pool, tmp_path, monkeypatch, caplog
-):
+def test_excluded_files_have_their_own_schema_and_the_pool_s_row_policy(members, pool, tmp_path, monkeypatch, caplog):
     row = {"id": "1", "prompt": "NAME a river!", "response_a": "x", "response_b": "y"}
     (tmp_path / "two.jsonl").write_text(json.dumps({**row, "winner": "model_a", "label": [1, 0]}))
     bad = {**row, "id": "2", "prompt": "draw a cat", "winner": "model_c"}
@@ -160,7 +158,7 @@ def test_files_to_exclude_have_a_schema_of_their_own_and_the_pool_s_policy(
 
 
 def test_a_part_is_finished_only_if_all_of_its_columns_were_the_same(pool, tmp_path):
-    """A pool whose language was corrected between a crash and the restart must not keep the old one."""
+    """A pool whose language column was corrected between a crash and the restart must not keep the old values."""
     (columns,) = iterate_columns(pool)
     names = []
     for language in ("English", "Klingon", "English"):

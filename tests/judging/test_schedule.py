@@ -1,7 +1,5 @@
-"""Second readings of doubtful battles, cascades, time budgets: whatever is left out, each battle keeps its verdict."""
+"""More passes for uncertain battles, cascades, time budgets: whatever is left out, every battle gets a verdict."""
 
-import json
-import shutil
 import time
 
 import numpy as np
@@ -12,12 +10,12 @@ from modeling.data.battles import swap_responses
 from modeling.judging import schedule
 from modeling.judging.cascade import Cascade
 from modeling.judging.judge import Judge
-from modeling.judging.schedule import Pace, PassSchedule
-from modeling.settings.arguments import parse_duration
+from modeling.judging.schedule import PassSchedule
+from modeling.judging.time_budget import TimeBudget
 from tests.helpers import DEMO_DATA, call, fail
 
 TEST = DEMO_DATA / "test.jsonl"
-TOLERANCE = 1e-5  # float32, as in test_inference.py
+TOLERANCE = 1e-5  # float32, as in test_predictor.py
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +23,11 @@ def full(judge, demo_battles):
     return judge.predict(demo_battles, readings="both")
 
 
-# --- a second reading -------------------------------------------------------------------------------------------------
+# --- second passes ----------------------------------------------------------------------------------------------------
 
 
-def test_the_share_in_most_doubt_gets_all_readings_and_the_others_one(judge, demo_battles, full):
-    """The mean over the readings that were made, each of which is that of the full judge."""
+def test_the_most_uncertain_battles_get_all_passes_and_the_others_one(judge, demo_battles, full):
+    """The verdict is the mean over the passes that were run, and each pass has the full judge's number."""
     for share, again in ((0.0, 0), (0.4, 29), (1.0, 72)):
         found = judge.predict(demo_battles, readings="both", second_reading=share)
         columns = [name for name in found if name.startswith("p_a_")]
@@ -38,21 +36,21 @@ def test_the_share_in_most_doubt_gets_all_readings_and_the_others_one(judge, dem
         assert sorted(made.sum(axis=1)) == [1] * (72 - again) + [4] * again
         assert np.nanmax(np.abs(found[columns] - full[columns]).to_numpy()) <= TOLERANCE
         assert np.abs(found["p_a"] - found[columns].mean(axis=1)).max() <= TOLERANCE
-        doubts = (judge.predict(demo_battles, readings="both", second_reading=0.0)["p_a"] - 0.5).abs()
+        certainty = (judge.predict(demo_battles, readings="both", second_reading=0.0)["p_a"] - 0.5).abs()
         if 0 < share < 1:
-            assert doubts[made.all(axis=1)].max() <= doubts[~made.all(axis=1)].min()
+            assert certainty[made.all(axis=1)].max() <= certainty[~made.all(axis=1)].min()
 
 
 def test_the_swap_law_holds_at_every_share(judge, demo_battles):
-    """Law 2 with the option on: which answer is called a decides neither the first reading nor who gets a second."""
+    """Law 2 with --second_reading: swapping the answers changes neither the first pass nor who gets a second."""
     for share in (0.0, 0.3, 0.7):
         forward = judge.predict(demo_battles, readings="both", second_reading=share)
         backward = judge.predict(swap_responses(demo_battles), readings="both", second_reading=share)
         assert np.abs(forward["p_a"] - (1 - backward["p_a"])).max() <= TOLERANCE
 
 
-def test_members_of_one_order_each_take_their_turn(judge, demo_battles):
-    """With their own readings, the first member reads all, and the second one the doubtful."""
+def test_with_one_order_per_member_the_second_member_reads_the_uncertain_battles(judge, demo_battles):
+    """The first member reads all of them."""
     found = judge.predict(demo_battles, second_reading=0.25)
     assert found["p_a_ab_ab"].notna().all() and found["p_a_ba_ba"].notna().sum() == 18
 
@@ -63,48 +61,11 @@ def test_a_share_is_from_0_to_1(judge, share):
         judge.predict([], second_reading=share)
 
 
-# --- cascades ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_later_judge_decides_the_doubtful_battles(members, demo_battles):
-    small, large = (Judge.from_pretrained(members[name], dtype="float32") for name in ("ab", "ba"))
-    first, second = small.predict(demo_battles), large.predict(demo_battles)
-    found = Cascade([small, large], [0.25]).predict(demo_battles)
-    decided = found["p_a_ba_ba"].notna()
-    assert decided.sum() == 18 and list(found["id"]) == demo_battles["id"][:]
-    doubt = (first["p_a"] - 0.5).abs()
-    assert doubt[decided].max() <= doubt[~decided].min()
-    for rows, judged in ((decided, second), (~decided, first)):
-        assert np.abs(found["p_a"] - judged["p_a"])[rows].max() <= TOLERANCE
-        assert (found["winner"] == judged["winner"])[rows].all()
-    assert found["p_a_ab_ab"].notna().all() and (found["p_a"] + found["p_b"] - 1).abs().max() < 1e-12
-
-
-def test_members_of_one_name_stay_apart_in_a_cascade(members, demo_battles):
-    judges = [Judge.from_pretrained(members["ab"], dtype="float32") for _ in range(3)]
-    found = Cascade(judges, [0.5, 0.1]).predict(demo_battles.select(range(20)))
-    assert [name for name in found if name.startswith("p_a_")] == ["p_a_ab_ab", "p_a_ab-2_ab", "p_a_ab-3_ab"]
-    assert found.filter(like="p_a_").notna().sum().tolist() == [20, 10, 2]
-
-
-def test_a_cascade_of_other_labels_is_refused(members, tmp_path, monkeypatch, caplog):
-    """A judge that knows ties, say, cannot decide for one that does not."""
-    other = shutil.copytree(members["ba"], tmp_path / "ba")
-    facts = json.loads((other / "member.json").read_text())
-    (other / "member.json").write_text(json.dumps(facts | {"labels": ["a", "b", "tie"]}))
-    flags = ["--battles", TEST, "--judge", members["ab"], "--output_dir", tmp_path / "out", "--cascade", other]
-    said = fail("predict", *flags, "--cascade_shares", 0.5, monkeypatch=monkeypatch, caplog=caplog)
-    assert "expected an orientation of" in said and "found 'ba' and a, b, tie" in said
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match=r"expected a share for each of the 1 of --cascade; found 2"):
-        Cascade([Judge.from_pretrained(members["ab"])] * 2, [0.5, 0.1])
-
-
 # --- time budgets -----------------------------------------------------------------------------------------------------
 
 
 class SlowingClock:
-    """Stands for `time` and for the model: each token takes a while, three times as long from a moment on."""
+    """Replaces the clock and the model: a token takes a fixed time, and three times as long after a moment."""
 
     def __init__(self, monkeypatch, seconds_per_token: float, slow_after: float = float("inf")):
         self.now, self.seconds_per_token, self.slow_after = 1000.0, seconds_per_token, 1000.0 + slow_after
@@ -123,33 +84,33 @@ class SlowingClock:
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
-def count_made(verdicts: pd.DataFrame) -> np.ndarray:
+def count_passes(verdicts: pd.DataFrame) -> np.ndarray:
     return verdicts.filter(like="p_a_").notna().sum(axis=1).to_numpy()
 
 
 @pytest.mark.parametrize("budget", [1.05, 1.6, 4.0])
-def test_what_there_is_time_for_is_read_and_no_more(judge, demo_battles, full, monkeypatch, budget, caplog):
-    """Budgets in units of a reading of all battles: first readings of all, then as many of the others as fit."""
+def test_as_many_passes_are_run_as_time_allows(judge, demo_battles, full, monkeypatch, budget, caplog):
+    """The unit is the time of one pass over all battles: all first passes, then as many others as fit."""
     caplog.set_level("INFO")
     unit = full["tokens"].sum() * 0.01
     clock = SlowingClock(monkeypatch, 0.01)
-    found = judge.predict(demo_battles, readings="both", deadline=1000 + budget * unit)
-    made = count_made(found)
+    found = judge.predict(demo_battles, readings="both", time_budget=TimeBudget(1000 + budget * unit))
+    made = count_passes(found)
     again = (made == 4).mean()
     assert (made >= 1).all() and clock.now <= 1000 + budget * unit + 128 * 0.01
-    expected = (budget - 1) / 3  # three more readings of a battle
+    expected = (budget - 1) / 3  # three more passes per battle
     assert 0.6 * expected - 0.1 <= again <= expected + 0.02
-    assert "which leaves time to read" in caplog.text and "battles have all 4 readings" in caplog.text
+    assert "which leaves time for all passes on" in caplog.text and "battles have all 4 passes" in caplog.text
 
 
 def test_a_machine_that_slows_down_half_way_still_gives_every_verdict_in_time(judge, demo_battles, full, monkeypatch):
-    """To a third of its speed, half of the budget gone: fewer second readings, and none of the verdicts missing."""
+    """To a third of its speed when half of the budget is gone: fewer second passes, but no verdict is missing."""
     unit = full["tokens"].sum() * 0.01
     steady = judge.predict(demo_battles, readings="both", second_reading=1.0)
     with monkeypatch.context() as patch:
         clock = SlowingClock(patch, 0.01, slow_after=1.25 * unit)
-        found = judge.predict(demo_battles, readings="both", deadline=1000 + 2.5 * unit)
-    made = count_made(found)
+        found = judge.predict(demo_battles, readings="both", time_budget=TimeBudget(1000 + 2.5 * unit))
+    made = count_passes(found)
     assert (made >= 1).all() and clock.now <= 1000 + 2.5 * unit + 3 * 128 * 0.01
     assert 0.05 < (made == 4).mean() < 0.5
     complete = made == 4
@@ -159,61 +120,39 @@ def test_a_machine_that_slows_down_half_way_still_gives_every_verdict_in_time(ju
 def test_battles_that_could_not_be_read_get_even_odds_and_are_counted(judge, demo_battles, full, monkeypatch, caplog):
     unit = full["tokens"].sum() * 0.01
     SlowingClock(monkeypatch, 0.01)
-    found = judge.predict(demo_battles, deadline=1000 + 0.5 * unit)
-    unread = count_made(found) == 0
+    found = judge.predict(demo_battles, time_budget=TimeBudget(1000 + 0.5 * unit))
+    unread = count_passes(found) == 0
     assert 0.4 < unread.mean() < 0.7 and (found["p_a"][unread] == 0.5).all()
     assert found["winner"].isin(["model_a", "model_b"]).all()
-    assert f"{unread.sum()} of 72 battles could not be read in time: even odds" in caplog.text
+    assert f"{unread.sum()} of 72 battles were not read in time and get even odds" in caplog.text
 
 
 def test_a_cascade_shares_its_time(members, demo_battles, full, monkeypatch):
-    """What the first readings leave goes evenly to second readings and to the later judge."""
+    """What the first passes leave is divided evenly between second passes and the later judge."""
     judges = [
         Judge.from_pretrained(list(members.values()), dtype="float32"),
         Judge.from_pretrained(members["ba"], dtype="float32"),
     ]
     unit = full["tokens"].sum() * 0.01
     clock = SlowingClock(monkeypatch, 0.01)
-    found = Cascade(judges, [0.5]).predict(demo_battles, deadline=1000 + 1.6 * unit)
+    found = Cascade(judges, [0.5]).predict(demo_battles, time_budget=TimeBudget(1000 + 1.6 * unit))
     assert clock.now <= 1000 + 1.6 * unit + 128 * 0.01
     made = found.filter(like="p_a_").notna().sum()
     assert made["p_a_ab_ab"] == 72 and 10 < made["p_a_ba_ba"] < 30 and 10 < made["p_a_ba-2_ba"] <= 36
 
 
-def test_the_pace_is_the_slower_of_the_mean_and_the_latest():
-    pace = Pace()
-    pace.add(1000, 10)
-    assert pace.estimate(500) == 5
-    pace.add(100, 10)
-    assert pace.estimate(500) == 50
-    pace.add(1000, 1)
-    assert pace.estimate(2100) == 21
-
-
-def test_first_readings_begin_with_the_answer_that_sorts_first(judge, demo_battles):
+def test_first_passes_show_the_alphabetically_first_answer_first(judge, demo_battles):
     rows = demo_battles.select(range(12)).to_list()
-    made = PassSchedule(judge.plan_passes("both"), rows)
-    first = made.choose_first_passes()
+    first = PassSchedule(judge.plan_passes("both"), rows).choose_first_passes()
     assert (first.sum(axis=0) == 1).all() and not first[2:].any()
     assert first[0].tolist() == [row["response_a"] <= row["response_b"] for row in rows]
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("4.75h", 17100), ("30m", 1800), ("90s", 90), ("12", 12)])
-def test_durations(text, seconds):
-    assert parse_duration("--time_budget", text) == seconds
-
-
-@pytest.mark.parametrize("text", ["0s", "-1h", "soon", "4.75 hours", "1h30m", ""])
-def test_what_is_no_duration_is_refused(text):
-    with pytest.raises(ValueError, match=r"--time_budget .*: expected a time above 0, such as 4\.75h"):
-        parse_duration("--time_budget", text)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_with_every_option_on(members, tmp_path, monkeypatch, caplog):
-    """A second reading, a cascade and a time budget: both files complete, rows in the input's order."""
+    """--second_reading, a cascade and a time budget: both files complete, rows in the input's order."""
     caplog.set_level("INFO")
     output = tmp_path / "out"
     flags = ["--battles", TEST, "--judge", members["ab"], "--output_dir", output, "--readings", "both"]
@@ -229,7 +168,7 @@ def test_the_command_with_every_option_on(members, tmp_path, monkeypatch, caplog
     assert "Time budget: " in caplog.text and len(pd.read_csv(output / "submission.csv")) == 72
 
 
-def test_a_budget_that_loading_has_spent_is_refused_before_anything_is_read(members, tmp_path, monkeypatch, caplog):
+def test_a_budget_that_loading_has_used_up_is_refused_before_any_pass(members, tmp_path, monkeypatch, caplog):
     flags = ["--battles", TEST, "--judge", members["ab"], "--output_dir", tmp_path / "out", "--time_budget", "1s"]
     said = fail("predict", *flags, monkeypatch=monkeypatch, caplog=caplog)
     assert said.startswith("error: --time_budget 1s: expected more time than it takes to load")

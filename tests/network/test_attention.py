@@ -1,4 +1,4 @@
-"""Inside a pack every reading gets the logits and gradients that it gets alone, whatever stands beside it."""
+"""Each sequence of a packed row gets the same logits and gradients as it gets alone."""
 
 import pytest
 import torch
@@ -16,16 +16,18 @@ from modeling.network.classifier import (
 )
 
 SMALL = {
-    **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_labels": 2},
-    **{
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "initializer_range": 0.3,
-        "head_dropout": 0.0,
-    },
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_labels": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.3,
+    "head_dropout": 0.0,
 }
-FAMILIES = {  # with windows shorter than the readings, where a family has them
+FAMILIES = {  # sliding windows, in families that have them, are shorter than the sequences
     "gemma2": Gemma2PreferenceConfig(**SMALL, sliding_window=12),
     "gemma3_text": Gemma3TextPreferenceConfig(**SMALL, sliding_window=12, sliding_window_pattern=2),
     "llama": LlamaPreferenceConfig(**SMALL),
@@ -34,30 +36,30 @@ FAMILIES = {  # with windows shorter than the readings, where a family has them
 
 
 @pytest.fixture(autouse=True)
-def checked_anew():
-    """Kernels that a test has changed are not what another test finds."""
+def fresh_checks():
+    """Repeats the self-check in each test, because some tests break a kernel."""
     attention._compare_kernels.cache_clear()
     yield
     attention._compare_kernels.cache_clear()
 
 
-def build_readings() -> list[list[int]]:
+def build_sequences() -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
     draw = lambda size: torch.randint(64, (size,), generator=generator).tolist()  # noqa: E731
-    beginning = draw(30)
-    return [[*beginning, *draw(9)], draw(17), [*beginning[:22], *draw(25)], [*beginning, *draw(3)], draw(50)]
+    prefix = draw(30)
+    return [[*prefix, *draw(9)], draw(17), [*prefix[:22], *draw(25)], [*prefix, *draw(3)], draw(50)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_reading_in_a_pack_answers_and_learns_as_it_does_alone(family):
-    """For all families, sliding windows and soft-capping included, with and without shared beginnings."""
+def test_packed_sequences_have_the_logits_and_gradients_of_single_ones(family):
+    """For all families, including sliding windows and soft-capping, with and without shared prefixes."""
     torch.manual_seed(0)
     config = FAMILIES[family]
     model = find_family(config.model_type)(config).eval()
-    readings = build_readings()
+    sequences = build_sequences()
     labels = torch.tensor([[0.2, 0.8], [1, 0], [0.5, 0.5], [0, 1], [0.3, 0.7]])
     model.config._attn_implementation = "eager"
-    alone = [model(torch.tensor([ids]), labels=labels[n : n + 1]) for n, ids in enumerate(readings)]
+    alone = [model(torch.tensor([ids]), labels=labels[n : n + 1]) for n, ids in enumerate(sequences)]
     expected = torch.cat([output.logits for output in alone])
     torch.stack([output.loss for output in alone]).mean().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -66,14 +68,14 @@ def test_a_reading_in_a_pack_answers_and_learns_as_it_does_alone(family):
         for share in (True, False):
             model.zero_grad()
             model.config._attn_implementation = kernel
-            output = model(**pack_sequences(readings, share).to_batch(), labels=labels)
+            output = model(**pack_sequences(sequences, share).to_batch(), labels=labels)
             torch.testing.assert_close(output.logits, expected, rtol=0, atol=1e-5)
             output.loss.backward()
             for name, parameter in model.named_parameters():
                 torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_soft_capping_is_left_to_eager_attention_and_the_choice_is_checked(bases, monkeypatch):
+def test_soft_capping_needs_eager_attention_and_a_wrong_kernel_is_an_error(bases, monkeypatch):
     model = load_base(bases["float32"], dtype="float32")
     assert list_kernels(FAMILIES["llama"]) == KERNELS and list_kernels(model.config) == ("packed_eager",)
     assert choose_attention(model) == model.config._attn_implementation == "packed_eager"
@@ -83,22 +85,22 @@ def test_soft_capping_is_left_to_eager_attention_and_the_choice_is_checked(bases
         choose_attention(model)
 
 
-def test_a_kernel_that_computes_otherwise_is_passed_over(monkeypatch):
+def test_a_kernel_with_wrong_results_is_skipped(monkeypatch):
     torch.manual_seed(0)
     model = find_family("llama")(FAMILIES["llama"])
     monkeypatch.setattr(attention, "_attend_fused", lambda query, *_: query * 0)
     assert choose_attention(model) == "packed_eager"
 
 
-def test_a_pack_under_other_attention_is_never_read(bases):
+def test_packed_sequences_are_refused_under_other_attention(bases):
     model = load_base(bases["float32"], dtype="float32")
     model.config._attn_implementation = "eager"
-    with pytest.raises(AssertionError, match="mixes the readings of a pack"):
-        model(**pack_sequences(build_readings()).to_batch())
+    with pytest.raises(AssertionError, match="mixes the sequences in a row"):
+        model(**pack_sequences(build_sequences()).to_batch())
 
 
-def test_the_check_is_made_once_for_each_shape_and_precision(bases):
-    """A judge of two members on two bases, or one loaded again, does not pay for it again."""
+def test_the_check_runs_once_for_each_shape_and_precision(bases):
+    """A second base of the same shape, or a model loaded again, does not repeat it."""
     load_base(bases["8bit"], dtype="float32")
     before = attention._compare_kernels.cache_info()
     load_base(bases["4bit"], dtype="float32")
@@ -108,8 +110,8 @@ def test_the_check_is_made_once_for_each_shape_and_precision(bases):
     assert attention._compare_kernels.cache_info().misses == before.misses + 1
 
 
-def test_scores_beyond_float16_are_capped_and_not_lost():
-    """64 dimensions of 100 each: a product of 640,000 over a scale of 8, more than float16's 65,504."""
+def test_scores_beyond_float16_are_capped_and_not_infinite():
+    """64 dimensions of 100 each give a product of 640,000, beyond float16's largest number, 65,504."""
     query = key = torch.full((1, 2, 5, 64), 100.0)
     value = torch.randn(1, 2, 5, 64, generator=torch.Generator().manual_seed(0))
     capped = {"bias": None, "scaling": 1 / 64, "softcap": 50.0, "dropout": 0.0}

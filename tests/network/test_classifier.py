@@ -1,3 +1,5 @@
+"""The preference model: head, pooling, loss, and saving and loading of each family."""
+
 import math
 
 import pytest
@@ -27,7 +29,7 @@ from tests.helpers import SMALL, make_batch
 
 @pytest.mark.parametrize("config", [Gemma2Config, Gemma3TextConfig, LlamaConfig, Qwen2Config])
 def test_each_family_saves_and_loads_to_the_same_logits(config, tmp_path):
-    """From a plain checkpoint's config to a folder that rebuilds itself by transformers' Auto class."""
+    """The config comes from a plain checkpoint; transformers' Auto class rebuilds the saved model."""
     family = find_family(config.model_type)
     set_seed(0)
     model = family(family.config_class(**SMALL, head_hidden_size=24, head_dropout=0.3)).eval()
@@ -40,11 +42,11 @@ def test_each_family_saves_and_loads_to_the_same_logits(config, tmp_path):
 
 @pytest.mark.parametrize("base", ["float32", "bfloat16", "8bit", "4bit"])
 def test_a_fresh_head_on_a_plain_checkpoint_is_well_initialised(base, bases):
-    """Unit-variance first layer, a last layer that starts near p = 1/2, zero biases, float32 in every dtype."""
+    """Unit-variance first layer, a last layer that starts near p = 1/2, zero biases, and float32 on every base."""
     model = load_base(bases[base], dtype="float32" if base == "float32" else "bfloat16")
     head = model.score
     assert head.dense.weight.dtype == head.out.weight.dtype == torch.float32
-    assert type(head.dense) is nn.Linear  # bitsandbytes left it alone
+    assert type(head.dense) is nn.Linear  # bitsandbytes did not quantise it
     assert head.dense.weight.std().item() == pytest.approx(1 / math.sqrt(64), rel=0.1)
     assert head.out.weight.std().item() == pytest.approx(0.1 / math.sqrt(32), rel=0.4)
     assert not head.dense.bias.any() and not head.out.bias.any()
@@ -52,7 +54,7 @@ def test_a_fresh_head_on_a_plain_checkpoint_is_well_initialised(base, bases):
     assert (probabilities - 0.5).abs().max() < 0.1
 
 
-def test_the_head_is_the_seeds():
+def test_the_default_head_is_a_two_layer_mlp():
     """Dropout, Linear(hidden, hidden // 2), Dropout, GELU, Linear(hidden // 2, 2), biases: 6,427,906 at Gemma-2-9B."""
     config = Gemma2PreferenceConfig(hidden_size=3584)
     head = PreferenceHead(config).eval()
@@ -62,7 +64,7 @@ def test_the_head_is_the_seeds():
     assert torch.allclose(head(features), expected(features))
 
 
-def test_the_stock_linear_head_is_a_number_in_the_config():
+def test_head_hidden_size_0_gives_the_stock_linear_head():
     head = PreferenceHead(Gemma2PreferenceConfig(**SMALL, head_hidden_size=0))
     assert {name: tuple(value.shape) for name, value in head.state_dict().items()} == {
         "out.weight": (2, 64),
@@ -70,8 +72,8 @@ def test_the_stock_linear_head_is_a_number_in_the_config():
     }
 
 
-def test_a_reward_models_head_is_not_taken_for_ours(tmp_path):
-    """A base may bring `score.weight` with one label; our head comes out fresh with two."""
+def test_a_reward_models_head_is_replaced(tmp_path):
+    """A base may bring `score.weight` with one label; the preference head is then initialised with two."""
     Gemma2ForSequenceClassification(Gemma2Config(**SMALL, num_labels=1)).save_pretrained(tmp_path)
     model = load_base(BaseFiles(tmp_path), dtype="float32")
     assert model.config.num_labels == 2 and model(**make_batch()).logits.shape == (3, 2)
@@ -79,12 +81,12 @@ def test_a_reward_models_head_is_not_taken_for_ours(tmp_path):
 
 @pytest.mark.parametrize("pad", [0, 399])
 def test_padding_changes_no_logit(pad):
-    """Law 3, seed fault 8: pooling goes by the mask, so pad may be eos, on either side, in any amount."""
+    """Pooling uses the attention mask, so the pad token may be eos, on either side, in any number."""
     set_seed(0)
     model = Gemma2ForPreference(Gemma2PreferenceConfig(**SMALL, initializer_range=0.3)).eval()
     rows = [make_batch((length,), seed=length)["input_ids"][0] for length in (5, 9, 2)]
     for row in rows:
-        row[-1] = pad  # a battle ends with eos: it is real, and must be the token that is pooled
+        row[-1] = pad  # this id is real here: it ends the battle and must be pooled
     alone = [model(input_ids=row[None]).logits[0] for row in rows]
     for side in ("right", "left"):
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side=side, padding_value=pad)
@@ -110,6 +112,6 @@ def test_the_loss_is_soft_cross_entropy_and_the_head_runs_in_float32_under_autoc
         assert model(**make_batch()).logits.dtype == torch.float32
 
 
-def test_unknown_families_are_refused():
+def test_an_unknown_family_is_refused():
     with pytest.raises(ValueError, match=r"expected model_type to be one of gemma2, .*; found 'bert'"):
         find_family("bert")

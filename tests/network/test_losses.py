@@ -26,8 +26,8 @@ def test_hard_labels_give_cross_entropy_and_its_gradient(num_labels):
 
 
 def test_soft_labels_give_the_mean_derived_by_hand():
-    """softmax(ln 3, 0) = (3/4, 1/4), so targets (1/2, 1/2) cost (ln 4/3 + ln 4) / 2 = ln(16/3) / 2 = 0.8370. A sure and
-    right answer costs 0, however far apart its logits. Mean: 0.4185. Gradient: (softmax - target) / 2 battles."""
+    """softmax(ln 3, 0) = (3/4, 1/4), so targets (1/2, 1/2) cost (ln 4/3 + ln 4) / 2 = ln(16/3) / 2 = 0.8370. A correct
+    answer of probability 1 costs 0, even for extreme logits. Mean: 0.4185. Gradient: (softmax - target) / 2 battles."""
     logits = torch.tensor([[log(3), 0.0], [1e4, -1e4]], requires_grad=True)
     loss = soft_cross_entropy(logits, torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
     assert loss.item() == pytest.approx(log(16 / 3) / 4, rel=1e-6)
@@ -35,10 +35,11 @@ def test_soft_labels_give_the_mean_derived_by_hand():
     torch.testing.assert_close(logits.grad, torch.tensor([[1 / 8, -1 / 8], [0, 0]]))
 
 
-def test_soft_labels_never_meet_binary_cross_entropy():
-    """Seed fault 9: trained with BCE on each logit, read with softmax. Where softmax(logits) = target, here (3/4, 1/4),
-    training must rest, at the target's entropy, 3/4 ln 4/3 + 1/4 ln 4 = 0.5623; BCE would still pull at the second
-    logit by (sigmoid(0) - 1/4) / 2 = 1/8. And adding a number to all logits, which softmax cannot see, is free."""
+def test_soft_labels_do_not_use_binary_cross_entropy():
+    """A known mistake is to train with BCE per logit and predict with softmax. If softmax(logits) equals the target,
+    here (3/4, 1/4), the gradient must be 0 and the loss the target's entropy, 3/4 ln 4/3 + 1/4 ln 4 = 0.5623. BCE would
+    have a gradient of (sigmoid(0) - 1/4) / 2 = 1/8 at the second logit. Adding a number to all logits changes nothing.
+    """
     logits, targets = torch.tensor([[log(3), 0.0]], requires_grad=True), torch.tensor([[0.75, 0.25]])
     losses = soft_cross_entropy(logits, targets), F.binary_cross_entropy_with_logits(logits, targets)
     ours, binary = (torch.autograd.grad(loss, logits)[0] for loss in losses)
@@ -55,12 +56,12 @@ def test_bf16_logits_give_a_float32_loss():
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1), (1, 2), (2,), (4, 3)], ids=str)
-def test_targets_of_another_shape_are_refused_even_where_they_would_broadcast(shape):
+def test_targets_of_another_shape_are_refused_even_if_they_would_broadcast(shape):
     with pytest.raises(ValueError, match=r"targets of the logits' shape \(4, 2\).*found .*not a class index"):
         soft_cross_entropy(torch.zeros(4, 2), torch.ones(shape))
 
 
-def test_label_smoothing_is_that_of_cross_entropy():
+def test_label_smoothing_equals_that_of_cross_entropy():
     generator = torch.Generator().manual_seed(0)
     logits, classes = torch.randn(16, 3, generator=generator), torch.randint(3, (16,), generator=generator)
     smoothed = smooth_labels(F.one_hot(classes, 3).float(), 0.3)
@@ -72,7 +73,7 @@ def test_label_smoothing_is_that_of_cross_entropy():
 # --- distillation -----------------------------------------------------------------------------------------------------
 
 
-def test_distillation_gives_the_number_derived_by_hand():
+def test_distillation_gives_the_loss_derived_by_hand():
     """T = 2. Teacher (9/10, 1/10): square roots 3 : 1, so teacher_T = (3/4, 1/4). Student's logits (2 ln 4, 0), halved
     (ln 4, 0), so student_T = (4/5, 1/5). KL = 3/4 ln(15/16) + 1/4 ln(5/4) = 0.0073820; times T^2 = 4: 0.0295280.
     Label (1, 0): softmax(2 ln 4, 0) = (16/17, 1/17), CE = ln(17/16) = 0.0606246. With w = 0.9: 0.9 * 0.0295280 +
@@ -85,8 +86,8 @@ def test_distillation_gives_the_number_derived_by_hand():
     assert distance == pytest.approx(0.0295280, abs=1e-7) and loss.item() == pytest.approx(0.0326376, abs=1e-7)
 
 
-def test_the_teacher_s_distance_is_pytorch_s_kl_and_rests_where_student_and_teacher_agree():
-    """The gradient of T^2 * KL by the logits is T * (student_T - teacher_T), from Hinton et al. 2015."""
+def test_the_teacher_distance_is_pytorchs_kl_and_0_if_student_and_teacher_agree():
+    """The gradient of T^2 * KL with respect to the logits is T * (student_T - teacher_T) (Hinton et al. 2015)."""
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(32, 2, generator=generator)).requires_grad_()
     teacher = torch.softmax(3 * torch.randn(32, 2, generator=generator), dim=-1)
@@ -101,7 +102,7 @@ def test_the_teacher_s_distance_is_pytorch_s_kl_and_rests_where_student_and_teac
     torch.testing.assert_close(agreeing, torch.zeros(32), rtol=0, atol=1e-5)
 
 
-def test_a_battle_without_a_teacher_takes_its_label_alone_and_its_gradient_is_finite():
+def test_a_battle_without_a_teacher_uses_its_label_alone_and_its_gradient_is_finite():
     logits = torch.tensor([[1.0, -1.0], [0.5, 0.0]], requires_grad=True)
     labels, teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[torch.nan, torch.nan], [1.0, 0.0]])
     loss = compute_preference_loss(logits, labels, teacher, distillation=Distillation(0.5, 2.0))
@@ -121,7 +122,7 @@ def test_without_a_teacher_or_without_its_weight_the_loss_is_cross_entropy(disti
 
 
 def test_weights_act_per_battle_and_halves_of_a_batch_add_up():
-    """Law 5 with weights: the mean of two halves' losses is the loss of the whole."""
+    """The mean of the losses of two half batches is the loss of the whole batch, as gradient accumulation needs."""
     generator = torch.Generator().manual_seed(0)
     logits, weights = torch.randn(8, 2, generator=generator), torch.rand(8, generator=generator)
     labels = torch.softmax(torch.randn(8, 2, generator=generator), dim=-1)

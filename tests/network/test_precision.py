@@ -1,5 +1,5 @@
-"""Law 13: what is called float32 computes in float32, no device is made to imitate a precision, and members move
-between precisions within a tolerance."""
+"""Precision: float32 computes in float32, no device has to emulate a precision, and members change precision within a
+tolerance."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ SEVERAL = ["float32", "bfloat16", "float16", "8bit", "4bit", "8bit of float16"]
 
 
 class _SmallerDtypes(TorchDispatchMode):
-    """Notes every operation that gives a floating-point tensor of fewer than 32 bits."""
+    """Records every operation whose result is a floating-point tensor of fewer than 32 bits."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ class _SmallerDtypes(TorchDispatchMode):
 
 @contextmanager
 def note_smaller_dtypes(model):
-    """What computes in less than float32: each operation, and each module's output."""
+    """Collects the operations and module outputs that are not float32."""
     found: set[str] = set()
 
     def note(module, _, output):
@@ -65,7 +65,7 @@ def note_smaller_dtypes(model):
 
 @pytest.fixture(scope="module")
 def any_base(bases, plain_backbone, tokenizer, tmp_path_factory):
-    """A base by its name; those of float16 are made here."""
+    """Returns a base by its name; those saved in float16 are built here."""
 
     def find(name: str) -> BaseFiles:
         if name in bases:
@@ -83,11 +83,11 @@ def build_batch() -> dict:
     return pack_sequences([[5, 9, 3, 44, 7, 1], [8, 2, 2, 90, 1], [5, 9, 3, 12, 1]]).to_batch()
 
 
-# --- float32 means float32 --------------------------------------------------------------------------------------------
+# --- true float32 -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_float32_holds_and_computes_in_float32_whatever_the_base_was_saved_in(name, any_base):
+def test_float32_stores_and_computes_in_float32_on_every_base(name, any_base):
     model = add_adapters(load_base(any_base(name), dtype="float32"), r=4, alpha=4, dropout=0.1)
     held = {p.dtype for p in model.parameters() if p.is_floating_point()}
     held |= {b.dtype for b in model.buffers() if b.is_floating_point()}
@@ -105,7 +105,7 @@ def test_float32_holds_and_computes_in_float32_whatever_the_base_was_saved_in(na
     assert found == set()
 
 
-def test_the_check_would_see_a_smaller_dtype(bases):
+def test_the_check_detects_a_smaller_dtype(bases):
     model = load_base(bases["8bit"], dtype="bfloat16")
     with note_smaller_dtypes(model) as found, torch.inference_mode():
         model(**build_batch())
@@ -114,19 +114,19 @@ def test_the_check_would_see_a_smaller_dtype(bases):
 
 
 @pytest.mark.parametrize("name", ["8bit", "4bit"])
-def test_eight_and_four_bit_in_float32_know_no_neighbours(name, bases):
-    """Law 3's 1e-5 on quantised bases too."""
+def test_quantised_bases_in_float32_do_not_depend_on_the_rest_of_the_batch(name, bases):
+    """Within 1e-5, as on unquantised bases."""
     model = load_base(bases[name], dtype="float32").eval()
-    readings = [[5, 9, 3, 44, 7, 1], [8, 2, 2, 90, 1] * 9, [5, 9, 3, 12, 1]]
+    sequences = [[5, 9, 3, 44, 7, 1], [8, 2, 2, 90, 1] * 9, [5, 9, 3, 12, 1]]
     with torch.inference_mode():
-        together = model(**pack_sequences(readings).to_batch()).logits
-        alone = torch.cat([model(input_ids=torch.tensor([ids])).logits for ids in readings])
+        together = model(**pack_sequences(sequences).to_batch()).logits
+        alone = torch.cat([model(input_ids=torch.tensor([ids])).logits for ids in sequences])
     assert alone.std() > 1e-3
     torch.testing.assert_close(together.softmax(-1), alone.softmax(-1), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_a_base_saved_in_any_dtype_gives_one_answer_in_float32_and_others_near_it(name, any_base):
+def test_lower_precisions_stay_within_the_tolerance_of_float32_on_every_base(name, any_base):
     files = any_base(name)
     answers = {}
     for dtype in ("float32", "bfloat16", "float16"):
@@ -138,11 +138,11 @@ def test_a_base_saved_in_any_dtype_gives_one_answer_in_float32_and_others_near_i
     assert not torch.equal(answers["float32"], answers["bfloat16"])
 
 
-# --- what a device computes in ----------------------------------------------------------------------------------------
+# --- choosing a precision ---------------------------------------------------------------------------------------------
 
 
 def pretend(monkeypatch, device: torch.device, **speeds: float) -> None:
-    """Makes a device of so many times float32's speed in each precision."""
+    """Pretends that the device has the given speeds relative to float32; 0 means that it lacks the precision."""
     found = {"float32": 1.0, **{name: 1 / speed if speed else math.inf for name, speed in speeds.items()}}
     monkeypatch.setattr(precision, "measure_precisions", lambda *_: found)
     monkeypatch.setattr(precision, "describe_device", lambda _: f"a {device.type}")
@@ -161,10 +161,10 @@ def pretend(monkeypatch, device: torch.device, **speeds: float) -> None:
         ("an H100", CUDA, {"bfloat16": 12.0, "float16": 12.0}, "bfloat16", "bfloat16"),
     ],
 )
-def test_auto_takes_what_the_machine_computes_natively(
+def test_auto_chooses_a_precision_that_the_machine_computes_natively(
     machine, device, speeds, trains_in, reads_in, monkeypatch, caplog
 ):
-    """The kinds of machine that have to work, by speeds as they were measured or are published."""
+    """The supported kinds of machine, with measured or published speeds."""
     caplog.set_level(logging.INFO)
     pretend(monkeypatch, device, **speeds)
     assert choose_dtype("auto", device, SIZES, training=True) == trains_in
@@ -173,24 +173,24 @@ def test_auto_takes_what_the_machine_computes_natively(
     assert f"Precision: {trains_in} on a {device.type}: bfloat16 is " in caplog.text
 
 
-def test_a_precision_asked_for_by_name_is_taken_and_its_cost_is_said(monkeypatch, caplog):
+def test_a_requested_precision_is_used_and_its_cost_is_logged(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     pretend(monkeypatch, CPU, bfloat16=0.05, float16=0)
     assert choose_dtype("bfloat16", CPU, SIZES, training=True) == "bfloat16"
     assert caplog.records[-1].levelname == "WARNING"
-    assert "bfloat16, as asked, is imitated on a cpu: bfloat16 is 20.0 times slower than float32" in caplog.text
+    assert "bfloat16, as requested, is emulated on a cpu: bfloat16 is 20.0 times slower than float32" in caplog.text
     assert choose_dtype("float32", CPU, SIZES, training=True) == "float32"
     with pytest.raises(ValueError, match=r"--dtype float16: expected a precision that a cpu can compute in; found"):
         choose_dtype("float16", CPU, SIZES, training=False)
-    with pytest.raises(ValueError, match=r"--dtype float16: expected a precision to train in; found one to read in"):
+    with pytest.raises(ValueError, match=r"--dtype float16: expected a precision for training; found one for pred"):
         choose_dtype("float16", CPU, SIZES, training=True)
     with pytest.raises(ValueError, match=r"--dtype: expected one of auto, bfloat16, float16, float32; found 'half'"):
         choose_dtype("half", CPU, SIZES, training=True)
 
 
-def test_this_machine_is_measured_as_it_is():
-    """Every CPU known so far either has units for bf16, or imitates it at less than half of float32's speed. Under
-    emulation of an older CPU this is about that one."""
+def test_measuring_this_machine_agrees_with_its_instructions():
+    """Every CPU known so far either has bf16 instructions or emulates bf16 at less than half of float32's speed. If
+    variables make torch use an older CPU's instructions, this measures those."""
     ratios = measure_precisions(CPU, SIZES.hidden_size, SIZES.intermediate_size)
     assert list(ratios) == ["bfloat16", "float16", "float32"] and all(map(math.isfinite, ratios.values()))
     assert ratios["float32"] == 1
@@ -205,7 +205,7 @@ def has_bf16_instructions() -> bool:
         return "avx512_bf16" in file.read()
 
 
-def test_measuring_leaves_the_number_of_threads_alone():
+def test_measuring_does_not_change_the_number_of_threads():
     before = torch.get_num_threads()
     measure_precisions.cache_clear()
     measure_precisions(CPU, 64, 128)
@@ -216,7 +216,7 @@ def test_measuring_leaves_the_number_of_threads_alone():
 
 
 @pytest.mark.parametrize("trained", ["bfloat16", "float32"])
-def test_a_member_reads_in_any_precision_within_the_pairs_tolerance(
+def test_a_member_predicts_in_every_precision_within_the_tolerance(
     trained, bases, make_member, tmp_path, demo_battles, caplog
 ):
     make_member(tmp_path / "ab", bases["8bit"], "ab", dtype=trained)
@@ -226,7 +226,7 @@ def test_a_member_reads_in_any_precision_within_the_pairs_tolerance(
             judge = Judge.from_pretrained(tmp_path / "ab", dtype=dtype)
         assert judge.members[0].dtype == dtype
         answers[dtype] = judge.predict(rows)["p_a"].to_numpy()
-        (said,) = (message for message in caplog.messages if "probe battles moved by at most" in message)
+        (said,) = (message for message in caplog.messages if "canary probabilities changed by at most" in message)
         caplog.clear()
         moved = float(said.partition("by at most ")[2].split()[0])
         assert moved <= find_tolerance(trained, dtype)
@@ -237,7 +237,7 @@ def test_a_member_reads_in_any_precision_within_the_pairs_tolerance(
 
 @pytest.fixture
 def overflowing(bases, make_member, tmp_path):
-    """A member on a base whose first layer gives numbers beyond float16's largest, and finite ones in float32."""
+    """A member on a base whose first layer exceeds float16's largest number, but not float32's."""
     make_member(tmp_path / "plain", bases["float32"], "ab")
     base = tmp_path / "base"
     save_base(base, load_base(bases["float32"], dtype="float32"), load_tokenizer(bases["float32"].folder))
@@ -248,32 +248,32 @@ def overflowing(bases, make_member, tmp_path):
     return tmp_path / "ab"
 
 
-def test_float16_that_overflows_is_one_clear_line_and_auto_reads_in_float32(
+def test_a_float16_overflow_is_a_clear_error_and_auto_falls_back_to_float32(
     overflowing, demo_battles, monkeypatch, caplog
 ):
-    """As on a T4, where auto would read in float16."""
-    with pytest.raises(ValueError, match=r"expected finite logits; .*65,504: take --dtype float32"):
+    """As on a T4, where auto chooses float16 for prediction."""
+    with pytest.raises(ValueError, match=r"expected finite logits; .*65,504: pass --dtype float32"):
         Judge.from_pretrained(overflowing, dtype="float16", merge="never")
     monkeypatch.setattr(loading, "choose_dtype", lambda *_, **__: "float16")
     judge = Judge.from_pretrained(overflowing, dtype="auto")
-    assert judge.members[0].dtype == "float32" and "Precision: float32 in place of float16" in caplog.text
+    assert judge.members[0].dtype == "float32" and "Precision: float32 instead of float16" in caplog.text
     monkeypatch.undo()
     expected = Judge.from_pretrained(overflowing, dtype="float32").predict(demo_battles.select(range(4)))
     assert list(judge.predict(demo_battles.select(range(4)))["p_a"]) == list(expected["p_a"])
 
 
-def test_an_overflow_that_the_probes_did_not_show_stops_the_reading(overflowing, demo_battles):
+def test_an_overflow_without_canaries_stops_the_prediction(overflowing, demo_battles):
     judge = Judge.from_pretrained(overflowing, dtype="float16", skip_probes=True)
     with pytest.raises(ValueError, match=r"expected finite probabilities; found NaN.*--dtype float32"):
         judge.predict(demo_battles.select(range(4)))
 
 
-def test_a_members_own_precision_is_what_is_read_in_where_nothing_else_is_asked(members):
+def test_a_member_predicts_in_its_own_precision_by_default(members):
     (member,) = load_judge([str(members["ab"])])
     assert member.dtype == json.loads((members["ab"] / "member.json").read_text())["dtype"] == "float32"
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
+# --- training runs ----------------------------------------------------------------------------------------------------
 
 
 def build_run(bases, output, *flags) -> list:
@@ -283,7 +283,7 @@ def build_run(bases, output, *flags) -> list:
 
 
 def test_a_resumed_run_keeps_its_precision_on_another_machine(bases, tmp_path, monkeypatch, caplog):
-    """Begun on a CPU that computes in bf16, gone on with where auto would take another precision."""
+    """The run starts in bf16 and resumes where auto would choose another precision."""
     monkeypatch.chdir(REPOSITORY)
     output = tmp_path / "ab"
     call("train", *build_run(bases, output, "--dtype", "bfloat16"), monkeypatch=monkeypatch)
@@ -297,8 +297,8 @@ def test_a_resumed_run_keeps_its_precision_on_another_machine(bases, tmp_path, m
     assert "dtype: bfloat16 there, float32 here" in said
 
 
-def test_a_member_is_saved_before_its_probes_are_read(bases, tmp_path, monkeypatch, caplog, demo_battles):
-    """Hours of training are not lost where reading the probes fails; the member then says that it has none."""
+def test_a_member_is_saved_before_its_canaries_are_recorded(bases, tmp_path, monkeypatch, caplog, demo_battles):
+    """Hours of training are not lost if the canaries fail; the member then has none."""
     monkeypatch.chdir(REPOSITORY)
 
     def fail_to_read(*_):
@@ -308,15 +308,15 @@ def test_a_member_is_saved_before_its_probes_are_read(bases, tmp_path, monkeypat
     with pytest.raises(RuntimeError, match="out of memory"):
         call("train", *build_run(bases, tmp_path / "ab"), monkeypatch=monkeypatch)
     judge = Judge.from_pretrained(tmp_path / "ab")
-    assert "no probe battles are read (its training ended before it had any)" in caplog.text
+    assert "its canary battles are not replayed (training stopped before they were recorded)" in caplog.text
     assert len(judge.predict(demo_battles.select(range(2)))) == 2
 
 
-def test_training_in_float16_and_other_precisions_of_the_launcher_are_one_line(bases, tmp_path, monkeypatch, caplog):
+def test_float16_training_and_a_launcher_of_another_precision_are_clear_errors(bases, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(REPOSITORY)
     run = build_run(bases, tmp_path / "ab", "--dtype", "float16")
     said = fail("train", *run, monkeypatch=monkeypatch, caplog=caplog)
-    assert "--dtype float16: expected a precision to train in; found one to read in" in said
+    assert "--dtype float16: expected a precision for training; found one for prediction only" in said
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     run = build_run(bases, tmp_path / "ab", "--dtype", "float32")
     said = fail("train", *run, monkeypatch=monkeypatch, caplog=caplog)
@@ -324,9 +324,9 @@ def test_training_in_float16_and_other_precisions_of_the_launcher_are_one_line(b
     assert not any(tmp_path.iterdir())
 
 
-def test_the_readmes_tolerances_are_those_that_hold():
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    table = readme.split("| | float32 | float16 | bfloat16 |\n")[1].split("\n\n")[0].splitlines()[1:]
+def test_the_documented_tolerances_are_those_of_the_code():
+    page = (REPOSITORY / "docs" / "performance.md").read_text(encoding="utf-8")
+    table = page.split("| | float32 | float16 | bfloat16 |\n")[1].split("\n\n")[0].splitlines()[1:]
     for row in table:
         name, *values = (cell.strip() for cell in row.strip("|").split("|"))
         expected = [find_tolerance(name, other) for other in ("float32", "float16", "bfloat16")]

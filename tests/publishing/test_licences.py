@@ -1,4 +1,4 @@
-"""A licence follows the weights: from what a base was made from into the cards of the base and of its members."""
+"""A licence follows the weights: from a base's origin into the cards of the base and of its members."""
 
 import json
 
@@ -12,7 +12,7 @@ GEMMA, SHA = "google/gemma-2-9b-it", "0123456789" * 4
 TERMS = "https://ai.google.dev/gemma/terms"
 
 
-def test_a_member_on_a_base_of_another_name_is_under_the_terms_of_what_the_base_was_made_from(tmp_path):
+def test_a_member_on_a_renamed_base_is_under_the_licence_of_the_bases_origin(tmp_path):
     training = {"base_made_from": f"{GEMMA}@{SHA}"}
     facts = {"orientation": "ab", "labels": ["a", "b"], "training": training}
     (tmp_path / "member.json").write_text(json.dumps(facts))
@@ -33,7 +33,7 @@ def test_a_member_on_a_base_of_another_name_is_under_the_terms_of_what_the_base_
         ({"made_from": "my-own"}, None, "Not recorded"),
     ],
 )
-def test_a_bases_card_says_what_it_was_made_from_and_passes_the_terms_on(config, licence, said, tmp_path):
+def test_a_bases_card_names_its_origin_and_passes_the_terms_on(config, licence, said, tmp_path):
     quantized = {"quantization_config": {"load_in_8bit": True}, "model_type": "llama_preference", **config}
     (tmp_path / "config.json").write_text(json.dumps(quantized))
     card = build_base_card(tmp_path, "me/base")
@@ -44,8 +44,8 @@ def test_a_bases_card_says_what_it_was_made_from_and_passes_the_terms_on(config,
     assert ("must be passed on" in card) == (licence is not None)
 
 
-def test_an_origin_is_noted_once_and_kept_by_what_is_made_from_it(bases, plain_backbone, tokenizer, tmp_path):
-    """A folder says its name alone, law 12; a base that was made from something says that, however often."""
+def test_an_origin_is_recorded_once_and_inherited(bases, plain_backbone, tokenizer, tmp_path):
+    """Of a local folder only the name is recorded (law 12); a base that has an origin passes it on."""
     plain = find_base(str(plain_backbone))
     assert describe_origin(str(plain_backbone), plain) == plain_backbone.name
     save_base(tmp_path / "base", load_base(plain, dtype="float32"), tokenizer, f"{GEMMA}@{SHA}")

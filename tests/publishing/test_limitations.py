@@ -1,4 +1,4 @@
-"""What is said of a judge's limits follows from the figures and their intervals."""
+"""The sentences about a judge's limitations follow from its metrics and their intervals."""
 
 import json
 
@@ -16,7 +16,7 @@ def estimate(value: float | None, half: float = 0.05, count: int = 65) -> dict:
 
 
 def build_report(accuracy=None, first=None, length=None, languages=(), **baselines: float) -> dict:
-    """A report of a good judge without leanings, but for what is given."""
+    """A report of a good judge without biases, except for what is given."""
     return {
         "accuracy": accuracy or estimate(0.7, 0.02),
         "baselines": {name.replace("_", " "): {"accuracy": estimate(share)} for name, share in baselines.items()},
@@ -26,8 +26,8 @@ def build_report(accuracy=None, first=None, length=None, languages=(), **baselin
     }
 
 
-def list_limits(**changes) -> list[str]:
-    """The sentences on a report, but for the one on its size."""
+def list_limitations(**changes) -> list[str]:
+    """The sentences about a report, except the one about its size."""
     return [sentence for sentence in describe_limitations(build_report(**changes)) if "evaluated on" not in sentence]
 
 
@@ -36,32 +36,35 @@ def list_limits(**changes) -> list[str]:
     [
         (0.55, 0.06, "The interval of its accuracy, 0.490 to 0.610, includes 0.5"),
         (0.50, 0.05, "The interval of its accuracy, 0.450 to 0.550, includes 0.5"),
-        (0.40, 0.05, "Its accuracy lies below 0.5, at 0.450 at most"),
+        (0.40, 0.05, "Its accuracy is below 0.5, at most 0.450"),
         (0.40, 0.11, "The interval of its accuracy, 0.290 to 0.510, includes 0.5"),
     ],
 )
 def test_an_accuracy_that_may_be_chance_is_called_so(share, half, said):
-    (sentence,) = list_limits(accuracy=estimate(share, half))
+    (sentence,) = list_limitations(accuracy=estimate(share, half))
     assert sentence.startswith(said)
 
 
 @pytest.mark.parametrize(
-    "share, half, baseline, said",
+    "half, baseline, relation, doubted",
     [
-        (0.65, 0.01, 0.7, 'lies below that of "longer wins", 0.700.'),
-        (0.65, 0.06, 0.7, 'lies below that of "longer wins", 0.700, which its interval includes: no difference'),
-        (0.65, 0.06, 0.62, 'lies above that of "longer wins", 0.620, which its interval includes: no difference'),
-        (0.65, 0.06, 0.65, 'lies at that of "longer wins", 0.650, which its interval includes: no difference'),
+        (0.01, 0.7, "is below", False),
+        (0.06, 0.7, "is below", True),
+        (0.06, 0.62, "is above", True),
+        (0.06, 0.65, "equals", True),
     ],
 )
-def test_a_baseline_that_is_not_beaten_is_named(share, half, baseline, said):
-    (sentence,) = list_limits(accuracy=estimate(share, half), longer_wins=baseline)
-    assert sentence.startswith(f"Its accuracy, {share:.3f}, {said}")
+def test_a_baseline_that_is_not_beaten_is_named(half, baseline, relation, doubted):
+    (sentence,) = list_limitations(accuracy=estimate(0.65, half), longer_wins=baseline)
+    assert sentence == (
+        f'Its accuracy, 0.650, {relation} that of the baseline "longer wins", {baseline:.3f}'
+        f"{', but the interval includes that value: no difference is shown' if doubted else ''}."
+    )
 
 
-def test_a_judge_that_beats_every_baseline_and_leans_to_no_side_has_no_such_limit():
-    """0.7 give or take 0.02 is above 0.5 and 0.6."""
-    assert list_limits(always_a=0.5, longer_wins=0.6, languages=(30, 400)) == []
+def test_a_judge_that_beats_every_baseline_and_has_no_bias_has_no_such_limitation():
+    """0.7 plus or minus 0.02 is above 0.5 and 0.6."""
+    assert list_limitations(always_a=0.5, longer_wins=0.6, languages=(30, 400)) == []
 
 
 def test_the_size_of_the_evaluation_is_said_in_points():
@@ -72,25 +75,27 @@ def test_the_size_of_the_evaluation_is_said_in_points():
 
 @pytest.mark.parametrize("first, side", [(0.6, "first"), (0.4, "second"), (0.51, None), (None, None)])
 def test_position_bias_is_named_where_its_interval_leaves_one_half_out(first, side):
-    limits = list_limits(first=estimate(first, 0.02))
-    assert limits == (
-        [f"It leans to the answer that is read {side}: mean probability of the first {first:.3f}."] if side else []
+    limitations = list_limitations(first=estimate(first, 0.02))
+    assert limitations == (
+        [f"It favours the answer shown {side}: mean probability of the first answer {first:.3f}."] if side else []
     )
 
 
 @pytest.mark.parametrize("length, side", [(0.3, "longer"), (-0.3, "shorter"), (0.01, None), (None, None)])
 def test_length_bias_is_named_where_its_interval_leaves_zero_out(length, side):
-    limits = list_limits(length=estimate(length, 0.05))
-    assert limits == ([f"It leans to the {side} answer: correlation with the length {length:.3f}."] if side else [])
+    limitations = list_limitations(length=estimate(length, 0.05))
+    assert limitations == (
+        [f"It favours the {side} answer: correlation with the relative length {length:.3f}."] if side else []
+    )
 
 
-def test_rows_of_few_battles_are_called_worthless():
-    (sentence,) = list_limits(languages=(30, 29, 4))
+def test_rows_of_few_battles_are_called_uncertain():
+    (sentence,) = list_limitations(languages=(30, 29, 4))
     assert sentence.startswith("2 of the 3 languages have fewer than 30 evaluation battles")
 
 
 def test_an_evaluation_of_ties_alone_has_no_accuracy():
-    assert list_limits(accuracy=estimate(None, count=0), longer_wins=0.6) == [
+    assert list_limitations(accuracy=estimate(None, count=0), longer_wins=0.6) == [
         "No evaluation battle had a winner, so there is no accuracy."
     ]
 
@@ -103,15 +108,15 @@ def test_without_a_report_nothing_is_claimed():
 def test_languages_are_counted_over_sources():
     data = [{"languages": {"en": 3}}, {"languages": {"en": 1, "ko": 2}}, {"languages": None}, {}]
     assert count_languages(data) == {"en": 4, "ko": 2}
-    assert next(describe_languages(count_languages(data))).startswith("It was trained on 2 languages (en 4, ko 2);")
-    assert next(describe_languages({"en": 4})).startswith("It was trained on one language, en;")
+    assert next(describe_languages(count_languages(data))).startswith("It was trained on 2 languages (en 4, ko 2).")
+    assert next(describe_languages({"en": 4})).startswith("It was trained on one language, en.")
     assert "not recorded" in next(describe_languages({}))
 
 
 def test_cuts_are_said_from_the_encodings_and_counted_from_the_report():
     report = {"tables": {"cut": [{"name": "whole", "battles": 61}, {"name": "cut", "battles": 11}]}}
     (sentence,) = describe_cuts([{"max_length": 384}, {"max_length": 512}, {"max_length": 384}], report)
-    assert "more than 384 or 512 tokens" in sentence and sentence.endswith("Evaluation battles: whole 61, cut 11.")
+    assert "longer than 384 or 512 tokens" in sentence and sentence.endswith("Evaluation battles: whole 61, cut 11.")
     assert "Evaluation" not in next(describe_cuts([{"max_length": 384}], None)) and [*describe_cuts([{}], None)] == []
 
 
@@ -123,5 +128,5 @@ def test_an_evaluation_of_a_few_prompts_makes_a_card(count, tmp_path, demo_battl
     (tmp_path / "member.json").write_text(json.dumps({"orientation": "ab", "labels": ["a", "b"], "training": {}}))
     write_card(tmp_path, build_real_report(verdicts, battles, draws=20))
     accuracy = json.loads((tmp_path / "evaluation.json").read_text())["accuracy"]
-    said = "of too few prompts to say how sure its accuracy is" in (tmp_path / "README.md").read_text()
+    said = "with too few prompts for an accuracy interval" in (tmp_path / "README.md").read_text()
     assert said == (accuracy["low"] is None)

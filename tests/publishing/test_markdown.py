@@ -1,4 +1,4 @@
-"""Text that comes out of files shows as it is, and takes nothing along that is the machine's own."""
+"""Text from files renders literally and reveals no folder or token of the machine."""
 
 import pytest
 from markupsafe import Markup
@@ -33,11 +33,11 @@ from modeling.publishing.markdown import (
         ("--tokens_per_batch 8192", "--tokens_per_batch 8192"),
     ],
 )
-def test_folders_of_a_machine_and_tokens_are_left_out(text, left):
+def test_absolute_folders_and_tokens_are_removed(text, left):
     assert conceal(text) == left
 
 
-def test_text_without_marks_is_left_as_it_is():
+def test_text_without_markup_is_unchanged():
     text = "train.jsonl, 日本語 (a-b), 12:30; owner/name:split #1 50% 'x' é"
     assert escape_text(text) == text and escape_text(None) == "not recorded" and escape_text(3) == "3"
 
@@ -46,11 +46,11 @@ def test_text_without_marks_is_left_as_it_is():
     "seconds, said",
     [(None, None), (0.4, "0 s"), (119.4, "119 s"), (150, "2 min"), (3599, "1 h 0 min"), (90_000, "25 h 0 min")],
 )
-def test_durations_are_said_in_hours_and_minutes(seconds, said):
+def test_durations_are_given_in_hours_and_minutes(seconds, said):
     assert format_duration(seconds) == said
 
 
-def test_counts_are_said_most_first_and_their_rest_as_a_number():
+def test_counts_are_listed_largest_first_and_the_rest_as_a_number():
     assert format_counts({"x": 1, "b": 2, "a": 2}) == "a 2, b 2, x 1" and format_counts({}) is None
     assert format_counts({str(at): 9 - at for at in range(8)}) == "0 9, 1 8, 2 7, 3 6, 4 5, 5 4 and 2 more"
 
@@ -59,7 +59,7 @@ def test_a_fence_is_longer_than_any_run_of_backticks_in_its_code():
     assert fence("a `````` b", "bash") == "```````bash\na `````` b\n```````" and fence("a") == "```\na\n```"
 
 
-def test_estimates_are_said_with_their_interval_or_as_not_measured():
+def test_estimates_show_their_interval_or_not_measured():
     ends = {"low": -0.1, "high": 0.25}
     assert format_estimate({"value": 0.0625, **ends}) == "0.062 [-0.100, 0.250]"
     assert format_estimate({"value": 1, "low": None, "high": None}) == "1.000 [no interval]"
@@ -71,7 +71,7 @@ def test_settings_are_flat_text_without_tokens():
     assert dict(flatten_settings(values)) == {"a.b": "true", "c": "1, none, z", "num_tokens": "3"}
 
 
-def test_whatever_a_template_prints_is_escaped_but_markup():
+def test_every_value_that_a_template_prints_is_escaped_except_markup():
     template = (
         "{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{{ twice(text) }} {{ safe }} {{ [text, text]|join(', ') }}"
     )

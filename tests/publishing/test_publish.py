@@ -1,4 +1,4 @@
-"""Members, judges and bases to a Hub that stands in for the real one, and judges from it; see tests/hub_stub.py."""
+"""Publishes members, judges and bases to a local imitation of the Hub and loads judges from it; see hub_stub.py."""
 
 import json
 import runpy
@@ -49,7 +49,7 @@ def publish(monkeypatch):
 
 @pytest.fixture
 def refuse(publish, caplog, hub):
-    """Runs it where it must end with exit code 2, one line, and nothing sent; returns the line."""
+    """Runs the script where it must end with exit code 2, a one-line error and no upload; returns that line."""
 
     def run(*flags) -> str:
         before = {repo: hub.files(repo) for repo in hub.repositories}
@@ -65,7 +65,7 @@ def refuse(publish, caplog, hub):
 
 @pytest.fixture
 def member(members, tmp_path) -> Path:
-    """A member of its own, to be spoilt; its base stands where its adapter says."""
+    """A copy of a member that a test may damage; its adapter names the base's real path."""
     shutil.copytree(members["ab"], folder := tmp_path / "ab")
     change_json(folder / "adapter_config.json", base_model_name_or_path=str(find_base_of(members["ab"])))
     return folder
@@ -95,7 +95,7 @@ for flags in json.loads(sys.argv[1]):
 
 
 def test_a_fresh_process_with_an_empty_cache_gives_the_same_probabilities(hub, publish, members, tmp_path):
-    """Law 6, bit for bit: as members by id and by commit, and as a judge; the base comes by its id and commit."""
+    """Law 6, bit for bit: members by id and by commit, and a judge; each adapter names its base's id and commit."""
     for orientation, folder in members.items():
         publish("--member", folder, "--repo", f"{USER}/{orientation}", "--base_repo", BASE_REPO)
     publish("--judge", *members.values(), "--repo", f"{USER}/judge", "--base_repo", BASE_REPO)
@@ -139,7 +139,7 @@ def test_a_member_goes_with_its_own_files_and_a_base_that_others_can_fetch(hub, 
     assert config["base_model_name_or_path"] == BASE_REPO
     assert config["revision"] == hub.repositories[BASE_REPO].branches["main"]
     pushed = hub.files(BASE_REPO)
-    assert b"A base for members of Bothways" in pushed.pop("README.md")
+    assert b"A base for Bothways members" in pushed.pop("README.md")
     assert pushed == {path.name: path.read_bytes() for path in base.iterdir()}
     assert hub.repositories[REPO].private and BASE_REPO in files["README.md"].decode()
     assert fingerprint_base(find_base(BASE_REPO)) == read_member(members["ab"]).base_fingerprint
@@ -153,8 +153,8 @@ def test_publishing_again_makes_no_commit(hub, publish, members, caplog):
     assert {kind: hub.counts[kind] for kind in sent} == sent and sent["commit"] == 2
 
 
-def test_another_member_replaces_the_first_and_leaves_a_person_s_files(hub, publish, members, tmp_path):
-    """The new one has no evaluation any more; the picture and the notes are nobody's but the person's."""
+def test_another_member_replaces_the_first_and_keeps_the_users_own_files(hub, publish, members, tmp_path):
+    """The second upload has no figures, so ours goes; the user's own picture and notes stay."""
     shutil.copytree(members["ab"], folder := tmp_path / "ab")
     shutil.copytree(find_base_of(members["ab"]), tmp_path / "base")
     change_json(folder / "adapter_config.json", base_model_name_or_path="../base")
@@ -172,7 +172,7 @@ def test_another_member_replaces_the_first_and_leaves_a_person_s_files(hub, publ
     assert set(files) - set(theirs) == {path.name for path in folder.iterdir()} | {"README.md"}
 
 
-def test_a_judge_has_its_members_in_folders_and_one_that_leaves_is_taken_away(hub, publish, members):
+def test_a_judge_has_its_members_in_folders_and_a_removed_member_is_deleted(hub, publish, members):
     flags = ["--repo", REPO, "--base_repo", BASE_REPO]
     publish("--judge", *members.values(), *flags, "--readings", "both")
     files = hub.files(REPO)
@@ -190,7 +190,7 @@ def test_a_judge_has_its_members_in_folders_and_one_that_leaves_is_taken_away(hu
 
 
 def test_a_judge_folder_goes_as_it_is(hub, publish, members, tmp_path):
-    """As it came from a Hub: its members name a base there, so that none has to be pushed."""
+    """A downloaded judge names a base on the Hub, so none has to be uploaded."""
     publish("--judge", *members.values(), "--repo", REPO, "--base_repo", BASE_REPO)
     hub_files = hub.files(REPO)
     for name, content in hub_files.items():
@@ -204,7 +204,7 @@ def test_a_judge_folder_goes_as_it_is(hub, publish, members, tmp_path):
 def test_a_report_of_evaluate_becomes_the_evaluation_of_what_is_published(
     hub, publish, refuse, members, demo_battles, tmp_path
 ):
-    """Of a judge and of a member: its figures stand in the card, and its pictures beside it."""
+    """For a judge and for a member: the card shows its metrics, and its pictures are uploaded."""
     verdicts = pd.DataFrame({"id": demo_battles["id"][:], "p_a": [0.6] * 72, "p_a_ab_ab": [0.6] * 72})
     report = build_report(verdicts, demo_battles, draws=20)
     draw_figures(report, tmp_path / "report" / "figures")
@@ -215,7 +215,7 @@ def test_a_report_of_evaluate_becomes_the_evaluation_of_what_is_published(
     for repo in (f"{USER}/judge", REPO):
         files = hub.files(repo)
         assert json.loads(files["evaluation.json"]) == report and "figures/reliability.png" in files
-        assert "0.500 [" in files["README.md"].decode()  # always a: right on 36 of 72
+        assert "0.500 [" in files["README.md"].decode()  # the baseline that always says a is right on 36 of 72
     (tmp_path / "report" / "report.json").unlink()
     assert "expected a folder with report.json; found none" in refuse("--member", members["ab"], "--repo", REPO, *flags)
 
@@ -234,13 +234,14 @@ def test_a_dry_run_lists_what_the_real_one_uploads_and_needs_no_hub(hub, publish
         publish(*flags, "--dry_run", "true")
     said = capsys.readouterr().out
     assert not hub.counts and f"{REPO} (private)" in said and f"{BASE_REPO} (private)" in said
-    listed = [line.split() for line in said.splitlines() if line.startswith("  ")]
+    rows = [line.split() for line in said.splitlines() if line.startswith("  ")]
+    listed = [row for row in rows if row != ["file", "bytes"]]
     publish(*flags)
     sizes = [(name, len(content)) for repo in (BASE_REPO, REPO) for name, content in sorted(hub.files(repo).items())]
     assert [(name, int(size.replace(",", ""))) for name, size in listed] == sizes
 
 
-def test_a_public_repository_and_a_branch_have_to_be_asked_for(hub, publish, members):
+def test_a_public_repository_and_a_branch_need_a_flag(hub, publish, members):
     flags = ["--member", members["ab"], "--repo", REPO, "--base_repo", BASE_REPO, "--private", "false"]
     publish(*flags, "--revision", "v2", "--commit_message", "Second")
     assert not hub.repositories[REPO].private and not hub.repositories[BASE_REPO].private
@@ -260,18 +261,21 @@ def test_a_merged_member_needs_no_base(hub, publish, members, tmp_path, demo_bat
     assert {"config.json", "model.safetensors"}.isdisjoint(hub.files(REPO))
 
 
-# --- what must not go -------------------------------------------------------------------------------------------------
+# --- what must not be published ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (lambda m: (m / "optimizer.pt").write_bytes(b"state"), "expected its own files alone; found optimizer.pt"),
+        (
+            lambda m: (m / "optimizer.pt").write_bytes(b"state"),
+            "expected only a member's own files; found optimizer.pt",
+        ),
         (
             lambda m: (m / "model.safetensors").write_bytes(b"x"),
-            "expected its own files alone; found model.safetensors",
+            "expected only a member's own files; found model.safetensors",
         ),
-        (lambda m: (m / "notes").write_text("x"), "found notes. Move them away: nothing was uploaded"),
+        (lambda m: (m / "notes").write_text("x"), "found notes. Move them away. Nothing was uploaded"),
         (lambda m: change_facts(m, output_dir="/data/runs/7"), "member.json: expected no absolute path; found '/data"),
         (lambda m: change_facts(m, command="train.py --base ~/base"), "expected no absolute path; found '~/base'"),
         (lambda m: change_facts(m, seen=f"at {m.resolve()}"), "member.json: expected no absolute path"),
@@ -300,7 +304,7 @@ def test_what_must_not_be_published_is_refused_before_anything_is_sent(spoil, ex
     [
         ([], "Expected one of --member, --judge and --base; found neither"),
         (["--member", "AB", "--judge", "AB", "--repo", REPO], "found --member and --judge"),
-        (["--base", "AB", "--repo", REPO, "--revision", "x"], "--base: expected --repo, --private and --dry_run alone"),
+        (["--base", "AB", "--repo", REPO, "--revision", "x"], "--base: expected only --repo, --private and --dry_run"),
         (["--base", "no/where", "--repo", REPO], "--base no/where: expected the folder of a base; found none"),
         (["--base", "AB", "--repo", REPO], "expected config.json and safetensors"),
         (["--member", "AB"], "Expected --repo"),
@@ -311,7 +315,7 @@ def test_what_must_not_be_published_is_refused_before_anything_is_sent(spoil, ex
         (["--member", "no/where", "--repo", REPO], "--member no/where: expected the folder of a member; found none"),
         (["--judge", "AB", "no/where", "--repo", REPO], "--judge no/where: expected the folder of a member or judge"),
         (["--member", "AB", "--merged", "true", "--repo", REPO], "--merged and --output_dir: expected both or neither"),
-        (["--judge", "AB", "--merged", "true", "--output_dir", "x"], "--merged: expected --member, without"),
+        (["--judge", "AB", "--merged", "true", "--output_dir", "x"], "--merged: expected --member, and neither --base_repo"),
         (["--member", "AB", "--repo", REPO, "--hub_token", "hf_x"], "--hub_token: expected no token in a command"),
         (["--member", "AB", "--repo", REPO, "--hub-token=hf_x"], "--hub_token: expected no token in a command"),
     ],
@@ -337,14 +341,14 @@ def test_a_login_that_may_not_write_is_found_first(members, refuse, hub, monkeyp
         hub.connect(monkeypatch, tmp_path / "home", token)
         assert expected in refuse(*flags)
     hub.connect(monkeypatch, tmp_path / "home")
-    assert "as the login is someone's" in refuse("--member", members["ab"], "--repo", "else/x", *flags[4:])
+    assert "because the login is someone's" in refuse("--member", members["ab"], "--repo", "else/x", *flags[4:])
 
 
 # --- what must not load -----------------------------------------------------------------------------------------------
 
 
 def test_a_member_that_was_changed_on_the_hub_is_refused(hub, publish, members, tmp_path):
-    """A head that is missing, though its hash was mended; a file that differs from its hash."""
+    """A missing head, even with a matching hash; a file that differs from its hash."""
     publish("--member", members["ab"], "--repo", REPO, "--base_repo", BASE_REPO)
     whole = hub.files(REPO)
     weights = load_file(members["ab"] / "adapter_model.safetensors")
@@ -363,7 +367,7 @@ def test_a_member_that_was_changed_on_the_hub_is_refused(hub, publish, members, 
             Judge.from_pretrained(REPO)
     hub.put(REPO, whole)
     hub.put(BASE_REPO, {"config.json": hub.files(BASE_REPO)["config.json"] + b" "})
-    Judge.from_pretrained(REPO)  # it names the base's commit, so that a newer one is not its concern
+    Judge.from_pretrained(REPO)  # the adapter names the base's commit, so a newer one changes nothing
 
 
 # --- from training and quantising -------------------------------------------------------------------------------------
@@ -388,7 +392,7 @@ def test_a_base_is_pushed_once_it_is_written_and_its_members_need_no_push(
     with pytest.raises(SystemExit):
         call("quantize", *flags[:-1], f"{USER}/other", monkeypatch=monkeypatch)
     command = f"scripts/publish.py --base {tmp_path / 'base'} --repo {USER}/other"
-    assert f"All that was written is whole: `{command}` uploads it." in caplog.messages[-1]
+    assert f"All files were written. Upload them with `{command}`." in caplog.messages[-1]
     publish("--base", tmp_path / "base", "--repo", f"{USER}/other", "--dry_run", "true")
     assert hub.files(f"{USER}/other") == {}
     publish("--base", tmp_path / "base", "--repo", f"{USER}/other")
@@ -401,7 +405,7 @@ def test_a_base_is_pushed_once_it_is_written_and_its_members_need_no_push(
     assert json.loads(hub.files(REPO)["adapter_config.json"])["revision"] == base.revision
     assert len(hub.repositories[BASE_REPO].commits) == 2  # its creation, and the one push
     assert len(Judge.from_pretrained(f"{REPO}@{pushed.commit}").members) == 1
-    with pytest.raises(ValueError, match=r"expected a base on the Hub, .* found one that is only here"):
+    with pytest.raises(ValueError, match=r"expected a base on the Hub, .* found a local folder"):
         check_publishable(REPO, replace(base, repo=None))
     with pytest.raises(ValueError, match="found another model's files"):
         hub.put(f"{USER}/model", {"model.safetensors": b"weights"})

@@ -1,4 +1,4 @@
-"""Laws of files.py: one battle reads the same from every format, damage is named, results are complete or absent."""
+"""Laws of files.py: every format gives the same rows, damage is named, results are complete or absent."""
 
 import csv
 import json
@@ -12,14 +12,14 @@ import pytest
 
 import modeling.runtime.files
 from modeling.data.battles import load_battles
-from modeling.runtime.files import check_writable, describe_file, iterate_columns, replace_folder
+from modeling.runtime.files import check_writable, describe_file, iterate_columns, replace_file, replace_folder
 
 HEADER = "id,prompt,response_a,response_b,winner"
 MARK = "mark.json"
 
 
 def build_rows() -> list[dict]:
-    """Texts that readers are known to change: what pandas takes for missing, line ends, quotes, separators, sizes."""
+    """Returns texts that readers often change: "null" and the like, line ends, quotes, separators, very long ones."""
     texts = ["null", "NA", "NaN", "None", "1", "1.50", "true", "{}", "a,b", "back\\slash\\n", 'say "hi"', '"']
     texts += [
         "one\ntwo",
@@ -124,7 +124,7 @@ def test_a_file_that_cannot_be_read_is_an_error_that_says_where(tmp_path, name, 
 
 @pytest.mark.parametrize("damage", ["cut short", "overwritten page", "overwritten footer"])
 def test_a_damaged_parquet_is_an_error_that_names_it(tmp_path, damage):
-    """Arrow reports a bad page as a bare OSError that names no file."""
+    """Arrow reports a bad page as a plain OSError that does not name the file."""
     path = write_rows(tmp_path / "f.parquet", build_rows()[:-1] * 50)
     content = path.read_bytes()
     if damage == "cut short":
@@ -138,13 +138,13 @@ def test_a_damaged_parquet_is_an_error_that_names_it(tmp_path, damage):
 
 @pytest.mark.parametrize("name", ["f.csv", "owner/none.parquet", "owner/none", "a/b/c", "none", "owner/n@1:train"])
 def test_a_source_that_is_nowhere_is_an_error_with_the_way_out(name):
-    """The names that could be a Hub data set's are looked for there; no network here."""
+    """Names that could be a Hub data set are looked up there; the tests have no network."""
     with pytest.raises(FileNotFoundError, match=f"Battles file {name}: expected a file, .*; found no.* Check the name"):
         load_battles(name)
 
 
 def test_a_folder_of_data_files_is_streamed_in_parts(tmp_path):
-    """What a Hub data set is, once downloaded; `datasets` reads both by the same code."""
+    """A downloaded Hub data set is such a folder; `datasets` reads both with the same code."""
     rows = [row | {"prompt": f"p{row['id']}"} for row in build_rows()[:9]]
     write_rows(tmp_path / "train-0.jsonl", rows[:5])
     write_rows(tmp_path / "train-1.jsonl", rows[5:])
@@ -177,7 +177,7 @@ def test_a_hub_data_set_is_asked_for_by_id_revision_and_split(monkeypatch):
         ("at@home", ("at@home", None, "train")),
     ],
 )
-def test_a_dot_is_no_sign_of_a_file(tmp_path, monkeypatch, source, asked):
+def test_a_dot_in_a_name_does_not_make_it_a_file(tmp_path, monkeypatch, source, asked):
     monkeypatch.chdir(tmp_path)
     for name in ("my.data", "at@home"):
         (tmp_path / name).mkdir()
@@ -218,8 +218,8 @@ def test_a_file_of_one_endless_line_is_an_error_before_it_fills_the_memory(tmp_p
         load_battles(path)
 
 
-def test_a_file_does_not_replace_what_it_is_made_from(tmp_path):
-    """By another path and through links too; a folder is read whole, so that nothing may be written into it."""
+def test_an_output_does_not_replace_its_own_input(tmp_path):
+    """Neither by another path nor through links. A folder is read whole, so nothing may be written into it."""
     pool, folder = write_rows(tmp_path / "pool.jsonl", build_rows()[:2]), tmp_path / "data"
     folder.mkdir()
     (tmp_path / "link.jsonl").symlink_to(pool)
@@ -280,8 +280,8 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path, stop, existe
     assert list_files(tmp_path) == before and list(tmp_path.iterdir()) == [folder] * existed
 
 
-def test_what_a_killed_run_left_behind_is_cleared(tmp_path):
-    """A killed process runs no cleanup; its half result must not enter the next one."""
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    """A killed process runs no cleanup. Its half result must not get into the next one."""
     write_result(tmp_path / "result", "before")
     for leftover in (".result.new", ".result.old"):
         (tmp_path / leftover).mkdir()
@@ -300,11 +300,27 @@ def test_a_foreign_folder_is_refused_and_an_empty_one_is_used(tmp_path):
         write_result(folder, "second")
     assert list_files(tmp_path) == before and list(tmp_path.iterdir()) == [folder]
     with pytest.raises(ValueError, match="expected a new or empty folder"):
-        write_result(folder / "thesis.docx", "a file stands there")
+        write_result(folder / "thesis.docx", "a file has this name")
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, existed):
+    path = tmp_path / "result.csv"
+    if existed:
+        path.write_text("first")
+    before = list_files(tmp_path)
+    with pytest.raises(KeyboardInterrupt), replace_file(path) as beside:
+        beside.write_text("half")
+        assert beside.suffix == ".csv" and list(tmp_path.glob("[!.]*.csv")) == [path] * existed
+        raise KeyboardInterrupt
+    assert list_files(tmp_path) == before
+    with replace_file(path) as beside:
+        beside.write_text("second")
+    assert list_files(tmp_path) == {"result.csv": "second"}
 
 
 def test_a_source_is_named_without_its_folders(tmp_path):
-    """SHA-256 of no bytes is the well-known e3b0...b855; a folder and a Hub id have none."""
+    """The SHA-256 of no bytes is e3b0...b855. A folder and a Hub id have none."""
     (tmp_path / "battles").mkdir()
     (tmp_path / "empty.csv").touch()
     empty = describe_file(str(tmp_path / "empty.csv"))

@@ -1,4 +1,4 @@
-"""Uploads and downloads of folders, with a stub of the Hub; see tests/hub_stub.py."""
+"""Laws of hub.py, against a stub of the Hub; see tests/hub_stub.py."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[HubStub]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A small file, a large one, a small one that goes through LFS for its kind, and one in a sub-folder."""
+    """Returns a folder with a small file, a large one, a small one that goes through LFS, and one in a sub-folder."""
     (made := tmp_path / "folder" / "figures").mkdir(parents=True)
     for name, content in (("facts.json", SMALL), ("large.json", LARGE), ("w.safetensors", b"weights")):
         (made.parent / name).write_bytes(content)
@@ -43,11 +43,11 @@ def read(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# --- up and down ------------------------------------------------------------------------------------------------------
+# --- upload and download ----------------------------------------------------------------------------------------------
 
 
 def test_what_was_pushed_comes_back(hub, folder):
-    """One private commit; the server takes two of the four files through LFS."""
+    """In one commit and private. The server takes two of the four files through LFS."""
     pushed = push(folder)
     assert pushed.changed and hub.counts["commit"] == 1 and hub.counts["put"] == 2
     assert hub.repositories[REPO].private and hub.files(REPO) == read(folder)
@@ -69,7 +69,7 @@ def test_pushing_again_sends_only_what_changed(hub, folder):
     assert hub.counts["commit"] == 2 and hub.counts["put"] == sent + 1 and hub.files(REPO) == read(folder)
 
 
-def test_files_of_a_former_push_are_deleted_in_the_same_commit_and_the_rest_stays(hub, folder):
+def test_leftovers_of_an_earlier_push_are_deleted_in_the_same_commit_and_the_rest_stays(hub, folder):
     push(folder)
     hub.put(REPO, {"mine.png": b"a person's own"})
     (folder / "large.json").unlink()
@@ -77,7 +77,7 @@ def test_files_of_a_former_push_are_deleted_in_the_same_commit_and_the_rest_stay
     assert hub.counts["commit"] == 2 and hub.files(REPO) == read(folder) | {"mine.png": b"a person's own"}
 
 
-def test_a_branch_is_made_and_the_main_one_left_alone(hub, folder):
+def test_a_branch_is_created_and_the_main_one_left_alone(hub, folder):
     before = hub.put(REPO, {})
     push(folder, branch="try")
     assert hub.repositories[REPO].branches["main"] == before and hub.files(REPO, "try") == read(folder)
@@ -91,7 +91,7 @@ def test_a_newer_commit_does_not_change_what_a_commit_holds(hub, folder):
     assert (download_repository(REPO, "Judge", ["*"])[0] / "facts.json").read_bytes() == b"new"
 
 
-def test_what_is_in_the_cache_needs_no_hub(hub, folder, monkeypatch):
+def test_what_is_in_the_cache_is_found_without_the_hub(hub, folder, monkeypatch):
     pushed = push(folder)
     download_repository(REPO, "Judge", ["*"])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -102,14 +102,16 @@ def test_what_is_in_the_cache_needs_no_hub(hub, folder, monkeypatch):
 # --- interruptions ----------------------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_upload_commits_nothing_and_goes_on_where_it_was(hub, folder):
-    """First the second large file is refused, then the commit; in the end each file was sent once."""
+def test_an_interrupted_upload_commits_nothing_and_continues_where_it_stopped(hub, folder):
+    """First the second large file is refused, then the commit. In the end each file was sent once."""
     hub.failures["put"] = ["", "403"]
     with pytest.raises(PermissionError, match=r"expected a token that may do this; found one that may not \(HTTP 403"):
         push(folder)
     assert hub.files(REPO) == {} and hub.counts["commit"] == 0 and len(hub.objects) == 1
     hub.failures["commit"] = ["500"]
-    with pytest.raises(ConnectionError, match=r"found HTTP 500 .*Repeat the command: what is there is kept"):
+    with pytest.raises(
+        ConnectionError, match=r"found HTTP 500 .*Repeat the command: finished files are not sent again"
+    ):
         push(folder)
     assert hub.files(REPO) == {} and hub.counts["put"] == 3
     push(folder)
@@ -123,7 +125,7 @@ def test_a_cut_connection_is_tried_again(hub, folder):
 
 
 def start(hub: HubStub, home: Path, code: str, **options) -> subprocess.Popen:
-    """Starts a Python process of its own, with hub.py imported."""
+    """Starts a Python process that runs code with hub.py imported."""
     code = f"from modeling.runtime.hub import *; from pathlib import Path\n{code}"
     environment = hub.environment(home, **options)
     return subprocess.Popen(
@@ -154,7 +156,7 @@ def test_two_processes_can_download_into_one_cache_at_once(hub, folder, tmp_path
     assert first == second and read(first)["w.safetensors"] == LARGE * 500
 
 
-def test_another_commit_during_a_push_is_not_overwritten(hub, folder):
+def test_a_commit_made_by_someone_else_meanwhile_is_not_overwritten(hub, folder):
     def commit_meanwhile(names):
         hub.put(REPO, {"facts.json": b"theirs"})
         return set()
@@ -164,7 +166,7 @@ def test_another_commit_during_a_push_is_not_overwritten(hub, folder):
     assert hub.files(REPO) == {"facts.json": b"theirs"}
 
 
-def test_a_file_that_the_repository_ignores_is_missed(hub, folder):
+def test_a_file_that_the_repository_ignores_is_reported(hub, folder):
     hub.put(REPO, {".gitignore": b"facts.json"})
     with pytest.raises(OSError, match=r"expected facts.json as it is here .* found none. Look for a .gitignore"):
         push(folder)
@@ -174,7 +176,7 @@ def test_a_file_that_the_repository_ignores_is_missed(hub, folder):
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_a_repository_that_others_can_see_is_not_taken_for_a_private_one(hub, folder, private):
+def test_a_public_repository_is_not_pushed_to_as_private_nor_the_reverse(hub, folder, private):
     hub.put(REPO, {}, private=not private)
     with pytest.raises(ValueError, match=f"Pass --private {str(not private).lower()}, or make it"):
         push(folder, private=private)
@@ -187,7 +189,7 @@ def test_a_repository_that_others_can_see_is_not_taken_for_a_private_one(hub, fo
         (None, REPO, r"expected a login; found none. Log in with `hf auth login`, or set HF_TOKEN"),
         ("hf_wrong", REPO, r"found a token that it refuses. Log in with `hf auth login`, or set HF_TOKEN"),
         (READ_TOKEN, REPO, "found one of someone that may only read"),
-        (WRITE_TOKEN, "else/thing", "expected a name that begins with someone, as the login is someone's; found else"),
+        (WRITE_TOKEN, "else/thing", "expected a repository of someone, because the login is someone's; found else"),
     ],
 )
 def test_a_login_that_may_not_write_is_found_before_anything_is_sent(
@@ -240,9 +242,9 @@ def test_each_failed_download_says_what_is_wrong(hub, token, name, kind, expecte
     assert expected in text and text.startswith(f"Judge {name}: expected") and "\n" not in text
 
 
-def test_a_hub_that_is_off_or_away_is_told_from_one_that_has_nothing(hub, monkeypatch):
+def test_a_hub_that_is_off_or_unreachable_is_distinguished_from_a_missing_repository(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match=r"found neither .*, as HF_HUB_OFFLINE keeps to the cache"):
+    with pytest.raises(FileNotFoundError, match=r"found neither .* in the cache, and HF_HUB_OFFLINE forbids"):
         download_repository(REPO, "Judge", ["*"])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens

@@ -1,4 +1,4 @@
-"""The real app, in a process of its own: used by a browser, by gradio_client and by curl."""
+"""The real app in its own process, used by a browser, by gradio_client and by curl."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CARD = (
     "![far](http://192.0.2.1/far.png) <img src='http://192.0.2.1/near.png'>\n"
 )
 LIMITS = ["--max_characters", "3000", "--max_battles", "80", "--max_bytes", "200000", "--max_waiting", "4"]
-# As README.md has them.
+# As docs/app.md has them.
 CURL = """\
 id=$(curl -s $URL/gradio_api/call/v2/judge -H 'Content-Type: application/json' \\
     -d '{"prompt": "2 + 2?", "response_a": "4", "response_b": "Five.", "id": "mine"}' | cut -d'"' -f4)
@@ -34,7 +34,7 @@ curl -s $URL/gradio_api/call/judge/$id
 
 @pytest.fixture(scope="module")
 def cards(members, tmp_path_factory) -> dict[str, Path]:
-    """The two members, the first with a card and a figure; not the session's own, which others read."""
+    """Copies of the two members, the first with a card and a figure; other tests use the originals."""
     from PIL import Image
 
     root = tmp_path_factory.mktemp("app")
@@ -49,7 +49,7 @@ def cards(members, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def app(cards, tmp_path_factory) -> Iterator[str]:
-    """Address of the running app; afterwards it must have ended well and left nothing behind."""
+    """Address of the running app, which must end well and leave nothing behind."""
     folder = tmp_path_factory.mktemp("run")
     log, temporary = folder / "log", folder / "temporary"
     temporary.mkdir()
@@ -65,7 +65,7 @@ def app(cards, tmp_path_factory) -> Iterator[str]:
         finally:
             process.send_signal(signal.SIGTERM)
     said = log.read_text()
-    # Gradio prints one for a path that nobody uploaded.
+    # Gradio prints a traceback for a path that was never uploaded.
     assert process.returncode == 0 and said.count("Traceback") == said.count("InvalidPathError: Cannot move"), said
     assert [path.name for path in temporary.iterdir() if path.name.startswith("bothways")] == []
     assert not (REPOSITORY / "scripts" / "app.pyi").exists()
@@ -80,7 +80,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # Its sandbox needs more rights than a container gives; the pages are our own.
+        # Chromium's sandbox needs more rights than a container gives; the pages are our own.
         started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield started.new_context(viewport={"width": 1200, "height": 900})
         started.close()
@@ -88,7 +88,7 @@ def browser():
 
 @pytest.fixture
 def page(app, browser):
-    """The page, freshly loaded; it must have asked no other host for anything, and run nothing that it was shown."""
+    """The freshly loaded page; it must contact no other host and run nothing that it was shown."""
     page, asked, broken = browser.new_page(), [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: broken.append(str(error)))
@@ -117,10 +117,10 @@ def test_a_typed_battle_gets_the_verdict_of_predict(page, judge, tmp_path):
     row = judge.predict([battle], readings="both").iloc[0]
     said, winner = page.inner_text("#verdict"), row["winner"][-1].upper()
     assert f"Answer {winner} wins" in said and f"A {row['p_a']:.1%}" in said and f"B {row['p_b']:.1%}" in said
-    shown = [reading.inner_text().split() for reading in page.locator("#verdict .reading").all()]
+    shown = [order.inner_text().split() for order in page.locator("#verdict .order").all()]
     means = [(row[f"p_a_ab_{order}"] + row[f"p_a_ba_{order}"]) / 2 for order in ("ab", "ba")]
     assert [words[-1] for words in shown] == [f"{mean:.1%}" for mean in means]
-    assert "Nothing was cut" in said and f"{row['tokens']} tokens" in said
+    assert "Nothing was truncated" in said and f"{row['tokens']} tokens" in said
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert (tmp_path / "page.png").stat().st_size > 20_000
 
@@ -148,7 +148,7 @@ def test_a_megabyte_is_refused_with_a_reason(page):
     page.click("#judge")
     page.wait_for_selector("#note textarea")
     assert page.input_value("#note textarea").startswith("Answer A: expected at most 3,000 characters; found 1,000,000")
-    fill(page, "Which?", "long", "short")  # and the page goes on working
+    fill(page, "Which?", "long", "short")  # the page still works
     page.click("#judge")
     page.wait_for_selector("#verdict .headline")
     assert not page.is_visible("#note")
@@ -159,8 +159,8 @@ def test_a_file_gives_the_files_of_predict(page, members, tmp_path, monkeypatch)
     call("predict", *flags, "--output_dir", tmp_path / "expected", monkeypatch=monkeypatch)
     page.get_by_role("tab", name="A file").click()
     page.set_input_files("#upload input[type=file]", DEMO_DATA / "test.jsonl")
-    page.get_by_text("demo_test").wait_for()
-    page.click("#read")
+    page.locator("#upload a").wait_for()
+    page.click("#judge_file")
     for name in ("predictions.parquet", "submission.csv"):
         with page.expect_download() as download:
             page.click(f"#files a[download='{name}']")
@@ -168,13 +168,13 @@ def test_a_file_gives_the_files_of_predict(page, members, tmp_path, monkeypatch)
     assert page.input_value("#summary textarea").startswith("72 battles in ")
 
 
-def test_a_file_that_is_none_is_refused_in_words(page, tmp_path):
+def test_a_bad_file_is_refused_with_a_reason(page, tmp_path):
     page.get_by_role("tab", name="A file").click()
     odd = tmp_path / "<img src=x onerror='window.hit = 1'>.csv"
     odd.write_text("id,<script>window.hit = 1</script>\n1,2\n")
     page.set_input_files("#upload input[type=file]", odd)
     page.locator("#upload a").wait_for()
-    page.click("#read")
+    page.click("#judge_file")
     page.wait_for_selector("#file_note textarea")
     said = page.input_value("#file_note textarea")
     assert (
@@ -218,11 +218,25 @@ def test_gradio_client_gets_verdicts_and_files(app, judge, tmp_path):
 def test_curl_gets_a_verdict_by_two_steps(app, judge):
     if shutil.which("curl") is None:
         pytest.skip("curl is not here")
-    assert CURL in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert CURL in (REPOSITORY / "docs" / "app.md").read_text(encoding="utf-8")
     answer = run("bash", "-c", CURL.replace("$URL", app)).stdout
     verdict = json.loads(re.search(r"event: complete\ndata: (.*)\n", answer)[1])[0]
     battle = {"id": 0, "prompt": "2 + 2?", "response_a": "4", "response_b": "Five."}
     assert (verdict["id"], verdict["p_a"]) == ("mine", judge.predict([battle], readings="both")["p_a"][0])
+
+
+def test_the_documented_python_example_runs(app, judge, tmp_path):
+    """As docs/app.md has it, with this app's address and a file of two battles."""
+    page = (REPOSITORY / "docs" / "app.md").read_text(encoding="utf-8")
+    code = re.search(r"^```python\n(.*?)^```", page, re.M | re.S)[1]
+    lines = (DEMO_DATA / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "mine.jsonl").write_text("".join(lines[:2]), encoding="utf-8")
+    found: dict = {}
+    exec(code.replace("http://127.0.0.1:7860", app).replace("mine.jsonl", str(tmp_path / "mine.jsonl")), found)
+    battle = {"id": 0, "prompt": "2 + 2?", "response_a": "4", "response_b": "Five."}
+    expected = judge.predict([battle], readings="both")["p_a"][0]
+    assert (found["verdict"]["id"], found["verdict"]["p_a"]) == ("mine", expected)
+    assert found["summary"].startswith("2 battles in ") and found["predictions"].endswith("predictions.parquet")
 
 
 def ask(app: str, *data: object) -> str:
@@ -242,7 +256,7 @@ def test_the_api_answers_hostile_texts_and_echoes_ids(app, text):
 
 
 def test_when_too_many_wait_more_are_turned_away_and_the_others_get_their_own_answers(app, judge):
-    """60 at once where 4 may wait: no thread that asks can be as slow as a verdict."""
+    """60 requests at once where 4 may wait: the queue overflows, because requests arrive faster than verdicts."""
     battles = [{"id": 0, "prompt": "?", "response_a": "yes " * times, "response_b": "no"} for times in range(1, 9)]
     known = [judge.predict([battle], readings="both")["p_a"][0] for battle in battles]
 
@@ -269,7 +283,7 @@ def test_what_is_not_served_is_refused(app, cards):
         assert httpx.get(f"{app}/gradio_api/file={path}").status_code == 403
     large = httpx.post(f"{app}/gradio_api/call/judge", content=b" " * 5_000_000)
     assert large.status_code == 413 and "at most 4,000,000 bytes" in large.json()["detail"]
-    for size in (250_000, 2_000_000):  # beyond the file's limit, and beyond what is read at all
+    for size in (250_000, 2_000_000):  # beyond the file's limit, and beyond the guard's
         upload = httpx.post(f"{app}/gradio_api/upload", files={"files": ("x.csv", b" " * size)})
         assert upload.status_code == 413
     for path in ("/etc/passwd", "http://192.0.2.1/x.csv", str(cards["ab"] / "member.json")):
@@ -278,7 +292,7 @@ def test_what_is_not_served_is_refused(app, cards):
         assert "event: error" in httpx.get(f"{app}/gradio_api/call/judge_file/{asked.json()['event_id']}").text
 
 
-def test_without_gradio_the_way_out_is_said():
+def test_without_gradio_the_error_says_how_to_install_it():
     code = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_path('scripts/app.py', run_name='__main__')"
     done = run(sys.executable, "-c", code)
     assert done.returncode == 1 and 'pip install "bothways[app]", or in a clone `make app`' in done.stderr

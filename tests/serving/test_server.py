@@ -1,4 +1,4 @@
-"""A judge for many people: answers are those of `Judge.predict`, whoever asks at the same time and whatever is sent."""
+"""A judge for many users: answers equal `Judge.predict`, whatever is sent and however many requests come at once."""
 
 import json
 import socket
@@ -13,8 +13,9 @@ import torch
 
 from modeling.data.battles import ORIENTATIONS, TEXTS
 from modeling.judging.judge import Judge
-from modeling.serving.server import TITLES, FairLock, Limits, ServedJudge, check_battle, load_upload
-from modeling.serving.web import LARGEST_BODY, RequestGuard, find_port, read_card, render_verdict
+from modeling.serving.rendering import read_card, render_verdict
+from modeling.serving.server import TITLES, Limits, ServedJudge, check_battle, load_upload
+from modeling.serving.web import LARGEST_BODY, RequestGuard, find_port
 from modeling.settings.arguments import AppArguments
 from tests.helpers import DEMO_DATA, call
 
@@ -24,7 +25,7 @@ TEXT = {"prompt": "Which?", "response_a": "This one.", "response_b": "That one, 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    torch.set_num_threads(1)  # two that wait for each other make tiny members slow on a busy machine
+    torch.set_num_threads(1)  # threads that wait for each other slow tiny members down on a busy machine
 
 
 from tests.helpers import HOSTILE_INPUTS
@@ -37,7 +38,7 @@ def served(judge: Judge) -> ServedJudge:
 
 @pytest.fixture(scope="module")
 def known(judge, demo_battles) -> dict:
-    """What `Judge.predict` says of each demo battle alone."""
+    """`Judge.predict` of some demo battles, one at a time."""
     return {row["id"]: judge.predict([row], readings="both").iloc[0] for row in list(demo_battles)[:12]}
 
 
@@ -48,7 +49,7 @@ def ask(served: ServedJudge, battle) -> dict:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_verdict_says_what_predict_says(served, known, demo_battles):
+def test_a_verdict_equals_the_prediction(served, known, demo_battles):
     flips = 0
     for battle in list(demo_battles)[:12]:
         row, verdict = known[battle["id"]], ask(served, battle)
@@ -56,18 +57,18 @@ def test_a_verdict_says_what_predict_says(served, known, demo_battles):
         assert (verdict["id"], verdict["winner"]) == (battle["id"], row["winner"])
         assert (verdict["p_a"], verdict["p_b"], verdict["tokens"]) == (row["p_a"], row["p_b"], row["tokens"])
         assert verdict["cut"] == {name: row[f"cut_{name}"] for name in TEXTS}
-        for order in ORIENTATIONS:  # over the members that read in it
+        for order in ORIENTATIONS:  # the mean over the members
             assert verdict["readings"][order] == (row[f"p_a_ab_{order}"] + row[f"p_a_ba_{order}"]) / 2
         assert verdict["p_a"] == pytest.approx(sum(verdict["readings"].values()) / 2)
         assert verdict["order_mattered"] == ((verdict["readings"]["ab"] >= 0.5) != (verdict["readings"]["ba"] >= 0.5))
         flips += verdict["order_mattered"]
-    assert 0 < flips < 12  # both kinds were seen
+    assert 0 < flips < 12  # both kinds occurred
 
 
-def test_exchanged_answers_give_the_mirrored_verdict(served):
-    """Law 2: read both ways, p(a, b) = 1 - p(b, a)."""
-    turned = {"prompt": TEXT["prompt"], "response_a": TEXT["response_b"], "response_b": TEXT["response_a"]}
-    one, other = served.judge_battle(TEXT), served.judge_battle(turned)
+def test_swapped_answers_give_the_mirrored_verdict(served):
+    """Law 2: with both orders read, p(a, b) = 1 - p(b, a)."""
+    swapped = {"prompt": TEXT["prompt"], "response_a": TEXT["response_b"], "response_b": TEXT["response_a"]}
+    one, other = served.judge_battle(TEXT), served.judge_battle(swapped)
     assert one["p_a"] == pytest.approx(other["p_b"], abs=1e-5)
     assert one["readings"]["ab"] == pytest.approx(1 - other["readings"]["ba"], abs=1e-5)
 
@@ -80,7 +81,7 @@ def test_hostile_text_is_read_as_text_and_reaches_no_markup(served, text):
 
 
 def test_lone_surrogates_are_read_as_the_replacement_character(served):
-    """JSON lets them in; neither a tokenizer nor an answer can hold them."""
+    """JSON lets them in, but neither a tokenizer nor an answer can contain them."""
     odd = served.judge_battle({**TEXT, "prompt": "a \ud800 b \ud83d\ude00"}, "\udfff")
     plain = served.judge_battle({**TEXT, "prompt": "a \ufffd b \U0001f600"})
     assert odd["id"] == "\ufffd" and odd["p_a"] == plain["p_a"]
@@ -99,7 +100,7 @@ def test_lone_surrogates_are_read_as_the_replacement_character(served):
         ({"id": {"a": 1}}, "id: expected a text"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_name(change, said):
+def test_a_bad_battle_is_refused_with_the_fields_name(change, said):
     with pytest.raises(ValueError, match=said):
         check_battle({**TEXT, **change}, LIMITS, change.get("id", ""))
 
@@ -145,7 +146,7 @@ def test_a_file_beyond_a_limit_is_refused(tmp_path):
 
 
 def test_a_small_file_that_unpacks_to_a_large_one_is_refused_unread(tmp_path):
-    """Some kB of zstd hold 15 MB of the same letter; the file's own metadata say so."""
+    """A few kB of zstd hold 15 MB of one letter; the file's own metadata give it away."""
     table = pa.table({"id": [1], **{name: ["x" * 5_000_000] for name in TEXTS}})
     pq.write_table(table, tmp_path / "bomb.parquet", compression="zstd", use_dictionary=False)
     assert (tmp_path / "bomb.parquet").stat().st_size < LIMITS.max_bytes
@@ -164,7 +165,7 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused_unread(tmp_path):
         ("<img src=x>.csv", b"a\n<script>\n", "missing columns"),
     ],
 )
-def test_a_file_that_is_none_is_refused_in_one_line_without_its_folder(tmp_path, name, content, said):
+def test_a_bad_file_is_refused_in_one_line_without_its_folder(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=said) as error:
         load_upload(tmp_path / name, LIMITS)
@@ -175,7 +176,7 @@ def test_a_file_that_is_none_is_refused_in_one_line_without_its_folder(tmp_path,
 
 
 def test_results_of_many_threads_do_not_mix(served, known, demo_battles, tmp_path):
-    """12 battles from 6 threads, four times each, while a file is read: every number is that of the battle alone."""
+    """12 battles from 6 threads, four times each, while a file is judged: each result is that of the battle alone."""
     alone = served.judge_file(DEMO_DATA / "test.jsonl", tmp_path / "alone").predictions.read_bytes()
     rows, wrong = list(demo_battles)[:12], []
 
@@ -191,8 +192,8 @@ def test_results_of_many_threads_do_not_mix(served, known, demo_battles, tmp_pat
     assert list(asked) == [None] * 6 and wrong == [] and together == alone
 
 
-def test_a_battle_is_answered_while_a_file_is_read(served, demo_battles, tmp_path):
-    """Asked when the first batch is about to be read, it is answered before the second."""
+def test_a_battle_is_answered_while_a_file_is_judged(served, demo_battles, tmp_path):
+    """A battle that arrives just before the first pack is answered before the second."""
     order: list[object] = []
     asker = threading.Thread(target=lambda: order.append(ask(served, demo_battles[0])["id"]))
 
@@ -200,29 +201,12 @@ def test_a_battle_is_answered_while_a_file_is_read(served, demo_battles, tmp_pat
         order.append(share)
         if share == 0:
             asker.start()
-            while len(served.turns._line) < 2:
+            while not served._entrance.locked():
                 pass
 
     served.judge_file(DEMO_DATA / "test.jsonl", tmp_path, report)
     asker.join()
     assert order.index(demo_battles[0]["id"]) == 1
-
-
-def test_the_lock_goes_round_in_the_order_of_asking():
-    lock, order = FairLock(), []
-
-    def take(number: int) -> None:
-        with lock:
-            order.append(number)
-
-    with lock:
-        for number in range(20):
-            threading.Thread(target=take, args=(number,)).start()
-            while len(lock._line) < number + 2:
-                pass
-        lock.give_way()
-        order.append("gave way")
-    assert order == [*range(20), "gave way"]
 
 
 # --- the page's own parts ---------------------------------------------------------------------------------------------
@@ -243,15 +227,16 @@ def test_a_card_comes_without_its_metadata_pictures_and_html(tmp_path):
     )
 
 
-def test_a_verdict_is_shown_with_both_readings_and_what_was_cut():
+def test_a_verdict_is_shown_with_both_orders_and_what_was_truncated():
     verdict = {"winner": "model_b", "p_a": 0.4, "p_b": 0.6, "readings": {"ab": 0.55, "ba": 0.25}, "tokens": 128}
     verdict |= {"order_mattered": True, "cut": {"prompt": 0, "response_a": 1200, "response_b": 3}, "seconds": 0.25}
     html = render_verdict(verdict)
     assert "Answer B wins" in html and "60.0%" in html and "A 55.0%" in html and "A 25.0%" in html
-    assert "order matters here" in html and "30.0 points" in html and "width: 40.0%" in html
-    assert f"cut to fit: {TITLES['response_a']} 1,200, {TITLES['response_b']} 3 · 128 tokens" in html
+    assert "order changes the winner" in html and "30.0 points" in html and "width: 40.0%" in html
+    assert f"Tokens truncated: {TITLES['response_a']} 1,200, {TITLES['response_b']} 3 · 128 tokens" in html
     steady = verdict | {"order_mattered": False, "cut": dict.fromkeys(TEXTS, 0)}
-    assert "answer B wins either way" in render_verdict(steady) and "Nothing was cut" in render_verdict(steady)
+    assert "Answer B wins in both orders" in render_verdict(steady)
+    assert "Nothing was truncated" in render_verdict(steady)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +255,7 @@ def test_a_verdict_is_shown_with_both_readings_and_what_was_cut():
         ("POST", "/gradio_api/process_recording", 10, 404),
     ],
 )
-def test_only_what_the_page_needs_is_let_in(method, path, length, status):
+def test_only_requests_that_the_page_needs_are_let_in(method, path, length, status):
     guard = RequestGuard(None, max_bytes=6_000_000)
     headers = {} if length is None else {b"content-length": str(length).encode()}
     assert (guard.find_refusal(method, path, headers) or (None,))[0] == status
@@ -282,7 +267,7 @@ def test_the_apps_settings_are_checked(wrong):
         AppArguments(**{"judge": ["x"], **wrong})
 
 
-def test_a_taken_port_is_said():
+def test_a_taken_port_is_reported():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--port {port}: expected an address of this machine and a free port"):

@@ -259,7 +259,7 @@ def foreign(tmp_path_factory, plain_backbone, three_labels) -> dict[str, Path]:
         ("names", "expected LoRA on layers of .*; found other module names .*c_attn"),
         ("ia3", "expected LoRA; found IA3"),
         ("pickle", "expected adapter_model.safetensors; found none. Save it with PEFT, as safetensors"),
-        ("torn", "expected whole safetensors; found"),
+        ("torn", "expected a complete safetensors file; found"),
     ],
 )
 def test_a_foreign_adapter_is_refused_before_weights_are_loaded(
@@ -285,7 +285,7 @@ def test_a_base_is_not_quantised_twice(flags, bases, members, tmp_path, monkeypa
 
 @pytest.mark.parametrize("setting", [{"bnb_4bit_quant_type": "fp4"}, {"bnb_4bit_use_double_quant": True}])
 def test_settings_of_4_bit_are_refused_elsewhere(setting):
-    with pytest.raises(ValueError, match="--bnb_4bit_use_double_quant: expected with --quantization 4bit alone; found"):
+    with pytest.raises(ValueError, match="--bnb_4bit_use_double_quant: expected only with --quantization 4bit; found"):
         QuantizeArguments(base="base", output_dir="out", **setting)
 
 

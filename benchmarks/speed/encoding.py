@@ -1,5 +1,5 @@
-"""Battles to ids, in both orders, against the straightforward way: ftfy on every field and the tokenizer on every
-filled template, row by row, once for each order.
+"""Times encoding in both orders against the plain way: row by row and once per order, ftfy on every text, then the
+tokenizer on the filled template.
 """
 
 import statistics
@@ -15,37 +15,41 @@ from modeling.encoding.encoder import TEMPLATE, BattleEncoder, build_encoding
 from modeling.network.base import BaseFiles, find_base, load_tokenizer
 
 WAYS = ("straightforward", "ours")
-Ids = dict[str, list[list[int]]]  # per orientation, of each battle
+Ids = dict[str, list[list[int]]]  # by orientation, the ids of each battle
 
 
 def benchmark_encoding(battles: str, base: str, max_length: int, repeats: int) -> dict:
-    """Seconds of each turn, and what was encoded; a ValueError if the ids of a battle differ."""
+    """Returns the seconds of each round, and what was encoded.
+
+    Raises:
+        ValueError: If both ways encode a battle differently.
+    """
     rows = load_battles(battles, blank_policy="keep").to_list()
     tokenizer = load_any_tokenizer(base)
 
     def encode_plainly() -> Ids:
-        """The straightforward way."""
+        """The plain way: each battle is a filled template."""
         return {
-            orientation: [read_plainly(tokenizer, battle, orientation, max_length) for battle in rows]
+            orientation: [encode_one_plainly(tokenizer, battle, orientation, max_length) for battle in rows]
             for orientation in ORIENTATIONS
         }
 
     def encode_ours() -> Ids:
-        """Ours."""
-        # A new encoder each time: what it finds out about the tokenizer is part of its time.
+        """Our way: each text is tokenised once."""
+        # A new encoder each time: its checks of the tokenizer are part of its time.
         encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, max_length, "left"))
         found = encoder.encode_orders(encoder.clean_battles(rows), ORIENTATIONS)
-        return {orientation: [battle["input_ids"] for battle in reading] for orientation, reading in found.items()}
+        return {order: [battle["input_ids"] for battle in sequences] for order, sequences in found.items()}
 
-    # This untimed turn also warms the cache inside the tokenizer, for both ways alike.
+    # This untimed round also warms the tokenizer's cache, for both ways alike.
     ids = encode_ours()
     num_disarmed = check_ids(encode_plainly(), ids, tokenizer, rows, max_length)
-    seconds = time_in_turns(encode_plainly, encode_ours, repeats)
+    seconds = time_in_rounds(encode_plainly, encode_ours, repeats)
     encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, max_length, "left"))
     return {
         "battles": len(rows),
         "distinct_texts": len({battle[name] for battle in rows for name in TEXTS}) / (3 * len(rows)),
-        "tokens": sum(len(reading) for readings in ids.values() for reading in readings),
+        "tokens": sum(len(sequence) for sequences in ids.values() for sequence in sequences),
         "disarmed": num_disarmed,
         "base": base,
         "max_length": max_length,
@@ -55,20 +59,20 @@ def benchmark_encoding(battles: str, base: str, max_length: int, repeats: int) -
 
 
 def load_any_tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """A base's tokenizer, or that of a folder without a model."""
+    """Returns the tokenizer of a base, or of a folder without a model."""
     files = BaseFiles(Path(base)) if (Path(base) / "tokenizer.json").is_file() else find_base(base)
     return load_tokenizer(files.folder, **files.source)
 
 
-def read_plainly(
+def encode_one_plainly(
     tokenizer: PreTrainedTokenizerBase,
     battle: dict,
     orientation: str,
     max_length: int,
-    mend: Callable[[str], str] = ftfy.fix_text,
+    repair: Callable[[str], str] = ftfy.fix_text,
 ) -> list[int]:
-    """One battle's ids as a notebook makes them: a string, its last tokens, bos and eos around them."""
-    prompt, first, second = (mend(battle[name]) for name in ("prompt", *order_responses(orientation)))
+    """Returns one battle's ids as a notebook makes them: the last tokens of one string, between bos and eos."""
+    prompt, first, second = (repair(battle[name]) for name in ("prompt", *order_responses(orientation)))
     text = TEMPLATE.format(prompt=prompt, first=first, second=second)
     opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
@@ -78,29 +82,33 @@ def read_plainly(
 def check_ids(
     plain: Ids, ours: Ids, tokenizer: PreTrainedTokenizerBase, battles: Sequence[dict], max_length: int
 ) -> int:
-    """Number of readings in which we disarmed a marker that a user typed; all others must have the notebook's ids.
+    """Returns how many encoded battles hold a disarmed marker; all others must have the plain way's ids.
+
+    The encoder disarms field markers that a user typed into a text, which the plain way leaves as they are.
 
     Raises:
-        ValueError: If ids differ, those of disarmed texts from the notebook's on the same texts.
+        ValueError: If ids differ for any other reason.
     """
     pattern = build_encoding(tokenizer, max_length, "left").marker_pattern
 
     def disarm(text: str) -> str:
-        """The mended text, in which no marker can be read."""
+        """The repaired text without markers."""
         return pattern.sub(lambda marker: marker[0].replace("<", "(").replace(">", ")"), ftfy.fix_text(text))
 
     num_disarmed = 0
     for orientation in ORIENTATIONS:
         for battle, expected, found in zip(battles, plain[orientation], ours[orientation], strict=True):
             if expected != found:
-                if read_plainly(tokenizer, battle, orientation, max_length, disarm) != found:
-                    raise ValueError(f"Battle {battle['id']!r}, {orientation}: expected the ids of its whole string.")
+                if encode_one_plainly(tokenizer, battle, orientation, max_length, disarm) != found:
+                    raise ValueError(
+                        f"Battle {battle['id']!r}, {orientation}: expected the ids of the plain way; found others."
+                    )
                 num_disarmed += 1
     return num_disarmed
 
 
-def time_in_turns(plain: Callable[[], object], ours: Callable[[], object], repeats: int) -> dict:
-    """Seconds of each way by turn, and how many times faster ours is: by turn, median, least and most."""
+def time_in_rounds(plain: Callable[[], object], ours: Callable[[], object], repeats: int) -> dict:
+    """Returns each way's seconds per round, and our speedup over the rounds: median, least and most."""
     seconds = {way: [] for way in WAYS}
     for _ in range(repeats):
         for way, call in zip(WAYS, (plain, ours), strict=True):

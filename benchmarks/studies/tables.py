@@ -1,4 +1,4 @@
-"""A study's figures as markdown tables and as a picture. For benchmarks/study.py, and for the tests of the README."""
+"""A study's results as Markdown tables and as a plot."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ from modeling.evaluation.text_report import format_estimate
 
 
 def format_table(title: str, arms: Mapping[str, dict]) -> str:
-    """Each arm's accuracy and log loss, and their differences from the arm that it is compared with.
+    """Returns a row per arm: accuracy, log loss, and their differences from the arm it is compared with.
 
     Args:
-        title: Of the first column.
-        arms: What `measure_arms` returned.
+        title: Heading of the first column.
+        arms: The result of `measure_arms`.
     """
     lines = [f"| {title} | accuracy [95%] | compared with | difference | log loss | difference |", "|---" * 6 + "|"]
     for arm, found in arms.items():
@@ -30,14 +30,14 @@ def format_table(title: str, arms: Mapping[str, dict]) -> str:
 
 
 def format_parts(judge: Mapping) -> str:
-    """A judge's accuracy and log loss by language, by who gave the verdict, and of its surest battles.
+    """Returns a judge's accuracy and log loss by language, by who gave the verdict, and on its most certain battles.
 
     Args:
-        judge: One of `judges` in benchmarks/study.json.
+        judge: One of `judges` in benchmarks/results/study.json.
     """
     lines = ["| | battles | accuracy [95%] | log loss [95%] |", "|---" * 4 + "|"]
     for row in [*judge["report"]["tables"]["language"], *judge["report"]["tables"]["verdict"]]:
-        accuracy, log_loss = (format_estimate(row[figure]) for figure in ("accuracy", "log_loss"))
+        accuracy, log_loss = (format_estimate(row[metric]) for metric in ("accuracy", "log_loss"))
         lines.append(f"| {row['name']} | {row['battles']} | {accuracy} | {log_loss} |")
     for row in judge["report"]["selective"]:
         if row["share"] in (0.1, 0.5):
@@ -46,26 +46,25 @@ def format_parts(judge: Mapping) -> str:
     return "\n".join(lines)
 
 
-def format_judges(figures: Mapping) -> str:
-    """What needs no language model, and the judges, as they are and calibrated.
+def format_judges(results: Mapping) -> str:
+    """Returns a row per baseline and two per judge, before and after calibration.
 
     Args:
-        figures: What benchmarks/study.json holds.
+        results: The content of benchmarks/results/study.json.
     """
-
     lines = ["| | accuracy [95%] | log loss [95%] | ECE [95%] |", "|---" * 4 + "|"]
-    for name, found in figures["baselines"].items():
+    for name, found in results["baselines"].items():
         log_loss = format_estimate(found["log_loss"]) if "log_loss" in found else ""
         lines.append(f"| {name} | {format_estimate(found['accuracy'])} | {log_loss} | |")
-    for name, judge in figures["judges"].items():
+    for name, judge in results["judges"].items():
         for when, added in (("before", ""), ("after", ", calibrated")):
-            cells = [format_estimate(judge[when][figure]) for figure in ("accuracy", "log_loss", "ece")]
+            cells = [format_estimate(judge[when][metric]) for metric in ("accuracy", "log_loss", "ece")]
             lines.append(f"| {name}{added} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def draw_arms(tables: Mapping[str, Mapping[str, dict]], baselines: Mapping[str, dict], path: Path) -> None:
-    """Accuracy of every arm with its 95% interval, a panel for each table, and lines for what is simpler."""
+    """Writes a plot of every arm's accuracy with its 95% interval, one panel per table; lines mark the baselines."""
     sizes = [len(arms) for arms in tables.values()]
     figure, panels = plt.subplots(
         len(tables), figsize=(8, 0.27 * sum(sizes) + 0.5 * len(tables)), sharex=True, height_ratios=sizes
@@ -76,8 +75,9 @@ def draw_arms(tables: Mapping[str, Mapping[str, dict]], baselines: Mapping[str, 
             value, low, high = found["accuracy"]
             panel.plot([low, high], [place, place], color="tab:blue", linewidth=1.5)
             panel.plot(value, place, "o", color="tab:blue", markersize=4)
-        of_all = next(iter(arms.values()))["scored"] == scored
-        for place, (name, value) in enumerate(baselines.items() if of_all else ()):
+        # The baselines were scored on all battles: their lines would mislead where a table has fewer.
+        is_scored_on_all = next(iter(arms.values()))["scored"] == scored
+        for place, (name, value) in enumerate(baselines.items() if is_scored_on_all else ()):
             panel.axvline(
                 value["accuracy"]["value"], color="0.5", linestyle=("--", ":", "-.")[place], linewidth=1, label=name
             )
@@ -85,7 +85,7 @@ def draw_arms(tables: Mapping[str, Mapping[str, dict]], baselines: Mapping[str, 
         panel.set_ylim(len(arms) - 0.5, -0.5)
         panel.set_title(title, fontsize=9, loc="left")
     panels[0].legend(fontsize=7, loc="upper left")
-    panels[-1].set_xlabel("accuracy on battles without ties, 95% intervals by a bootstrap of prompts", fontsize=8)
+    panels[-1].set_xlabel("accuracy on battles without ties, 95% bootstrap intervals over prompts", fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -1,4 +1,4 @@
-"""A judge whose probabilities are calibrated: fitted, kept in judge.json, applied, published."""
+"""A calibrated judge: fitted, stored in judge.json, applied, published."""
 
 import contextlib
 import json
@@ -21,12 +21,12 @@ from modeling.serving.server import Limits, ServedJudge
 from tests.helpers import DEMO_DATA, call, fail
 
 TEST, TRAIN = DEMO_DATA / "test.jsonl", DEMO_DATA / "train.jsonl"
-KEPT = ["--calibrate_predictions", "p.parquet", "--save_calibration", "true"]
+SAVED = ["--calibrate_predictions", "p.parquet", "--save_calibration", "true"]
 
 
 @pytest.fixture
 def folder(members, bases, tmp_path):
-    """Two members side by side, beside their base."""
+    """Two members side by side, and their base beside the folder."""
     shutil.copytree(bases["float32"].folder, tmp_path / "base")
     for name, member in members.items():
         shutil.copytree(member, tmp_path / "judge" / name)
@@ -37,7 +37,7 @@ def folder(members, bases, tmp_path):
 
 @pytest.fixture
 def calibrate(folder, monkeypatch):
-    """The real command, on the two members by themselves."""
+    """Runs evaluate.py on the two members, named one by one."""
 
     def run(*flags):
         judge = [folder / "ab", folder / "ba"]
@@ -49,8 +49,8 @@ def calibrate(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["temperature", "isotonic"])
-def test_a_kept_calibration_is_applied_and_the_mean_stays_beside_it(method, calibrate, folder, monkeypatch):
-    """predict.py's raw_p_a is p_a of the same members by themselves, and every winner stays."""
+def test_a_saved_calibration_is_applied_and_raw_p_a_keeps_the_mean(method, calibrate, folder, monkeypatch):
+    """raw_p_a equals p_a of the same members without the calibration, and every winner stays."""
     calibrate("--calibrate", method, "--save_calibration", "true")
     facts = read_judge(folder)
     assert facts.members == ["ab", "ba"] and facts.readings == "own" and facts.calibration["battles"] == 216
@@ -71,7 +71,7 @@ def test_a_kept_calibration_is_applied_and_the_mean_stays_beside_it(method, cali
 
 
 def test_a_report_on_a_calibrated_judge_shows_before_and_after(calibrate, folder, monkeypatch, capsys):
-    """From the judge, and from the file that predict.py wrote; --calibrated false leaves it out."""
+    """For a judge and for a predictions file; --calibrated false turns it off."""
     calibrate("--calibrate", "temperature", "--save_calibration", "true")
     common = ["--battles", TEST, "--output_dir", folder.parent / "again", "--draws", 100]
     fitted = json.loads((folder.parent / "out" / "report.json").read_text())
@@ -92,12 +92,12 @@ def test_a_report_on_a_calibrated_judge_shows_before_and_after(calibrate, folder
     assert "calibration" not in report and report["log_loss"] == fitted["calibration"]["before"]["log_loss"]
 
 
-def test_it_is_about_the_judge_s_own_readings_alone(calibrate, folder, caplog):
+def test_a_calibration_applies_to_the_passes_it_was_fitted_on_only(calibrate, folder, caplog):
     calibrate("--calibrate", "temperature", "--save_calibration", "true")
     judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select(range(4))
     assert "raw_p_a" in judge.predict(battles) and "raw_p_a" in judge.predict(battles, readings="own")
     assert "raw_p_a" not in judge.predict(battles, readings="both")
-    assert "this judge's calibration is about --readings own" in caplog.messages[-1]
+    assert "the calibration was fitted on --readings own" in caplog.messages[-1]
     assert describe_judge(judge, None)["judge_calibration"].startswith("temperature@")
     assert describe_judge(judge, "both")["judge_calibration"] == "none"
     assert describe_judge(judge, None, calibrated=False)["judge_calibration"] == "none"
@@ -112,7 +112,7 @@ def test_a_calibrated_judge_of_both_orders_still_mirrors(calibrate, folder):
 
 
 def test_the_app_gives_the_calibrated_answer(calibrate, folder):
-    """One battle, and the same in a file; both as `Judge.predict` says, and not the mean itself."""
+    """A single battle and a file give the numbers of `Judge.predict`, not the raw mean."""
     calibrate("--calibrate", "temperature", "--save_calibration", "true", "--readings", "both")
     judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select([0])
     served = ServedJudge(judge, Limits(max_characters=10_000, max_battles=10, max_bytes=1_000_000))
@@ -124,11 +124,11 @@ def test_the_app_gives_the_calibrated_answer(calibrate, folder):
     assert written["p_a"][0] == pytest.approx(expected["p_a"]) and written["raw_p_a"][0] == expected["raw_p_a"]
 
 
-def test_a_judge_named_with_others_leaves_its_calibration_aside(calibrate, folder, members, caplog):
+def test_a_judge_named_with_other_members_loses_its_calibration(calibrate, folder, members, caplog):
     calibrate("--calibrate", "temperature", "--save_calibration", "true")
     judge = Judge.from_pretrained([folder, members["ab"]], dtype="float32")
     assert len(judge.members) == 3 and judge.calibration is None
-    assert any("its calibration is left aside" in message for message in caplog.messages)
+    assert any("its calibration is ignored" in message for message in caplog.messages)
 
 
 def test_members_that_were_trained_again_are_refused(calibrate, folder, make_member, bases):
@@ -139,15 +139,15 @@ def test_members_that_were_trained_again_are_refused(calibrate, folder, make_mem
         Judge.from_pretrained(folder)
 
 
-def test_the_training_file_and_scored_prompts_are_no_ground_for_calibration(folder, calibrate, monkeypatch, caplog):
-    """Scored prompts are left out and counted; a file that a member was trained on is refused."""
+def test_a_judge_is_not_calibrated_on_its_training_file_or_on_scored_prompts(folder, calibrate, monkeypatch, caplog):
+    """Battles with scored prompts are left out and counted; a member's training file is refused."""
     rows = TRAIN.read_text(encoding="utf-8").splitlines()
     near = [json.loads(row) | {"id": f"new-{n}"} for n, row in enumerate(TEST.read_text("utf-8").splitlines()[:3])]
     mixed = folder.parent / "mixed.jsonl"
     mixed.write_text("\n".join([*rows, *map(json.dumps, near)]) + "\n", encoding="utf-8")
     calibrate("--calibrate", "temperature", "--calibrate_battles", mixed)
-    said = [message for message in caplog.messages if "have a scored battle's prompt" in message]
-    assert "left out 3 of 219" in said[0] and "'new-0', 'new-1', 'new-2'" in said[0]
+    said = [message for message in caplog.messages if "with a scored battle's prompt" in message]
+    assert "left out 3 of 219 battles" in said[0] and "'new-0', 'new-1', 'new-2'" in said[0]
     path = folder / "ab" / "member.json"
     facts = json.loads(path.read_text())
     facts["training"]["data"] = [{"role": "train", "source": TRAIN.name, "sha256": hash_file(TRAIN)}]
@@ -158,17 +158,17 @@ def test_the_training_file_and_scored_prompts_are_no_ground_for_calibration(fold
     assert "found the training file of ab" in said and not (folder.parent / "no").exists()
 
 
-def test_publishing_keeps_it_with_the_readings_it_is_about(calibrate, folder):
+def test_publishing_keeps_a_calibration_only_with_the_readings_it_was_fitted_on(calibrate, folder):
     calibrate("--calibrate", "temperature", "--save_calibration", "true")
     stored = read_judge(folder).calibration
     for readings, expected in ((None, stored), ("own", stored), ("both", None)):
         with stage_contents(collect_judge([folder], readings), "user/judge", ("user/base", "0" * 40)) as stage:
             assert read_judge(stage).calibration == expected
             assert list(stage.glob(".judge*")) == []
-            assert ("`raw_p_a` is the mean itself" in (stage / "README.md").read_text()) == bool(expected)
+            assert ("`raw_p_a` is the mean before calibration" in (stage / "README.md").read_text()) == bool(expected)
 
 
-def test_a_report_and_the_judge_it_is_published_with_are_both_calibrated_or_neither(calibrate, folder):
+def test_a_report_and_its_judge_are_published_both_calibrated_or_neither(calibrate, folder):
     calibrate("--calibrate", "temperature", "--save_calibration", "true")
     report = folder.parent / "out"
     apart = [folder / "ab", folder / "ba"]
@@ -176,7 +176,7 @@ def test_a_report_and_the_judge_it_is_published_with_are_both_calibrated_or_neit
         with contextlib.ExitStack() as stack:
             if ends == "refused":
                 stack.enter_context(
-                    pytest.raises(ValueError, match=r"expected figures .* not calibrated; found others")
+                    pytest.raises(ValueError, match=r"expected results .* not calibrated; found others")
                 )
             stage = stage_contents(replace(contents, report=report), "user/judge", ("user/base", "0" * 40))
             stack.enter_context(stage)
@@ -190,33 +190,33 @@ def test_a_calibration_of_other_members_is_not_published(calibrate, folder, make
         collect_judge([folder])
 
 
-def test_predictions_to_keep_a_calibration_of_must_be_the_judge_s(calibrate, folder, monkeypatch, caplog):
-    """Of the same readings; of one member alone they are another judge's."""
+def test_a_calibration_is_saved_only_if_it_was_fitted_on_the_judge_s_own_passes(calibrate, folder, monkeypatch, caplog):
+    """Predictions of two members are refused for a judge of one."""
     output = folder.parent / "train"
     judge = ["--judge", folder / "ab", folder / "ba"]
     call("predict", "--battles", TRAIN, *judge, "--output_dir", output, monkeypatch=monkeypatch)
     flags = ["--calibrate", "temperature", "--calibrate_predictions", output / "predictions.parquet"]
     calibrate(*flags, "--save_calibration", "true")
-    kept = read_judge(folder).calibration
+    saved = read_judge(folder).calibration
     (folder / JUDGE_FILE).unlink()
     calibrate("--calibrate", "temperature", "--save_calibration", "true")
-    assert read_judge(folder).calibration["temperature"] == pytest.approx(kept["temperature"], rel=1e-6)
+    assert read_judge(folder).calibration["temperature"] == pytest.approx(saved["temperature"], rel=1e-6)
     required = ["--battles", TEST, "--calibrate_battles", TRAIN, "--output_dir", folder.parent / "out", *flags]
     (folder / JUDGE_FILE).unlink()
     alone = ["--judge", folder / "ab", "--save_calibration", "true"]
     said = fail("evaluate", *alone, *required, monkeypatch=monkeypatch, caplog=caplog)
-    assert "expected the readings of --judge (p_a_ab_ab); found p_a_ab_ab, p_a_ba_ba" in said
+    assert "expected the passes of --judge (p_a_ab_ab); found p_a_ab_ab, p_a_ba_ba" in said
 
 
-def test_a_judge_is_not_scored_on_what_it_was_calibrated_on(calibrate, folder, monkeypatch, caplog):
+def test_a_judge_is_not_scored_on_the_battles_it_was_calibrated_on(calibrate, folder, monkeypatch, caplog):
     calibrate("--calibrate", "temperature", "--save_calibration", "true")
     flags = ["--judge", folder, "--battles", TRAIN, "--output_dir", folder.parent / "again", "--draws", 100]
     said = fail("evaluate", *flags, monkeypatch=monkeypatch, caplog=caplog)
-    assert "expected others than those the judge was calibrated on" in said
+    assert "expected other battles than the judge was calibrated on" in said
     call("evaluate", *flags, "--calibrated", "false", monkeypatch=monkeypatch)
 
 
-def test_other_readings_in_judge_json_are_not_replaced_unasked(calibrate, folder, monkeypatch, caplog):
+def test_saving_a_calibration_does_not_change_the_readings_in_judge_json(calibrate, folder, monkeypatch, caplog):
     write_judge(folder, JudgeFacts(["ab", "ba"], "both"))
     flags = ["--judge", folder / "ab", folder / "ba", "--battles", TEST, "--calibrate_battles", TRAIN]
     flags += ["--calibrate", "temperature", "--save_calibration", "true", "--output_dir", folder.parent / "out"]
@@ -234,7 +234,7 @@ def test_a_damaged_calibration_is_named(change, calibrate, folder):
         Judge.from_pretrained(folder)
 
 
-def test_where_a_judge_can_be_kept(folder, members):
+def test_where_a_judge_can_be_stored(folder, members):
     assert locate_judge([str(folder / "ab"), str(folder / "ba")]) == (folder, ["ab", "ba"])
     with pytest.raises(ValueError, match="expected a folder here"):
         locate_judge(["user/judge"])
@@ -258,7 +258,7 @@ def test_where_a_judge_can_be_kept(folder, members):
         (["--save_calibration", "true"], "expected --calibrate too"),
         (["--calibrate", "isotonic", "--calibrate_battles", TRAIN], "expected --calibrate_predictions or a --judge"),
         (
-            ["--calibrate", "isotonic", "--calibrate_battles", TRAIN, *KEPT],
+            ["--calibrate", "isotonic", "--calibrate_battles", TRAIN, *SAVED],
             "expected the --judge to keep it in",
         ),
     ],

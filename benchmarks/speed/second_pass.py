@@ -1,4 +1,4 @@
-"""Accuracy and log loss against seconds, as the share of battles that get all readings grows."""
+"""Measures accuracy against seconds as the share of battles that get every pass grows."""
 
 import time
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 
 from benchmarks.speed import notebook
-from benchmarks.speed.speed import NOTEBOOK
-from benchmarks.speed.turns import Turn, run_in_turns
+from benchmarks.speed.rounds import Round, run_in_rounds
+from benchmarks.speed.ways import NOTEBOOK
 from modeling.data.battles import load_battles
 from modeling.data.near_duplicates import group_texts
 from modeling.evaluation.bootstrap import Resampler
@@ -18,30 +18,31 @@ from modeling.judging.predictions import average_passes
 from modeling.judging.schedule import PassSchedule
 
 SHARES = tuple(round(0.1 * n, 1) for n in range(11))
-DRAWS = 2000
+DRAWS = 2000  # of the bootstrap
 
 
-def build_selective(judge: Sequence[str], rows: Sequence[dict], readings: str | None) -> Turn:
-    """A turn makes first readings, then the others of a tenth of the battles after another, those in most doubt first;
-    and then all readings together, as predict.py does without --second_reading."""
+def build_selective(judge: Sequence[str], rows: Sequence[dict], readings: str | None) -> Round:
+    """Returns a round that makes every first pass, then the other passes for one tenth of the battles after another,
+    the most uncertain first; and finally every pass at once, as predict.py does without --second_reading.
+    """
     loaded = Judge.from_pretrained(judge)
     plan = loaded.plan_passes(readings)
 
-    def run(turn: int) -> dict:
-        """Seconds and p by share, and of all readings together."""
-        made, seconds, p = PassSchedule(plan, rows), [], []
-        every, order = np.full(made.p.shape[:2], True), []
+    def run(number: int) -> dict:
+        """Seconds and p_a by share, and of every pass at once."""
+        schedule, seconds, p = PassSchedule(plan, rows), [], []
+        every, order = np.full(schedule.p.shape[:2], True), []
         for share in SHARES:
             start = time.perf_counter()
             if not order:
-                made.read(made.choose_first_passes())
-                order = made.rank_by_uncertainty().tolist()
+                schedule.read(schedule.choose_first_passes())
+                order = schedule.rank_by_uncertainty().tolist()
             else:
-                again = np.full(made.p.shape[:2], False)
+                again = np.full(schedule.p.shape[:2], False)
                 again[:, order[: round(share * len(rows))]] = True
-                made.read(again)
+                schedule.read(again)  # skips the passes that it made before
             seconds.append(time.perf_counter() - start)
-            p.append(average_passes(made.p)[:, 0])
+            p.append(average_passes(schedule.p)[:, 0])
         together = PassSchedule(plan, rows)
         start = time.perf_counter()
         together.read(every)
@@ -52,12 +53,12 @@ def build_selective(judge: Sequence[str], rows: Sequence[dict], readings: str | 
     return run
 
 
-def benchmark_second_readings(battles: str, judge: Sequence[str], readings: str | None, sample: int) -> dict:
-    """The curve, with intervals by a bootstrap of prompts, beside the notebook's loop.
+def benchmark_second_pass(battles: str, judge: Sequence[str], readings: str | None, sample: int) -> dict:
+    """Returns accuracy, log loss and seconds by share, with bootstrap intervals, beside the notebook's seconds.
 
     Args:
-        battles: A file with winners; ties are left out.
-        sample: Battles on which the notebook's loop is timed; its seconds for all are those times the tokens' ratio.
+        battles: File with winners; ties are dropped.
+        sample: Battles on which the notebook's way is timed. Its seconds for all battles are scaled up by tokens.
     """
     data = load_battles(battles, tie_policy="drop")
     rows, truth = data.to_list(), np.array(data["label"][:])
@@ -67,12 +68,12 @@ def benchmark_second_readings(battles: str, judge: Sequence[str], readings: str 
         name: int(PassSchedule(loaded.plan_passes(readings), each).lengths[..., 0].sum())
         for name, each in (("all", rows), ("sampled", sampled))
     }
-    del loaded
+    del loaded  # its memory is for the ways
     ways = {
-        NOTEBOOK: partial(notebook.build_predictor, judge, [sampled], readings, notebook.PREDICTED_AT_ONCE),
+        NOTEBOOK: partial(notebook.build_predictor, judge, [sampled], readings, notebook.PREDICTION_BATCH),
         "ours": partial(build_selective, judge, rows, readings),
     }
-    found = {name: turns[0] for name, turns in run_in_turns(ways, 1).items()}
+    found = {name: rounds[0] for name, rounds in run_in_rounds(ways, 1).items()}
     loop = found[NOTEBOOK]["seconds"] * tokens["all"] / tokens["sampled"]
     ours = found["ours"]
     resampler = Resampler(np.array(group_texts(data["prompt"][:])), DRAWS)
@@ -85,7 +86,7 @@ def benchmark_second_readings(battles: str, judge: Sequence[str], readings: str 
 
 
 def _score(share: float, seconds: float, p_a: np.ndarray, loop: float, truth: np.ndarray, resampler: Resampler) -> dict:
-    """A point of the curve: accuracy and log loss as [value, low, high]."""
+    """One point of the curve; accuracy and log loss are [value, low, high]."""
     p = np.column_stack([p_a, 1 - p_a])
     values = np.column_stack([p.argmax(1) == truth.argmax(1), find_losses(p, truth)]).astype(float)
     accuracy, log_loss = resampler.estimate_means(values)

@@ -1,0 +1,33 @@
+"""A user's mistake ends a script with one line; our own faults show a traceback."""
+
+import re
+import subprocess
+import sys
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from modeling.runtime.startup import run_script
+from tests.helpers import REPOSITORY
+
+
+def test_a_mistake_ends_a_script_with_one_line_and_code_2(monkeypatch):
+    monkeypatch.delenv("BOTHWAYS_TRACEBACK", raising=False)
+    program = "from modeling.settings.arguments import QuantizeArguments as Kind\n"
+    program += "from modeling.settings.parsing import parse_arguments\n"
+    program += "from modeling.runtime.startup import run_script\n"
+    program += "run_script(lambda: parse_arguments(Kind, verb='quantize'))"
+    command = [sys.executable, "-c", program, "--bse", "b"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"[\d:]+ bothways: error: Unknown argument '--bse'\. Did you mean --base\?\n", done.stderr)
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, KeyError])
+def test_traceback_is_shown_on_request_and_always_for_our_own_faults(error, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    for asked, expected in (("0", KeyError if error is KeyError else SystemExit), ("1", error)):
+        monkeypatch.setenv("BOTHWAYS_TRACEBACK", asked)
+        with pytest.raises(expected):
+            run_script(Mock(side_effect=error))

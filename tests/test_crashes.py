@@ -22,7 +22,7 @@ from tests.helpers import DEMO_DATA, LAUNCH, LAUNCHERS, read_run, run, start, su
 from tests.warm import WarmProcess
 
 # Settings whose state a restart must restore besides the plain run's: dropout, 8-bit optimizer state, accumulated
-# gradients, bf16, batches by length, a new order in each epoch. 24 steps of 8 battles are nearly three epochs of the 72.
+# gradients, bf16, batches by length, a new order in each epoch. 24 steps of 8 battles are nearly 3 epochs of the 72.
 DEMANDING = ["--head_dropout", 0.1, "--lora_dropout", 0.1, "--optim", "adamw_8bit", "--dtype", "bfloat16"]
 DEMANDING += ["--train_sampling_strategy", "group_by_length", "--gradient_accumulation_steps", 2]
 DEMANDING += ["--per_device_train_batch_size", 2, "--max_steps", 24, "--save_steps", 4, "--logging_steps", 3]
@@ -103,7 +103,7 @@ def is_writing(checkpoints: Path) -> bool:
 def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
     launcher, kills, demanding, build_training, undisturbed, tmp_path
 ):
-    """The first kill and every second one after it hit the writing of a checkpoint, the others any moment of the run."""
+    """The first kill and every second one after it hit the writing of a checkpoint, the others any moment."""
     output, log, rng = tmp_path / "ab", tmp_path / "log", random.Random(kills)
     checkpoints = tmp_path / "ab.checkpoints"
     command = build_command(build_training, launcher, output, demanding)

@@ -104,7 +104,10 @@ def write_backbone(folder: Path, recipe: str, tiny: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("recipe", BACKBONES)
+# gemma2-2b differs from gemma2-9b in sizes alone.
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[pytest.mark.slow] * (name == "gemma2-2b")) for name in BACKBONES]
+)
 def test_a_recipe_gives_a_member_that_judges(recipe, plain_backbone, observed, tmp_path, monkeypatch):
     """quantize, 3 steps of train, predict: all settings but paths and battle length are the recipe's."""
     paths = {verb: CONFIGS / recipe / f"{verb}.yaml" for verb in ("quantize", "train", "predict")}

@@ -103,7 +103,7 @@ def test_training_fits_a_visible_rule_and_predict_reproduces_its_evaluation(base
         assert log_loss == pytest.approx(trained["eval_log_loss"], abs=2e-3)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_processes_writes_the_same_bytes(processes, members, tmp_path, monkeypatch):
     """Law 1, also where batches do not divide evenly, and with fewer battles than processes, or none."""
     rows = load_battles(DEMO_DATA / "test.jsonl").to_pandas()

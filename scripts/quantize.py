@@ -27,7 +27,7 @@ def main() -> None:
     from transformers import set_seed
 
     from modeling.network.base import describe_origin, load_tokenizer, unpack_gguf
-    from modeling.publishing.publish import check_base_repository, name_upload, publish_base
+    from modeling.publishing.publish import check_base_repository, publish_base, suggest_upload_command
     from modeling.runtime.files import replace_folder
     from modeling.runtime.hub import check_repository_name
     from modeling.training.quantization import BASE_FILE, find_backbone, report_change, write_base
@@ -47,7 +47,7 @@ def main() -> None:
     report_change(arguments.quantization, held, plain, saved, size)
     logger.info(f"Base of {saved.num_parameters:,} parameters, {arguments.quantization}, {size / 1e6:.0f} MB: {output}")
     if arguments.push_to_hub:
-        with name_upload(f"--base {output} --repo {arguments.hub_model_id}"):
+        with suggest_upload_command(f"--base {output} --repo {arguments.hub_model_id}"):
             pushed = publish_base(output, arguments.hub_model_id, arguments.hub_private)
         logger.info(f"Base {'pushed' if pushed.changed else 'is there already'}: {pushed.repo}@{pushed.commit}")
 

@@ -1,14 +1,23 @@
-"""Fixtures: a 2-layer random Gemma-2 with a tokenizer of its own, bases and members made of it, and the demo base.
+"""Fixtures: a 2-layer random Gemma-2 with its own tokenizer, bases and members built on it, and the demo base.
 
-Nothing here uses the network. The real Gemma-2 tokenizer is there when `make test` could fetch it.
+Nothing here uses the network. `make test` fetches the real Gemma-2 tokenizer if it can.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-# The CPU even where there is a GPU: that is where the expected numbers were measured.
+# Each of pytest's workers keeps to its share of the cores. Else two workers would start two threads each on two cores,
+# and threads that wait for one another take most of the time.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    first, step = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    share = sorted(os.sched_getaffinity(0))[first::step]
+    if share:
+        os.sched_setaffinity(0, share)
+        # accelerate's launcher counts the machine's cores, and a sum over more threads may differ in its last digit.
+        os.environ["OMP_NUM_THREADS"] = str(len(share))
+# The CPU even where there is a GPU, because the expected numbers were measured on CPUs.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-# As run_script does for the commands, but before the first product of matrices, whichever test comes first.
+# As run_script does for the commands. MKL reads it at the first matrix product, whichever test comes first.
 os.environ["MKL_CBWR"] = "AUTO,STRICT"
 
 from pathlib import Path
@@ -21,8 +30,8 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrai
 
 from modeling.data.battles import LABELS, list_orders, load_battles
 from modeling.encoding.encoder import BattleEncoder, build_encoding
-from modeling.judging import canaries
 from modeling.judging.canaries import record_canaries
+from modeling.judging.judge import Judge
 from modeling.judging.member import MemberFacts, save_member
 from modeling.network.base import (
     BaseFiles,
@@ -34,15 +43,18 @@ from modeling.network.base import (
     unpack_gguf,
 )
 from modeling.network.lora import add_adapters, collect_trained_weights
+from tests.helpers import DEMO_BACKBONE, DEMO_DATA, DEMO_TRAINING, GEMMA_TOKENIZER, LAUNCH, LAUNCHERS, call, succeed
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the tests of launched trainings: a worker that took some of them over would train them again."""
+    items.sort(key=lambda item: "launched" not in item.fixturenames)
 
 
 @pytest.fixture(scope="session")
 def demo_battles() -> Dataset:
     """The demo's 72 held-out battles, in 18 languages."""
     return load_battles(DEMO_DATA / "test.jsonl")
-
-
-from tests.helpers import DEMO_BACKBONE, DEMO_DATA, DEMO_TRAINING, GEMMA_TOKENIZER, LAUNCH, LAUNCHERS, call, succeed
 
 
 @pytest.fixture(scope="session")
@@ -72,14 +84,14 @@ def gemma_tokenizer():
 
 @pytest.fixture(scope="session")
 def demo_tokenizer():
-    """SmolLM2's, whose pad token is its eos."""
+    """SmolLM2's tokenizer, whose pad token is its eos token."""
     files = find_base(DEMO_BACKBONE)
     return load_tokenizer(files.folder, **files.source)
 
 
 @pytest.fixture(scope="session")
 def plain_backbone(tmp_path_factory, tokenizer) -> Path:
-    """Folder of a plain 2-layer Gemma-2 language model, as it would come from the Hub: no preference head."""
+    """The folder of a plain 2-layer Gemma-2 language model, without a preference head, as it comes from the Hub."""
     folder = tmp_path_factory.mktemp("plain")
     set_seed(0)
     # initializer_range well above the default, so that different battles give visibly different logits.
@@ -103,7 +115,7 @@ def plain_backbone(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory, plain_backbone, tokenizer) -> dict[str, BaseFiles]:
-    """The tiny Gemma-2 as a base, in every quantisation and in bf16, as quantize.py would write it."""
+    """The tiny Gemma-2 as quantize.py writes it: in float32, bf16, 8 bit and 4 bit."""
     made = {}
     for name, quantization, dtype in (
         ("float32", "none", "float32"),
@@ -120,7 +132,7 @@ def bases(tmp_path_factory, plain_backbone, tokenizer) -> dict[str, BaseFiles]:
 
 @pytest.fixture(scope="session")
 def make_member(tokenizer):
-    """Builds a member folder whose adapter and head are random, so that they matter, without training."""
+    """Builds a member folder without training: adapter and head are random, so that they matter."""
 
     def make(folder: Path, base: BaseFiles, orientation: str, *, dtype="float32", seed=0, max_length=128):
         set_seed(seed)
@@ -151,8 +163,14 @@ def members(tmp_path_factory, bases, make_member) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def judge(members) -> Judge:
+    """Both members as a judge in float32."""
+    return Judge.from_pretrained(list(members.values()), dtype="float32")
+
+
+@pytest.fixture(scope="session")
 def demo_base(tmp_path_factory, demo_tokenizer) -> BaseFiles:
-    """SmolLM2-135M-Instruct, real weights, as an 8-bit base."""
+    """SmolLM2-135M-Instruct with its real weights as an 8-bit base."""
     folder = tmp_path_factory.mktemp("demo") / "base"
     with unpack_gguf(find_base(DEMO_BACKBONE)) as files:
         save_base(folder, load_base(files, dtype="bfloat16", quantization="8bit"), demo_tokenizer)
@@ -161,8 +179,9 @@ def demo_base(tmp_path_factory, demo_tokenizer) -> BaseFiles:
 
 @pytest.fixture(scope="session")
 def build_training(bases) -> Callable:
-    """Flags of ten steps of 8 battles, on an 8-bit base but in float32 and without dropout, so that one process and
-    two can be compared; a checkpoint after every second step."""
+    """Builds the flags of a training of ten steps with 8 battles each and a checkpoint after every second step.
+
+    An 8-bit base is read in float32 and without dropout, so that one process and two can be compared."""
 
     def build(launcher: str, output: Path, base: str | None = None) -> list:
         base = base or ("float32" if launcher == "zero3" else "8bit")  # ZeRO-3 refuses quantised ones
@@ -190,7 +209,7 @@ def build_training(bases) -> Callable:
 
 @pytest.fixture(scope="session")
 def launched(build_training, tmp_path_factory) -> Callable:
-    """The folder of a member that a launcher's real command trained; made once for each."""
+    """Trains a member with each launcher's real command, in true interpreters, once; returns its folder."""
     made: dict[tuple[str, str | None], Path] = {}
 
     def make(launcher: str, base: str | None = None) -> Path:
@@ -201,7 +220,7 @@ def launched(build_training, tmp_path_factory) -> Callable:
                 with pytest.MonkeyPatch.context() as monkeypatch:
                     call("train", *flags, monkeypatch=monkeypatch)
             else:
-                succeed(*LAUNCH, *LAUNCHERS[launcher], "scripts/train.py", *flags)
+                succeed(*LAUNCH, *LAUNCHERS[launcher], "scripts/train.py", *flags, cold=True)
             made[launcher, base] = output
         return made[launcher, base]
 
@@ -209,12 +228,17 @@ def launched(build_training, tmp_path_factory) -> Callable:
 
 
 @pytest.fixture(scope="module")
-def quick():
-    """Short probes, as no law depends on their length, and one thread: matrices this small only wait for more."""
+def one_thread() -> Iterator[None]:
+    """Computes on one thread: matrices as small as these only wait for more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def quick(one_thread) -> Iterator[None]:
+    """One thread, whatever the scripts ask for."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(canaries, "CANARY_TOKENS", 96)
         monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
         yield
-    torch.set_num_threads(threads)

@@ -1,8 +1,8 @@
-"""A Hugging Face Hub of its own on 127.0.0.1, in memory: as much of it as this project's uploads and downloads use.
+"""A stub of the Hugging Face Hub on 127.0.0.1, in memory, with the requests that uploads and downloads here make.
 
 As on the real Hub, the server decides which files go through LFS; a private repository does not exist for those who
-may not see it; and a request without a login for what is not there is answered with 401. Requests are counted by kind,
-and the next ones of a kind can be told to fail.
+may not see it; and a request without a login for a missing repository is answered with 401. The stub counts requests
+by kind and can let the next ones of a kind fail.
 """
 
 import base64
@@ -32,7 +32,7 @@ LFS_BYTES = 10_000  # a regular file is at most this large
 
 @dataclass
 class Repository:
-    """Files by commit; an LFS file is its oid (a str), a regular one its content (bytes)."""
+    """Files by commit: an LFS file as its oid (str), a regular one as its content (bytes)."""
 
     private: bool
     gated: bool = False
@@ -50,20 +50,22 @@ class Repository:
 
 
 class HubStub:
-    """The Hub's state, and what a test asks of it."""
+    """The Hub's state, with what tests read and change of it."""
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # LFS, by SHA-256
         self.counts: Counter[str] = Counter()
-        self.failures: defaultdict[str, list[str]] = defaultdict(list)  # by kind: "", "cut", "hang" or a status, each
+        self.failures: defaultdict[str, list[str]] = defaultdict(
+            list
+        )  # by kind, for each next request: "", "cut", "hang" or a status
         self.logins: set[str] = set()  # tokens that were sent
         self.hanging, self.released = threading.Event(), threading.Event()
         self.lock = threading.RLock()
         self.url = ""
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
-        """The content of a repository's files but for the Hub's own .gitattributes."""
+        """The contents of a repository's files, without the Hub's own .gitattributes."""
         repository = self.repositories[repo]
         found = repository.commits[repository.find(revision)]
         return {
@@ -93,13 +95,13 @@ class HubStub:
         return oid
 
     def environment(self, home: Path, token: str | None = WRITE_TOKEN) -> dict[str, str]:
-        """Of a process that talks to this Hub alone, with a cache and a login of its own."""
+        """The environment of a process that talks only to this Hub, with its own cache and login."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
         own = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
         return kept | own | ({"HF_TOKEN": token} if token else {})
 
     def connect(self, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | None = WRITE_TOKEN) -> None:
-        """Makes this process such a one: huggingface_hub reads its environment once, at import."""
+        """Connects this process to the stub: huggingface_hub reads the environment only once, at import."""
         monkeypatch.setattr(constants, "ENDPOINT", self.url)
         template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

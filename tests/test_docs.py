@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from benchmarks.speed.arguments import RECIPE, BenchmarkArguments
-from benchmarks.studies.tables import format_judges, format_parts, format_table
 
 import modeling
+from benchmarks.speed.arguments import RECIPE, BenchmarkArguments
+from benchmarks.studies.tables import format_judges, format_parts, format_table
 from modeling.settings import parsing
 from modeling.settings.flags import list_flags, read_trainer_flags
 from tests.helpers import REPOSITORY

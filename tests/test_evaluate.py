@@ -47,7 +47,7 @@ def build_flags(predictions, output) -> list:
 def test_the_command_writes_its_files_and_prints_the_table(predictions, tmp_path):
     """As a user types it, in a process where scripts/ stands first on Python's path."""
     flags = [*build_flags(predictions, tmp_path / "out"), "--train_file", TRAIN, "--against", predictions]
-    said = succeed(sys.executable, "scripts/evaluate.py", *flags)
+    said = succeed(sys.executable, "scripts/evaluate.py", *flags, cold=True)
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     battles, table = load_battles(TEST), pd.read_parquet(predictions)

@@ -1,8 +1,8 @@
-"""configs/accelerate: what each launcher really runs, that it trains the same as one process, and what it refuses."""
+"""configs/accelerate: each launcher runs what its file says, trains what one process trains, and refuses mistakes."""
 
 import json
 import socket
-import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,9 +12,9 @@ import yaml
 from modeling.data.battles import load_battles
 from modeling.judging.judge import Judge
 from modeling.judging.member import read_member
-from tests.helpers import DEMO_DATA, LAUNCH, LAUNCHERS, REPOSITORY, call, read_run, run
+from tests.helpers import DEMO_DATA, LAUNCH, LAUNCHERS, REPOSITORY, call, read_run, run, succeed
 
-# distributed_type, ZeRO stage and class that the Trainer's model must have been wrapped in
+# distributed_type, ZeRO stage, and the class that wraps the Trainer's model
 EXPECTED = {
     "ddp": ("MULTI_CPU", None, "DistributedDataParallel"),
     "zero2": ("DEEPSPEED", 2, "DeepSpeedEngine"),
@@ -47,7 +47,7 @@ def test_accumulation_changes_neither_loss_nor_weights(build_training, launched,
 
 @pytest.mark.parametrize("launcher", EXPECTED)
 def test_a_launcher_trains_what_one_process_trains(launcher, launched):
-    """Law 5: 2 processes x 4 = 1 x 8, and the processes were two, together, under the wrapper that was asked for."""
+    """Law 5: 2 processes x 4 = 1 x 8. The processes trained together, under the wrapper that the launcher asks for."""
     output = launched(launcher)
     facts = read_member(output).training
     distributed_type, stage, wrapper = EXPECTED[launcher]
@@ -60,7 +60,7 @@ def test_a_launcher_trains_what_one_process_trains(launcher, launched):
     alone = launched("one", "float32" if launcher == "zero3" else None)
     loss, weight = compare_runs(read_run(output), read_run(alone))
     assert loss <= 1e-6 and weight <= 1e-6
-    # Law 1: each language has the figures of its own battles, however the processes shared them out.
+    # Law 1: each language is scored on its own battles, whichever process read them.
     tables = [json.loads((folder / "evaluation.json").read_text())["tables"]["language"] for folder in (output, alone)]
     assert len(tables[0]) == 18
     for here, there in zip(*tables, strict=True):
@@ -70,7 +70,7 @@ def test_a_launcher_trains_what_one_process_trains(launcher, launched):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_adapter_and_head_are_saved_whole_under_each_launcher(launcher, launched):
-    """Law 6: the saved member, loaded back, has the log loss that the model had when it was evaluated."""
+    """Law 6: a loaded member has the log loss that the model had in the evaluation at the end of its training."""
     output = launched(launcher)
     weights = read_run(output)["weights"]
     assert sum(".score." in name for name in weights) == 4 and all(weight.numel() for weight in weights.values())
@@ -81,36 +81,26 @@ def test_adapter_and_head_are_saved_whole_under_each_launcher(launcher, launched
 
 
 def test_two_machines_train_what_one_trains(build_training, launched, tmp_path):
-    """multi_node.yaml, with both machines here: a launcher for each, one process each."""
+    """multi_node.yaml with both machines on this one: two launchers with one process each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = ["--config_file", "configs/accelerate/multi_node.yaml", "--num_processes", 2, "--main_process_port", port]
     command = [*LAUNCH, *flags, "--machine_rank"]
     script = ["scripts/train.py", *build_training("ddp", tmp_path / "ab")]
-    machines = [
-        subprocess.Popen(
-            [str(part) for part in [*command, rank, *script]],
-            cwd=REPOSITORY,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for machine in machines:
-        said = machine.communicate(timeout=300)[1]
-        assert machine.returncode == 0, said[-3000:]
+    with ThreadPoolExecutor(2) as machines:
+        list(machines.map(lambda rank: succeed(*command, rank, *script, cold=True), (0, 1)))
     assert read_member(tmp_path / "ab").training["launch"]["num_processes"] == 2
-    # Not 0: a machine's one process has all of its cores, and sums of more threads differ in their last digit.
+    # Not 0: a machine's only process uses all of its cores, and sums over more threads differ in the last digit.
     loss, weight = compare_runs(read_run(tmp_path / "ab"), read_run(launched("ddp")))
     assert max(loss, weight) <= 1e-6
 
 
-# --- settings that would silently run something else, or nothing ---
+# --- settings that would silently run something else, or nothing ------------------------------------------------------
 
 
 def fail(launcher: list, *flags) -> str:
+    """What a launch that must fail says."""
     done = run(*LAUNCH, *launcher, "scripts/train.py", *flags, "--orientation", "ab")
     assert done.returncode != 0
     return done.stderr
@@ -134,14 +124,14 @@ def test_zero3_refuses_a_quantised_base(build_training, tmp_path):
 
 
 def test_deepspeed_that_is_turned_off_is_an_error(build_training, tmp_path, monkeypatch):
-    """accelerate reads this variable and then silently trains without DeepSpeed."""
+    """With this variable accelerate silently trains without DeepSpeed."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     said = fail(LAUNCHERS["zero2"], *build_training("zero2", tmp_path / "ab"))
     assert "Launcher: expected DeepSpeed; found" in said and not (tmp_path / "ab").exists()
 
 
 def test_processes_that_do_not_find_each_other_are_an_error(build_training, tmp_path):
-    """`use_cpu` in the launcher alone: two runs of world size 1, both of which would have exited with 0."""
+    """With `use_cpu` only in the launcher's file, two runs of world size 1 would start, and both would exit with 0."""
     flags = [*build_training("ddp", tmp_path / "ab"), "--use_cpu", "false"]
     said = fail(write_launcher(tmp_path, use_cpu=True), *flags)
     assert "expected 2 processes that train together; found 1" in said and not (tmp_path / "ab").exists()

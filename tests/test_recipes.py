@@ -1,4 +1,4 @@
-"""Every recipe but the demo's, run by the real scripts on random weights of its architecture, small."""
+"""Every recipe but the demo's, run by the real scripts on small random weights of its architecture."""
 
 import itertools
 import re
@@ -37,7 +37,7 @@ GEMMA_2B = {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers":
 GEMMA_2B |= {"num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256_000}
 QWEN_7B = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
 QWEN_7B |= {"num_key_value_heads": 4, "vocab_size": 152_064}
-# The base's config and sizes, the class its checkpoint has, and what its tokenizer's special tokens are besides eos.
+# The base's config and sizes, the class of its checkpoint, and how its tokenizer's special tokens differ.
 BACKBONES = {
     "gemma2-9b": (Gemma2Config, GEMMA_9B, Gemma2ForCausalLM, {}),
     "gemma2-2b": (Gemma2Config, GEMMA_2B, Gemma2ForCausalLM, {}),
@@ -52,7 +52,7 @@ def read_recipe(folder: str, verb: str) -> dict:
 
 
 def read_header(folder: str, verb: str) -> str:
-    """The comment on top, as one line."""
+    """The comment at the top of a recipe, as one line."""
     lines = (CONFIGS / folder / f"{verb}.yaml").read_text(encoding="utf-8").splitlines()
     header = itertools.takewhile(lambda line: line.startswith("#"), lines)
     return " ".join(line.removeprefix("#").strip() for line in header)
@@ -68,13 +68,13 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture
 def observed(monkeypatch) -> dict:
-    """What training really does: how often an MLP is computed, and what the optimizer's state is of matrices of 4,096
-    numbers or more (bitsandbytes keeps that of smaller ones in float32)."""
+    """Counts the MLPs that training computes, and collects the types of the optimizer's state for matrices of 4,096
+    numbers or more (bitsandbytes keeps the state of smaller ones in float32)."""
     found = {"mlps": 0, "states": set()}
-    for kind in (Gemma2MLP, Qwen2MLP):  # not the layer, whose forward is what checkpointing wraps
+    for kind in (Gemma2MLP, Qwen2MLP):  # not the layer: checkpointing wraps its forward
 
         def count(self, hidden, forward=kind.forward):
-            found["mlps"] += self.training and not isinstance(hidden, FakeTensor)  # those are the memory plan's
+            found["mlps"] += self.training and not isinstance(hidden, FakeTensor)  # the memory plan computes fake ones
             return forward(self, hidden)
 
         monkeypatch.setattr(kind, "forward", count)
@@ -90,7 +90,7 @@ def observed(monkeypatch) -> dict:
 
 
 def write_backbone(folder: Path, recipe: str, tiny: Path) -> None:
-    """Random weights of the recipe's architecture, 2 layers, as they would come from the Hub."""
+    """Writes random weights of the recipe's architecture with 2 layers, as they would come from the Hub."""
     config, _, checkpoint, special = BACKBONES[recipe]
     set_seed(0)
     # initializer_range well above the default, so that different battles give visibly different logits.
@@ -104,9 +104,12 @@ def write_backbone(folder: Path, recipe: str, tiny: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("recipe", BACKBONES)
+# gemma2-2b differs from gemma2-9b in sizes alone.
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[pytest.mark.slow] * (name == "gemma2-2b")) for name in BACKBONES]
+)
 def test_a_recipe_gives_a_member_that_judges(recipe, plain_backbone, observed, tmp_path, monkeypatch):
-    """quantize, 3 steps of train, predict, with the recipe's own settings but for paths and battle length."""
+    """quantize, 3 steps of train, predict: all settings but paths and battle length are the recipe's."""
     paths = {verb: CONFIGS / recipe / f"{verb}.yaml" for verb in ("quantize", "train", "predict")}
     settings = read_recipe(recipe, "train")
     write_backbone(tmp_path / "backbone", recipe, plain_backbone)
@@ -132,7 +135,7 @@ def test_a_recipe_gives_a_member_that_judges(recipe, plain_backbone, observed, t
 
 
 def check_member(recipe: str, member: Path, base: Path) -> None:
-    """Adapters on all seven projections of both layers, trained; the head that the recipe says; the tokenizer's ids."""
+    """All seven projections of both layers have trained adapters; head and tokenizer ids are the recipe's."""
     tensors = load_file(member / "adapter_model.safetensors")
     rank = read_recipe(recipe, "train")["lora_r"]
     found = {}
@@ -159,7 +162,7 @@ def check_member(recipe: str, member: Path, base: Path) -> None:
     assert model.config.quantization_config.load_in_8bit and model.config.model_type.endswith("_preference")
 
 
-# --- what the comments say --------------------------------------------------------------------------------------------
+# --- the recipes' comments --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recipe", BACKBONES)
@@ -178,8 +181,8 @@ def test_a_header_is_the_command_and_the_files_belong_together(recipe, verb):
 
 @pytest.mark.parametrize("recipe", BACKBONES)
 def test_the_numbers_in_the_headers_are_those_of_the_full_size(recipe):
-    """Counted on the meta device: trainable parameters; bytes of the base in bf16, and in 8 bit, which leaves
-    embeddings and norms in bf16."""
+    """Counts on the meta device: trainable parameters, and the base's bytes in bf16 and in 8 bit, where embeddings and
+    norms stay in bf16."""
     config, sizes, _, _ = BACKBONES[recipe]
     width = read_recipe(recipe, "quantize")["head_hidden_size"]
     assert width in (0, sizes["hidden_size"] // 2)

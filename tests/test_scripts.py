@@ -1,4 +1,4 @@
-"""The real commands: on the demo base where real weights matter, on the tiny Gemma-2 where processes or numbers do."""
+"""The real commands, on the demo base where real weights matter, else on the tiny Gemma-2."""
 
 import json
 import sys
@@ -30,19 +30,20 @@ from tests.helpers import (
 
 
 def test_the_demo_runs_from_backbone_to_submission(tmp_path):
-    """quantize, train both orientations, predict: what `make demo` does, on fewer battles."""
+    """quantize, train in both orientations, predict: `make demo` on fewer battles.
+
+    Each script in a true interpreter once; the second training is forked."""
     base, battles = tmp_path / "base", tmp_path / "battles.jsonl"
     lines = (DEMO_DATA / "test.jsonl").read_text(encoding="utf-8").splitlines()[:4]
     battles.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    said = succeed(sys.executable, "scripts/quantize.py", "--output_dir", base)
+    said = succeed(sys.executable, "scripts/quantize.py", "--output_dir", base, cold=True)
     assert "134,681,762 parameters, 8bit" in said and (base / "model.safetensors").is_file()
     assert json.loads((base / "config.json").read_text())["made_from"] == DEMO_BACKBONE
 
     for orientation in ("ab", "ba"):
         flags = ["--base", base, "--train_file", battles, "--output_dir", tmp_path / "{orientation}", "--max_steps", 1]
-        said = succeed(
-            *LAUNCH, "scripts/train.py", DEMO_TRAINING, "--orientation", orientation, *flags, "--max_length", 96
-        )
+        flags += ["--orientation", orientation, "--max_length", 96]
+        said = succeed(*LAUNCH, "scripts/train.py", DEMO_TRAINING, *flags, cold=orientation == "ab")
         assert f"Member written: {tmp_path / orientation}" in said
         assert "tokens/s; cut" in said and "train_tokens_per_second" in said
         facts = read_member(tmp_path / orientation)
@@ -50,7 +51,7 @@ def test_the_demo_runs_from_backbone_to_submission(tmp_path):
     assert not any((tmp_path / "ab.checkpoints").iterdir())  # where the Trainer's own files would be
 
     judge = ["--judge", tmp_path / "ab", tmp_path / "ba", "--output_dir", tmp_path / "out"]
-    said = succeed(sys.executable, "scripts/predict.py", "--battles", battles, *judge)
+    said = succeed(sys.executable, "scripts/predict.py", "--battles", battles, *judge, cold=True)
     assert "tok/s" in said and "always a" in said and "longer wins" in said
     check_outputs(tmp_path / "out", battles)
     for path in [*(tmp_path / "ab").glob("*.json"), *base.glob("*.json")]:
@@ -72,9 +73,9 @@ def check_outputs(output: Path, battles: Path) -> None:
 
 
 def test_training_fits_a_visible_rule_and_predict_reproduces_its_evaluation(bases, tmp_path, monkeypatch):
-    """Labels, orientation and pooling end to end: "the answer that says yes wins" is learned, read either way.
+    """Labels, orientation and pooling end to end: a member learns that the answer "yes" wins, in either order.
 
-    The Trainer's evaluation and predict.py must agree, else they read in different precision or order."""
+    If the Trainer's evaluation and predict.py disagreed, they would read in different precision or order."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(192):
@@ -102,9 +103,9 @@ def test_training_fits_a_visible_rule_and_predict_reproduces_its_evaluation(base
         assert log_loss == pytest.approx(trained["eval_log_loss"], abs=2e-3)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_processes_writes_the_same_bytes(processes, members, tmp_path, monkeypatch):
-    """Law 1: also where the batches do not divide, and where there are fewer battles than processes, or none."""
+    """Law 1, also where batches do not divide evenly, and with fewer battles than processes, or none."""
     rows = load_battles(DEMO_DATA / "test.jsonl").to_pandas()
     commands = {}
     for count in (71, 2, 0):
@@ -130,8 +131,8 @@ def test_any_number_of_processes_writes_the_same_bytes(processes, members, tmp_p
             assert one == more, f"{name} of {count} battles"
 
 
-def test_a_reading_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
-    """Seed fault 3: its second pass died unnoticed, and the first one's file was read twice, every p a half."""
+def test_a_pass_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
+    """Seed fault 3: its second pass died unnoticed, the first one's file was read twice, and every p was a half."""
     compute, named = predictor.predict_battles, []
 
     def fail_second(*arguments, **options):
@@ -147,7 +148,7 @@ def test_a_reading_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".bothways-progress"]
 
 
-def test_pseudolabels_stand_on_their_own_battles_and_train_without_a_further_step(
+def test_pseudolabels_belong_to_their_battles_and_are_valid_training_data(
     members, build_training, tmp_path, monkeypatch
 ):
     """Seed fault 1: all of its pseudo-labels sat on other rows."""
@@ -192,13 +193,20 @@ def test_pseudolabels_stand_on_their_own_battles_and_train_without_a_further_ste
 
 
 def test_the_bare_commands_say_what_to_run_first(tmp_path):
-    """In a clone where the demo has not run: exit code 2, the way out, and nothing written."""
+    """Where the demo has not run: an error with the way out, and nothing written."""
     scripts = REPOSITORY / "scripts"
     for command in ([*LAUNCH, scripts / "train.py", "--orientation", "ba"], [sys.executable, scripts / "predict.py"]):
         done = run(*command, cwd=tmp_path)
         assert done.returncode != 0
         assert "run `make demo` first" in done.stderr
         assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", sorted((REPOSITORY / "scripts").glob("*.py")), ids=lambda path: path.stem)
+def test_every_script_runs_by_its_path_from_any_folder(script, tmp_path):
+    done = run(sys.executable, script, "--no_such_flag", 1, cwd=tmp_path, cold=True)
+    assert done.returncode == 2 and "Unknown argument '--no_such_flag'" in done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr
 
 
 def test_scripts_without_the_package_say_what_to_run(tmp_path):
@@ -258,7 +266,7 @@ def test_the_demo_recipe_names_the_packaged_weights():
 def test_one_adapter_for_both_orders_learns_from_teacher_and_weights_and_reads_both_ways(
     members, bases, tmp_path, monkeypatch, caplog
 ):
-    """Two sources, one of them a judge's own output with a teacher column; the member then reads ab and ba."""
+    """Trains on two sources, one of them a judge's output with a teacher column; the member then reads ab and ba."""
     rows = load_battles(DEMO_DATA / "test.jsonl").to_pandas()
     rows["id"], rows["label"] = rows["id"].astype(str), rows["label"].map(list)
     rows[:8].assign(teacher=[0.9] * 4 + [None] * 4).to_parquet(tmp_path / "first.parquet")
@@ -277,7 +285,7 @@ def test_one_adapter_for_both_orders_learns_from_teacher_and_weights_and_reads_b
     ]
     flags += ["--train_file", tmp_path / "first.parquet", tmp_path / "second.parquet", "--train_weights", 1, 0.5]
     flags += ["--train_confidences", 1, 0.9, "--teacher_column", "teacher", "--eval_file", tmp_path / "test.parquet"]
-    flags += ["--label_smoothing_factor", 0.3]  # of the training labels alone, as the evaluation shows below
+    flags += ["--label_smoothing_factor", 0.3]  # the evaluation below shows that only training labels are smoothed
     call("train", *flags, "--freeze_layers", 0, "--output_dir", tmp_path / "{orientation}", monkeypatch=monkeypatch)
     facts = read_member(tmp_path / "both")
     assert facts.orientation == "both" and facts.training["metrics"]["eval_battles"] == 8

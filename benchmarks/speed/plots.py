@@ -9,6 +9,8 @@ import matplotlib.ticker
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from modeling.runtime.files import replace_file
+
 
 def draw_results(results: Mapping, path: Path) -> None:
     """Writes a plot of the results; encoding and streaming have none."""
@@ -16,9 +18,9 @@ def draw_results(results: Mapping, path: Path) -> None:
     if results["what"] not in draw:
         return
     figure = draw[results["what"]](results)
-    figure.savefig(beside := path.with_suffix(".new.png"), dpi=120)
+    with replace_file(path) as beside:
+        figure.savefig(beside, dpi=120)
     plt.close(figure)
-    beside.rename(path)
 
 
 def draw_ways(results: Mapping) -> plt.Figure:

@@ -32,6 +32,7 @@ from modeling.judging.predictor import build_batches
 from modeling.network.base import find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.network.classifier import PreferenceHead, PreferenceMixin
 from modeling.network.lora import add_adapters, collect_trained_weights
+from modeling.runtime.files import replace_file
 
 PART = 128  # battles per file of features
 TOKENS_PER_BATCH = 1024  # small batches are fastest on one thread
@@ -147,8 +148,8 @@ def extract_part(task: tuple[Path, list[dict], Extraction, Path | None, Extracti
             inputs = pack_sequences([sequences[row] for row in batch]).to_batch()
             features[todo[batch], place] = model(**inputs).logits.float()
     facts = {"tokens": tokens, "seconds": time.perf_counter() - start}
-    np.savez(beside := path.with_suffix(".new.npz"), ids=ids, features=features, **facts)
-    beside.rename(path)  # a stopped run leaves no half-written file
+    with replace_file(path) as beside:
+        np.savez(beside, ids=ids, features=features, **facts)
 
 
 def save_frozen_member(

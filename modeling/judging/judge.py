@@ -104,6 +104,7 @@ class Judge:
         columns = dict(zip(schedule.names, schedule.p, strict=True))
         verdicts = build_verdicts([row["id"] for row in rows], columns, schedule.lengths)
         calibration = self.find_calibration(readings) if calibrated else None
+        # The mean over fewer passes has another distribution, and the calibration does not fit it.
         if calibration and np.isnan(schedule.p).any():
             logger.warning("Not calibrated: the calibration was fitted on battles with all passes; some have fewer")
             return verdicts
@@ -137,6 +138,7 @@ class Judge:
         for fold in range(num_folds):
             members = [member for member in self.members if member.facts.training["fold"] == fold]
             held_out = battles.select(np.flatnonzero(folds == fold))
+            # With another file or row policy the folds differ, and members would read battles that they trained on.
             fingerprints = {member.facts.training["fold_fingerprint"] for member in members}
             if fingerprints != {fingerprint_fold(held_out)}:
                 raise ValueError(

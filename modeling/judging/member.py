@@ -20,7 +20,7 @@ from modeling.data.battles import LABELS, TRAINED_ORIENTATIONS
 from modeling.network.base import BaseFiles
 from modeling.network.lora import write_adapter
 from modeling.runtime.choices import READINGS
-from modeling.runtime.files import hash_file, replace_folder, write_json
+from modeling.runtime.files import hash_file, replace_file, replace_folder, write_json
 
 MEMBER_FILE, CANARIES_FILE, JUDGE_FILE = "member.json", "probes.json", "judge.json"
 MEMBER_FORMAT, JUDGE_FORMAT = 2, 1
@@ -84,6 +84,7 @@ def save_member(
         finish: Called with the unfinished folder to add files for people: evaluation, pictures and card.
     """
     with replace_folder(folder, MEMBER_FILE) as beside:
+        # Never an absolute path: the folder must work on another machine, and must not show the user's directories.
         base_name = base.repo or os.path.relpath(base.folder.resolve(), folder.resolve())
         write_adapter(beside, model, weights, base_name, base.revision)
         write_facts(beside, tokenizer, facts, canaries)
@@ -95,6 +96,7 @@ def write_facts(folder: Path, tokenizer: PreTrainedTokenizerBase, facts: MemberF
     """Writes tokenizer and canary battles, then member.json with the hashes of all files in the folder."""
     tokenizer.save_pretrained(folder)
     write_json(folder / CANARIES_FILE, canaries)
+    # Last, so that the hashes are those of the files as they lie on disk.
     files = {path.name: hash_file(path) for path in sorted(folder.iterdir()) if path.name not in UNHASHED}
     write_json(folder / MEMBER_FILE, asdict(replace(facts, files=files)))
 
@@ -102,8 +104,8 @@ def write_facts(folder: Path, tokenizer: PreTrainedTokenizerBase, facts: MemberF
 def write_judge(folder: Path, facts: JudgeFacts) -> None:
     """Writes judge.json at once, without fields that are None."""
     stored = {name: value for name, value in asdict(facts).items() if value is not None}
-    write_json(beside := folder / f".{JUDGE_FILE}.new", stored)
-    beside.rename(folder / JUDGE_FILE)
+    with replace_file(folder / JUDGE_FILE) as beside:
+        write_json(beside, stored)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

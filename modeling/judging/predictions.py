@@ -13,6 +13,7 @@ from modeling.data.battles import LABELS, name_winners
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.metrics import compute_accuracy, compute_baselines, compute_log_loss
 from modeling.judging.calibration import Calibration
+from modeling.runtime.files import replace_file
 from modeling.runtime.tables import format_table
 
 RAW = "raw_p_a"  # the column that keeps p_a as it was before calibration
@@ -142,11 +143,10 @@ def _complete(p_a: pd.Series) -> np.ndarray:
 
 def write_verdicts(folder: Path, verdicts: pd.DataFrame) -> list[Path]:
     """Writes predictions.parquet (all columns but the winner) and submission.csv (id, winner); returns their paths."""
-    # Each is written beside its place and then renamed, so that a killed run leaves no half file.
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "predictions.parquet", folder / "submission.csv"]
-    verdicts.drop(columns="winner").to_parquet(beside := paths[0].with_suffix(".new"), index=False)
-    beside.rename(paths[0])
-    verdicts[["id", "winner"]].to_csv(beside := paths[1].with_suffix(".new"), index=False)
-    beside.rename(paths[1])
+    with replace_file(paths[0]) as beside:
+        verdicts.drop(columns="winner").to_parquet(beside, index=False)
+    with replace_file(paths[1]) as beside:
+        verdicts[["id", "winner"]].to_csv(beside, index=False)
     return paths

@@ -22,6 +22,7 @@ from modeling.data.reader import Fault
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.judging.calibration import Calibration
 from modeling.judging.judge import Judge
+from modeling.runtime.files import replace_file
 from modeling.settings.arguments import PseudolabelArguments
 
 
@@ -102,6 +103,7 @@ class PartFolder:
         """Starts the next part; False if it is finished already, from the same battles with the same settings."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for battle in battles:
+            # All columns, since they are carried into the output: a corrected one must not be resumed with old values.
             digest.update(json.dumps(battle, default=repr).encode())
         self.parts.append(self.folder / f"part-{len(self.parts):06}-{digest.hexdigest()[:16]}.parquet")
         return self.parts[-1].name not in self.finished
@@ -111,8 +113,8 @@ class PartFolder:
         facts = {name: pa.array([value] * len(rows), pa.string()) for name, value in made_by.items()}
         carried = {name: rows[name] for name in rows.column_names if name not in facts}
         self.folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({**carried, **facts}), beside := self.parts[-1].with_suffix(".new"))
-        beside.rename(self.parts[-1])
+        with replace_file(self.parts[-1]) as beside:
+            pq.write_table(pa.table({**carried, **facts}), beside)
 
     def list_ids(self) -> set:
         """Ids of the battles in the part that was started last, once it is written."""
@@ -123,16 +125,15 @@ class PartFolder:
         # A column may be missing, or of a narrower type, in parts whose source rows had no value for it.
         schemas = [pq.read_schema(part).remove_metadata() for part in self.parts]
         schema = pa.unify_schemas(schemas, promote_options="permissive")
-        count, beside = 0, output.with_name(f".{output.name}.new")
+        count = 0
         output.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(beside, schema) as writer:
+        with replace_file(output) as beside, pq.ParquetWriter(beside, schema) as writer:
             for part in self.parts:
                 table = pq.read_table(part)
                 empty = {name: pa.nulls(len(table), schema.field(name).type) for name in schema.names}
                 columns = {**empty, **dict(zip(table.column_names, table.columns, strict=True))}
                 writer.write_table(pa.table({name: columns[name] for name in schema.names}).cast(schema))
                 count += len(table)
-        beside.rename(output)
         return count
 
 

@@ -32,6 +32,7 @@ def find_unscored(others: Dataset, battles: Dataset, where: str) -> list[int]:
     Raises:
         ValueError: If no row is left.
     """
+    # By prompt, not by id: the same question under another id would still make the scored numbers too good.
     index = DuplicateIndex()
     index.add(battles["prompt"][:])
     kept, near = [], Fault()
@@ -65,6 +66,7 @@ def check_not_trained_on(judge: Judge, path: str) -> None:
 
 def check_not_fitted_on(judge: Judge, path: str) -> None:
     """Raises a ValueError if the judge was calibrated on these battles."""
+    # A source without a hash, such as a data set on the Hub, cannot be compared and passes.
     hashed = describe_file(path)["sha256"]
     if hashed and judge.calibration and hashed == (judge.calibration.fitted_on or {}).get("sha256"):
         raise ValueError(
@@ -82,6 +84,7 @@ def check_passes(verdicts: pd.DataFrame, judge: Judge, readings: str | None, whe
             f"{where}: expected the passes of --judge ({', '.join(sorted(expected))}); found "
             f"{', '.join(sorted(found)) or 'none'}. Predict with that judge."
         )
+    # In out-of-fold predictions every member has NaN for the battles that it trained on.
     if verdicts[sorted(found)].isna().to_numpy().any():
         logger.warning("Calibrating on out-of-fold predictions: each averages fewer members than the judge will")
 

@@ -122,7 +122,7 @@ class PreferenceMixin:
         # B battles, T tokens, H hidden, L labels
         hidden = self._run_body(input_ids, attention_mask, position_ids, inputs_embeds, segments, **kwargs)  # (B, T, H)
         if segments is None:
-            features = hidden[torch.arange(len(hidden), device=hidden.device), last_token(hidden, attention_mask)]
+            features = hidden[torch.arange(len(hidden), device=hidden.device), find_last_token(hidden, attention_mask)]
         else:
             features = hidden[0, ends]  # (B, H)
         # Even under an outer autocast the head runs in float32: two labels are too few to save time in bf16.
@@ -163,7 +163,7 @@ class PreferenceMixin:
             ).last_hidden_state
 
 
-def last_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+def find_last_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Returns the index of each row's last real token, shape (battles,), on whichever side the row is padded."""
     battles, tokens = hidden.shape[:2]
     if attention_mask is None:

@@ -89,7 +89,7 @@ def _choose(asked: str, device: torch.device, sizes: tuple[int, int], training: 
         raise ValueError(
             f"--dtype {asked}: expected a precision that {name} can compute in; found that it cannot. Use --dtype auto."
         )
-    native = [candidate for candidate in candidates if ratios[candidate] < 1 and has_units(candidate, device)]
+    native = [candidate for candidate in candidates if ratios[candidate] < 1 and has_native_dtype(candidate, device)]
     times = "; ".join(_compare(candidate, ratio) for candidate, ratio in ratios.items())
     timing = f"{times}, in products of the model's shape, forward and backward"
     if asked == "auto":
@@ -116,7 +116,7 @@ def describe_device(device: torch.device) -> str:
     return f"cpu ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type
 
 
-def has_units(dtype: str, device: torch.device) -> bool:
+def has_native_dtype(dtype: str, device: torch.device) -> bool:
     """Returns whether a GPU has hardware for a precision; True for other devices, where only the timing counts."""
     # A T4 emulates bf16, and torch says by default that it is supported.
     return device.type != "cuda" or dtype != "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False)

@@ -17,7 +17,7 @@ from modeling.judging.loading import find_judge
 from modeling.judging.member import ADAPTER_FILES, JUDGE_FILE, MEMBER_FILE, MERGED_FILE, read_json
 from modeling.publishing.card_metadata import Licence, build_base_metadata, build_metadata, find_licence
 from modeling.publishing.limitations import count_languages, describe_cuts, describe_languages, describe_limitations
-from modeling.publishing.markdown import conceal, fence, flatten_settings, render
+from modeling.publishing.markdown import fence, flatten_settings, remove_secrets, render
 from modeling.runtime.files import write_json
 
 TEMPLATE_FILE, BASE_TEMPLATE_FILE = (Path(__file__).with_name(f"{kind}_card_template.md") for kind in ("model", "base"))
@@ -61,7 +61,7 @@ class CardMember:
     def origin(self) -> str | None:
         """The model that the base was made from, as quantize.py recorded it."""
         origin = self.facts["training"].get("base_made_from")
-        return origin and conceal(origin)
+        return origin and remove_secrets(origin)
 
     @property
     def licence(self) -> Licence | None:
@@ -85,7 +85,7 @@ class CardMember:
     def command(self) -> Markup | None:
         """The training command as a code block."""
         command = self.facts["training"].get("command")
-        return command and fence(conceal(command), "bash")
+        return command and fence(remove_secrets(command), "bash")
 
 
 def read_card_member(folder: Path, name: str | None = None) -> CardMember:
@@ -103,7 +103,9 @@ def read_card_member(folder: Path, name: str | None = None) -> CardMember:
     # A merged member has no adapter_config.json; its training facts still name the base.
     base = adapter.get("base_model_name_or_path") or facts["training"].get("base")
     family = model.get("model_type") or tokenizer.get("tokenizer_class") or ""
-    return CardMember(name, facts, base and conceal(base), adapter.get("revision"), family, bool(model), report or None)
+    return CardMember(
+        name, facts, base and remove_secrets(base), adapter.get("revision"), family, bool(model), report or None
+    )
 
 
 # --- cards ------------------------------------------------------------------------------------------------------------
@@ -147,7 +149,7 @@ def build_judge_card(folder: Path, repo: str | None = None) -> str:
 def build_base_card(folder: Path, repo: str) -> str:
     """Returns the README.md of a base: its origin, quantisation and licence."""
     config = read_json(folder / MERGED_FILE, "Card")
-    origin = conceal(config.get("made_from") or "")
+    origin = remove_secrets(config.get("made_from") or "")
     licence = find_licence([origin, config.get("model_type", "")])
     return render(
         BASE_TEMPLATE_FILE.read_text(encoding="utf-8"),

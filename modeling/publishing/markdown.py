@@ -32,7 +32,7 @@ def escape_text(value: object) -> Markup:
     return Markup(MARKS.sub(lambda match: f"&#{ord(match[0])};", text))
 
 
-def conceal(text: str) -> str:
+def remove_secrets(text: str) -> str:
     """Removes the folders of absolute paths, and tokens, from a setting."""
     return TOKENS.sub("(removed)", FOLDERS.sub("", text))
 
@@ -82,7 +82,7 @@ def flatten_settings(values: Mapping, prefix: str = "") -> Iterator[tuple[str, s
             yield from flatten_settings(value, f"{prefix}{name}.")
         elif not name.endswith("token"):
             items = value if isinstance(value, list) else [value]
-            yield f"{prefix}{name}", ", ".join(conceal(_format_setting(item)) for item in items)
+            yield f"{prefix}{name}", ", ".join(remove_secrets(_format_setting(item)) for item in items)
 
 
 def _format_setting(value: object) -> str:

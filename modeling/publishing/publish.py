@@ -19,7 +19,7 @@ from modeling.judging.loading import find_judge, name_member
 from modeling.judging.member import ADAPTER_FILES, JUDGE_FILE, fingerprint_member, is_merged, read_json, read_member
 from modeling.network.base import BaseFiles, fingerprint_base
 from modeling.publishing.staging import (
-    Contents,
+    RepositoryContents,
     find_published_base_files,
     find_published_files,
     locate_base,
@@ -27,8 +27,8 @@ from modeling.publishing.staging import (
     stage_contents,
 )
 from modeling.runtime.distributed import call_on_main
-from modeling.runtime.hub import Pushed, check_login, check_repository, check_repository_name, push_folder
-from modeling.runtime.paths import check_here
+from modeling.runtime.hub import PushResult, check_login, check_repository, check_repository_name, push_folder
+from modeling.runtime.paths import check_local_folder
 from modeling.runtime.tables import format_table
 
 logger = get_logger(__name__)
@@ -78,14 +78,14 @@ def plan_push(training: TrainingArguments, orientation: str, base: BaseFiles) ->
 # --- publishing -------------------------------------------------------------------------------------------------------
 
 
-def publish_member(folder: Path, repo: str, private: bool = True) -> Pushed:
+def publish_member(folder: Path, repo: str, private: bool = True) -> PushResult:
     """Uploads a freshly trained member whose base is on the Hub. Errors as for `publish`."""
-    with name_upload(f"--member {folder} --repo {repo}"):
-        return publish(Contents({"": folder}), Destination(repo, private=private))[-1]
+    with suggest_upload_command(f"--member {folder} --repo {repo}"):
+        return publish(RepositoryContents({"": folder}), Destination(repo, private=private))[-1]
 
 
 @contextmanager
-def name_upload(flags: str) -> Iterator[None]:
+def suggest_upload_command(flags: str) -> Iterator[None]:
     """Wraps an upload after long work: if the Hub fails, the error gives the command that only uploads."""
     try:
         yield
@@ -93,7 +93,7 @@ def name_upload(flags: str) -> Iterator[None]:
         raise OSError(f"{error} All files were written. Upload them with `scripts/publish.py {flags}`.") from error
 
 
-def publish(contents: Contents, destination: Destination) -> list[Pushed]:
+def publish(contents: RepositoryContents, destination: Destination) -> list[PushResult]:
     """Uploads a member or judge, after its base if that is only in a local folder.
 
     Returns:
@@ -125,7 +125,7 @@ def publish(contents: Contents, destination: Destination) -> list[Pushed]:
     return pushed
 
 
-def publish_base(folder: Path, repo: str, private: bool = True) -> Pushed:
+def publish_base(folder: Path, repo: str, private: bool = True) -> PushResult:
     """Uploads a base that quantize.py wrote: config, weights and tokenizer. Errors as for `publish`."""
     with stage_base(folder, repo) as stage:
         check_base_repository(repo, private)
@@ -157,7 +157,7 @@ def check_publishable(repo: str, base: BaseFiles, private: bool = True) -> None:
     check_repository(repo, find_own=partial(find_published_files, repo), private=private)
 
 
-def describe_publication(contents: Contents, destination: Destination) -> str:
+def describe_publication(contents: RepositoryContents, destination: Destination) -> str:
     """Returns what `publish` would upload: repositories with the names and sizes of their files. Needs no network."""
     base = find_local_base(contents, destination)
     branch = f"@{destination.revision}" if destination.revision else ""
@@ -175,7 +175,7 @@ def describe_base(folder: Path, repo: str, private: bool = True) -> str:
         return _list_files(repo, private, stage)
 
 
-def describe_push(pushed: Pushed) -> str:
+def describe_push(pushed: PushResult) -> str:
     """Returns the URL of an upload, and whether it changed anything."""
     return f"{'Published' if pushed.changed else 'Nothing has changed'}: {pushed.url}"
 
@@ -191,13 +191,13 @@ def _list_files(repo: str, private: bool, stage: Path) -> str:
 # --- what to publish --------------------------------------------------------------------------------------------------
 
 
-def collect_member(folder: Path) -> Contents:
+def collect_member(folder: Path) -> RepositoryContents:
     """Returns the contents of a repository for one member."""
-    check_here(folder, "--member", "a member")
-    return Contents({"": folder})
+    check_local_folder(folder, "--member", "a member")
+    return RepositoryContents({"": folder})
 
 
-def collect_judge(folders: Sequence[Path], readings: str | None = None) -> Contents:
+def collect_judge(folders: Sequence[Path], readings: str | None = None) -> RepositoryContents:
     """Returns the contents of a repository for a judge.
 
     Args:
@@ -205,10 +205,10 @@ def collect_judge(folders: Sequence[Path], readings: str | None = None) -> Conte
         readings: "own" or "both"; None takes the judge folder's own, or "own" for members.
     """
     for folder in folders:
-        check_here(folder, "--judge", "a member or judge")
+        check_local_folder(folder, "--judge", "a member or judge")
     if len(folders) == 1 and (folders[0] / JUDGE_FILE).is_file():
         members, stored = find_judge([str(folders[0])])
-        contents = Contents(dict(members), readings or stored.readings, folders[0])
+        contents = RepositoryContents(dict(members), readings or stored.readings, folders[0])
         if stored.calibration and contents.readings != stored.readings:
             PartialState()  # accelerate's logger needs it
             logger.warning(
@@ -223,10 +223,10 @@ def collect_judge(folders: Sequence[Path], readings: str | None = None) -> Conte
     names: list[str] = []  # name_member appends a number to a name that is taken
     for folder, orientation in zip(folders, orientations, strict=True):
         names.append(name_member(orientation if len(set(orientations)) == len(folders) else str(folder), names))
-    return Contents(dict(zip(names, folders, strict=True)), readings or "own")
+    return RepositoryContents(dict(zip(names, folders, strict=True)), readings or "own")
 
 
-def find_local_base(contents: Contents, destination: Destination) -> Path | None:
+def find_local_base(contents: RepositoryContents, destination: Destination) -> Path | None:
     """Returns the local folder of the members' base, checked by fingerprint; None if the base is on the Hub.
 
     Raises:

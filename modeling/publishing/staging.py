@@ -54,7 +54,7 @@ FREE_TEXTS = ("battles", "vocab", "merges", "chat_template")
 
 
 @dataclass(frozen=True)
-class Contents:
+class RepositoryContents:
     """The planned contents of a repository: a member at its root, or a judge with its members in sub-folders.
 
     Attributes:
@@ -148,7 +148,7 @@ def stage_base(folder: Path, repo: str) -> Iterator[Path]:
 
 
 @contextmanager
-def stage_contents(contents: Contents, repo: str, base: tuple[str, str]) -> Iterator[Path]:
+def stage_contents(contents: RepositoryContents, repo: str, base: tuple[str, str]) -> Iterator[Path]:
     """Yields a temporary folder with all files of a repository, cards included, checked.
 
     Args:
@@ -196,7 +196,7 @@ def _stage_member(folder: Path, stage: Path, base: tuple[str, str]) -> None:
         write_json(stage / ADAPTER_FILES[0], config)
 
 
-def _stage_report(contents: Contents, stage: Path) -> None:
+def _stage_report(contents: RepositoryContents, stage: Path) -> None:
     """Replaces the staged evaluation by the one that evaluate.py wrote, if there is one."""
     report = contents.report
     if report is None:

@@ -7,7 +7,7 @@ READINGS = ("own", "both")  # the passes of each member: in its own order, or in
 TIE_POLICIES = ("keep", "drop")
 BLANK_POLICIES = ("error", "drop", "keep")
 BAD_ROW_POLICIES = ("error", "drop")
-LEAK_POLICIES = ("drop", "keep", "error")
+CONTAMINATION_POLICIES = ("drop", "keep", "error")
 DUPLICATE_POLICIES = ("keep", "drop")
 FOLD_METHODS = ("prompt", "modulo")
 

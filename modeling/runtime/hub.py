@@ -40,7 +40,7 @@ DEFAULT_BRANCH = "main"
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """Where a folder now is on the Hub: its repository, its commit, and whether the push made that commit."""
 
     repo: str
@@ -154,7 +154,7 @@ def push_folder(
     private: bool = True,
     branch: str | None = None,
     message: str,
-) -> Pushed:
+) -> PushResult:
     """Uploads a folder's files to a repository in one commit, so that it never has only some of them.
 
     An interrupted call can be repeated: finished files are not sent again, and nothing is committed if nothing changed.
@@ -187,7 +187,7 @@ def push_folder(
             parent_commit=before.sha,  # the Hub refuses the commit if another one was made since
         ).oid
         _check_commit(api, repo, commit, additions)
-    return Pushed(repo, commit, changed=commit != before.sha)
+    return PushResult(repo, commit, changed=commit != before.sha)
 
 
 def _open_repository(api: HfApi, repo: str, private: bool, branch: str | None) -> ModelInfo:

@@ -126,7 +126,7 @@ def check_folder(name: str, role: str) -> None:
         check_hub_name(name, role)
 
 
-def check_here(name: str | Path, flag: str, what: str) -> None:
+def check_local_folder(name: str | Path, flag: str, what: str) -> None:
     """Raises a FileNotFoundError if a name is not a folder on this machine, even if it is on the Hub.
 
     Args:
@@ -167,6 +167,6 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "judge": lambda name: check_folder(name, "Judge"),
     "adapter": lambda name: check_folder(name, "Adapter"),
     "predictions": check_predictions,
-    "base here": lambda name: check_here(name, "--base", "a base"),
-    "judge here": lambda name: check_here(name, "--judge", "a member or judge"),
+    "base here": lambda name: check_local_folder(name, "--base", "a base"),
+    "judge here": lambda name: check_local_folder(name, "--judge", "a member or judge"),
 }

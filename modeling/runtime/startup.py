@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from modeling.runtime.devices import start_torch as start_torch
-
 
 def run_script(main: Callable[[], None]) -> None:
     """Calls a script's main. A user's mistake ends it with one line and exit code 2 instead of a traceback.

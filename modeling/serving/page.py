@@ -80,7 +80,7 @@ def serve(page: gr.Blocks, host: str, port: int, arguments: AppArguments, css: P
     )
 
 
-def bound_heaps() -> None:
+def limit_malloc_arenas() -> None:
     """Limits glibc to two heaps: by default each thread gets its own, and glibc returns little of their memory."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)

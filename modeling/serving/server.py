@@ -34,7 +34,7 @@ MAX_EXPANSION = 8  # a compressed file may unpack to this many times the upload 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class RequestLimits:
     """Upper limits of one request: characters per text, battles and bytes per file."""
 
     max_characters: int
@@ -54,7 +54,7 @@ class FileVerdicts:
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def check_battle(texts: Mapping[str, object], limits: Limits, id: object = "") -> dict:
+def check_battle(texts: Mapping[str, object], limits: RequestLimits, id: object = "") -> dict:
     """Returns a battle with the texts unchanged, except that lone surrogates become U+FFFD.
 
     Raises:
@@ -83,7 +83,7 @@ def check_bound(where: str, found: int, most: int, unit: str) -> None:
         )
 
 
-def load_upload(path: Path, limits: Limits) -> Dataset:
+def load_upload(path: Path, limits: RequestLimits) -> Dataset:
     """Returns the battles of an uploaded file, in any schema that `load_battles` reads.
 
     Raises:
@@ -100,7 +100,7 @@ def load_upload(path: Path, limits: Limits) -> Dataset:
     return battles
 
 
-def check_upload(path: Path, limits: Limits) -> None:
+def check_upload(path: Path, limits: RequestLimits) -> None:
     """Raises a ValueError if the file exceeds a limit. Reads it in small parts, so that a huge one fills no memory."""
     check_bound(str(path), path.stat().st_size, limits.max_bytes, "bytes")
     if path.suffix == ".parquet":
@@ -133,7 +133,7 @@ class ServedJudge:
     Example: `ServedJudge(judge, limits).judge_battle({"prompt": ..., "response_a": ..., "response_b": ...})`.
     """
 
-    def __init__(self, judge: Judge, limits: Limits):
+    def __init__(self, judge: Judge, limits: RequestLimits):
         self.judge, self.limits = judge, limits
         # A plain lock is not fair: a file that releases it between two packs would nearly always take it right back.
         # A request therefore waits for the model while it holds the entrance, where the file must queue up as well.

@@ -26,7 +26,7 @@ HEADERS = (
 )
 
 
-def find_port(host: str, port: int) -> int:
+def choose_port(host: str, port: int) -> int:
     """Returns the port, or a free one for 0.
 
     Raises:

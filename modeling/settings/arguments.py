@@ -14,9 +14,9 @@ from modeling.runtime.choices import (
     BAD_ROW_POLICIES,
     BLANK_POLICIES,
     CALIBRATIONS,
+    CONTAMINATION_POLICIES,
     DUPLICATE_POLICIES,
     FOLD_METHODS,
-    LEAK_POLICIES,
     MERGES,
     PRECISIONS,
     QUANT_TYPES,
@@ -218,7 +218,7 @@ class TrainArguments(BattleArguments):
     leak_policy: str = option(
         "drop",
         "Training battles whose prompt is a near-duplicate of an evaluation prompt: drop them, keep them, or stop.",
-        choices=LEAK_POLICIES,
+        choices=CONTAMINATION_POLICIES,
     )
     repeat_policy: str = option(
         "keep", "Duplicates of an earlier battle of the same source.", choices=DUPLICATE_POLICIES

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from modeling.runtime.devices import start_torch
 from modeling.runtime.paths import CHECKS
-from modeling.runtime.startup import show_text, start_torch
+from modeling.runtime.startup import show_text
 from modeling.settings.arguments import TRAINING_DEFAULTS
 from modeling.settings.flags import PRECISION_FLAGS, Flag, list_flags, read_trainer_flags
 from modeling.settings.help import format_help, format_value

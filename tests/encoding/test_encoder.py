@@ -7,6 +7,7 @@ import pytest
 from modeling.data.battles import TEXTS
 from modeling.encoding.collator import encode_dataset
 from modeling.encoding.encoder import CUT_COLUMNS, ELISION, BattleEncoder, Encoding, build_encoding, share_room
+from tests.helpers import HOSTILE_TEXTS, battle
 
 MARKERS = ("<prompt>:", "<response_a>:", "<response_b>:")
 
@@ -39,9 +40,6 @@ def test_left_truncation_reproduces_the_seeds_ids(any_tokenizer, demo_battles):
                 text = f"<prompt>: {prompt}\n\n<response_a>: {one}\n\n<response_b>: {two}"
                 ids = any_tokenizer(text, add_special_tokens=False)["input_ids"][-(max_length - 2) :]
                 assert encoded["input_ids"] == [any_tokenizer.bos_token_id, *ids, any_tokenizer.eos_token_id]
-
-
-from tests.helpers import HOSTILE_TEXTS, battle
 
 
 @pytest.mark.parametrize("truncation", ["balanced", "left"])

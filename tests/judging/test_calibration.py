@@ -1,4 +1,4 @@
-"""Calibration against truths that are known, and the laws that it keeps for any probabilities."""
+"""Calibration against known truths, and the laws that hold for any probabilities."""
 
 import json
 
@@ -15,7 +15,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def draw_overconfident(battles: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions whose true chance is their log odds divided by the temperature, and outcomes of that chance."""
+    """Predictions, and outcomes drawn with the probability that the temperature makes of them."""
     rng = np.random.default_rng(seed)
     odds = rng.normal(size=battles) * 2
     won = (rng.random(battles) < sigmoid(odds / temperature)).astype(float)
@@ -23,8 +23,8 @@ def draw_overconfident(battles: int, temperature: float, seed: int = 0) -> tuple
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_temperature_is_found_again(temperature):
-    """20,000 outcomes: the slope 1 / T is known to about 1.5%."""
+def test_the_temperature_is_recovered(temperature):
+    """20,000 outcomes determine the slope 1 / T to about 1.5%."""
     p_a, labels = draw_overconfident(20_000, temperature)
     assert fit_temperature(p_a, labels).temperature == pytest.approx(temperature, rel=0.06)
 
@@ -36,7 +36,7 @@ def test_temperature_of_soft_labels_is_exact_and_by_hand():
     assert calibration.apply(np.array([0.9, 0.5, 0.1])) == pytest.approx([0.75, 0.5, 0.25], abs=1e-5)
 
 
-def test_isotonic_pools_what_is_out_of_order_by_hand():
+def test_isotonic_pools_labels_out_of_order_by_hand():
     """Labels 0.6, 0.9, 0.7 for p 0.6, 0.7, 0.8, and their mirror images: 0.9 and 0.7 are pooled to 0.8. A hundredth of
     p is mixed in, and no step is surer than 1 in 5, which 0.8 is just not."""
     calibration = fit_isotonic(np.array([0.6, 0.7, 0.8]), np.array([[0.6, 0.4], [0.9, 0.1], [0.7, 0.3]]))
@@ -47,8 +47,8 @@ def test_isotonic_pools_what_is_out_of_order_by_hand():
 @pytest.mark.parametrize("method", FITS)
 @pytest.mark.parametrize("truth", [0.5, 2.5, -1.0], ids=["timid", "overconfident", "wrong way round"])
 def test_symmetry_order_and_winners_are_kept(method, truth):
-    """For any probabilities, those at the ends and those that were not fitted included, and even if the judge is worse
-    than chance."""
+    """For any probabilities, including 0, 1 and values that were not fitted, and even if the judge is worse than
+    chance."""
     calibration = FITS[method](*draw_overconfident(300, truth))
     p = np.sort(np.concatenate([[0, 1e-9, 0.5, 1 - 1e-9, 1], np.random.default_rng(1).random(500)]))
     found = calibration.apply(p)
@@ -83,7 +83,7 @@ def test_few_battles_without_an_upset_prove_no_certainty():
 
 
 @pytest.mark.parametrize("method", FITS)
-def test_it_survives_json_to_the_last_bit(method):
+def test_a_calibration_survives_json_to_the_last_bit(method):
     calibration = FITS[method](*draw_overconfident(200, 2))
     again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict(), allow_nan=False)))
     p = np.random.default_rng(2).random(100)
@@ -92,7 +92,7 @@ def test_it_survives_json_to_the_last_bit(method):
 
 @pytest.mark.parametrize("method", FITS)
 def test_ties_and_constant_predictions_are_fitted_and_missing_ones_stay_missing(method):
-    """Ties alone say 1/2 throughout; of always 0.7, won three times of four, the loss is least at 0.75."""
+    """Ties alone give 1/2 everywhere. A constant 0.7 that wins three of four times becomes 0.75."""
     ties = FITS[method](np.array([0.6, 0.9]), np.array([[0.5, 0.5]] * 2))
     assert ties.apply(np.array([0.6, 0.9])) == pytest.approx([0.5, 0.5], abs=0.006)
     constant = FITS[method](np.full(4, 0.7), np.array([[1, 0]] * 3 + [[0, 1]]))
@@ -110,7 +110,7 @@ def test_ties_and_constant_predictions_are_fitted_and_missing_ones_stay_missing(
         ([0.5, 0.5], [[1, 0]], "one shape"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused(method, p_a, labels, expected):
+def test_battles_that_cannot_be_fitted_are_refused(method, p_a, labels, expected):
     with pytest.raises(ValueError, match=expected):
         FITS[method](np.array(p_a), np.array(labels))
 
@@ -127,13 +127,13 @@ def test_what_cannot_be_fitted_is_refused(method, p_a, labels, expected):
         ({"method": "temperature", "battles": 1, "temperature": 1, "slope": 2}, "expected the keys"),
     ],
 )
-def test_facts_that_are_no_calibration_are_refused(facts, expected):
+def test_malformed_calibrations_are_refused(facts, expected):
     with pytest.raises(ValueError, match=expected):
         Calibration.from_dict(facts)
 
 
 def test_calibration_never_costs_log_loss_where_it_was_fitted():
-    """Temperature 1, no change, is among what it chooses from."""
+    """Temperature 1, which changes nothing, is among the candidates."""
     p_a, labels = draw_overconfident(100, 1.3, seed=5)
     for fit in (fit_temperature, fit_isotonic):
         after = fit(p_a, labels).apply(p_a)

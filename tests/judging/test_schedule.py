@@ -19,11 +19,6 @@ TOLERANCE = 1e-5  # float32, as in test_predictor.py
 
 
 @pytest.fixture(scope="module")
-def judge(members):
-    return Judge.from_pretrained(list(members.values()), dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def full(judge, demo_battles):
     return judge.predict(demo_battles, readings="both")
 

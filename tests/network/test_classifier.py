@@ -21,7 +21,7 @@ from modeling.network.classifier import (
     Gemma2PreferenceConfig,
     PreferenceHead,
     find_family,
-    last_token,
+    find_last_token,
 )
 from modeling.network.losses import soft_cross_entropy
 from tests.helpers import SMALL, make_batch
@@ -98,8 +98,8 @@ def test_padding_changes_no_logit(pad):
 
 def test_the_last_real_token_is_found_on_either_side():
     hidden = torch.zeros(2, 4, 8)
-    assert last_token(hidden, torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]])).tolist() == [1, 3]
-    assert last_token(hidden, None).tolist() == [3, 3]
+    assert find_last_token(hidden, torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]])).tolist() == [1, 3]
+    assert find_last_token(hidden, None).tolist() == [3, 3]
 
 
 def test_the_loss_is_soft_cross_entropy_and_the_head_runs_in_float32_under_autocast():

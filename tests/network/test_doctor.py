@@ -1,13 +1,13 @@
 """`bothways doctor`, run as users run it, and its output if something is broken."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from modeling.network.doctor import LINES, attempt, find_version
+from tests.helpers import run
 
 HEADS = {"bothways", "python", "libraries", "platform", "cpu", "devices", "memory", "threads", "precision", "attention"}
 TRIED = ("8-bit forward", "8-bit backward", "4-bit forward", "4-bit backward", "8-bit AdamW")
@@ -16,11 +16,9 @@ TRIED = ("8-bit forward", "8-bit backward", "4-bit forward", "4-bit backward", "
 @pytest.fixture(scope="module")
 def report() -> dict[str, str]:
     """The lines that the command prints, by head."""
-    done = subprocess.run(
-        [sys.executable, "-m", "modeling.network.doctor"], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = run(sys.executable, "-m", "modeling.network.doctor")
     lines = done.stdout.splitlines()
-    assert len(lines) == len(LINES) <= 20 and done.stderr == ""
+    assert len(lines) == len(LINES) <= 20 and (done.returncode, done.stderr) == (0, "")
     return {line.partition(":")[0]: line.partition(":")[2].strip() for line in lines}
 
 

@@ -4,13 +4,13 @@ import pytest
 from markupsafe import Markup
 
 from modeling.publishing.markdown import (
-    conceal,
     escape_text,
     fence,
     flatten_settings,
     format_counts,
     format_duration,
     format_estimate,
+    remove_secrets,
     render,
 )
 
@@ -34,7 +34,7 @@ from modeling.publishing.markdown import (
     ],
 )
 def test_absolute_folders_and_tokens_are_removed(text, left):
-    assert conceal(text) == left
+    assert remove_secrets(text) == left
 
 
 def test_text_without_markup_is_unchanged():

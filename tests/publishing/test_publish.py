@@ -315,7 +315,10 @@ def test_what_must_not_be_published_is_refused_before_anything_is_sent(spoil, ex
         (["--member", "no/where", "--repo", REPO], "--member no/where: expected the folder of a member; found none"),
         (["--judge", "AB", "no/where", "--repo", REPO], "--judge no/where: expected the folder of a member or judge"),
         (["--member", "AB", "--merged", "true", "--repo", REPO], "--merged and --output_dir: expected both or neither"),
-        (["--judge", "AB", "--merged", "true", "--output_dir", "x"], "--merged: expected --member, and neither --base_repo"),
+        (
+            ["--judge", "AB", "--merged", "true", "--output_dir", "x"],
+            "--merged: expected --member, and neither --base_repo",
+        ),
         (["--member", "AB", "--repo", REPO, "--hub_token", "hf_x"], "--hub_token: expected no token in a command"),
         (["--member", "AB", "--repo", REPO, "--hub-token=hf_x"], "--hub_token: expected no token in a command"),
     ],

@@ -16,7 +16,6 @@ import httpx
 import pytest
 
 from modeling.data.battles import TEXTS
-from modeling.judging.judge import Judge
 from tests.helpers import DEMO_DATA, HOSTILE_INPUTS, REPOSITORY, call, run
 
 CARD = (
@@ -46,11 +45,6 @@ def cards(members, tmp_path_factory) -> dict[str, Path]:
     (copies["ab"] / "figures").mkdir()
     Image.new("RGB", (60, 40)).save(copies["ab"] / "figures" / "reliability.png")
     return copies
-
-
-@pytest.fixture(scope="module")
-def judge(members) -> Judge:
-    return Judge.from_pretrained([members["ab"], members["ba"]], dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import torch
 from modeling.data.battles import ORIENTATIONS, TEXTS
 from modeling.judging.judge import Judge
 from modeling.serving.rendering import read_card, render_verdict
-from modeling.serving.server import TITLES, Limits, ServedJudge, check_battle, load_upload
-from modeling.serving.web import LARGEST_BODY, RequestGuard, find_port
+from modeling.serving.server import TITLES, RequestLimits, ServedJudge, check_battle, load_upload
+from modeling.serving.web import LARGEST_BODY, RequestGuard, choose_port
 from modeling.settings.arguments import AppArguments
-from tests.helpers import DEMO_DATA, call
+from tests.helpers import DEMO_DATA, HOSTILE_INPUTS, call
 
-LIMITS = Limits(max_characters=1000, max_battles=100, max_bytes=100_000)
+LIMITS = RequestLimits(max_characters=1000, max_battles=100, max_bytes=100_000)
 TEXT = {"prompt": "Which?", "response_a": "This one.", "response_b": "That one, because it is better."}
 
 
@@ -28,16 +28,8 @@ def one_thread() -> None:
     torch.set_num_threads(1)  # threads that wait for each other slow tiny members down on a busy machine
 
 
-from tests.helpers import HOSTILE_INPUTS
-
-
 @pytest.fixture(scope="module")
-def judge(members) -> Judge:
-    return Judge.from_pretrained([members["ab"], members["ba"]], dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def served(judge) -> ServedJudge:
+def served(judge: Judge) -> ServedJudge:
     return ServedJudge(judge, LIMITS)
 
 
@@ -276,7 +268,7 @@ def test_a_taken_port_is_reported():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--port {port}: expected an address of this machine and a free port"):
-            find_port("127.0.0.1", port)
-        assert find_port("127.0.0.1", 0) not in (0, port)
+            choose_port("127.0.0.1", port)
+        assert choose_port("127.0.0.1", 0) not in (0, port)
     with pytest.raises(ValueError, match=r"--host 192\.0\.2\.1"):
-        find_port("192.0.2.1", 0)
+        choose_port("192.0.2.1", 0)

@@ -211,14 +211,14 @@ def test_every_script_runs_by_its_path_from_any_folder(script, tmp_path):
 
 def test_scripts_without_the_package_say_what_to_run(tmp_path):
     for verb in ("quantize", "train", "pseudolabel", "predict"):
-        done = run(sys.executable, "-S", REPOSITORY / "scripts" / f"{verb}.py", cwd=tmp_path)
+        done = run(sys.executable, "-ES", REPOSITORY / "scripts" / f"{verb}.py", cwd=tmp_path)
         assert done.returncode == 1 and "run `make install`" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ([], "Expected --orientation; found neither flag nor YAML key. --orientation: Which answer"),
+        ([], "Expected --orientation; found neither flag nor YAML key. --orientation: Order of the answers"),
         (["--orientation", "abc"], "invalid choice: 'abc'"),
         (["--orientation", "ab", "--base", "nowhere/at/all"], "run `make demo` first"),
         (["--orientation", "ab", "--train_file", "none.jsonl"], "Battles file none.jsonl: expected a file, a folder"),
@@ -226,7 +226,7 @@ def test_scripts_without_the_package_say_what_to_run(tmp_path):
         (["--orientation", "ab", "--output_dir", "configs"], "expected a new or empty folder"),
         (["--orientation", "ab", "--fp16", "true"], "--fp16 true: expected --dtype instead"),
         (["--orientation", "ab", "--label_smoothing_factor", "1"], "label_smoothing_factor 1.0: expected 0 to below"),
-        (["--orientation", "ab", "--push_to_hub", "true"], "--push_to_hub: expected the repository too; found none"),
+        (["--orientation", "ab", "--push_to_hub", "true"], "--push_to_hub: expected a repository; found none"),
         (["--orientation", "ab", "--max_length", "20"], "--max_length 20: expected"),
     ],
 )

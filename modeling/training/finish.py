@@ -49,12 +49,12 @@ class FinishedRun:
     metrics: dict
     write_card: Callable
     weights: dict = field(init=False)
-    probes: dict = field(init=False)
+    canaries: dict = field(init=False)
 
     def __post_init__(self):
         self.metrics |= measure_training(self.trainer)
         self.weights = collect_trained_weights(self.trainer.model)
-        self.probes = build_empty_canaries(self.trainer.model, self.dtype)
+        self.canaries = build_empty_canaries(self.trainer.model, self.dtype)
 
     def save(self, report: dict | None = None) -> None:
         """Writes the member's folder; the card shows the results of the report if there is one."""
@@ -71,13 +71,13 @@ class FinishedRun:
         )
         if self.trainer.is_world_process_zero():
             tokenizer, card = self.encoder.tokenizer, partial(self.write_card, report=report)
-            save_member(self.output, model, self.weights, tokenizer, self.base, facts, self.probes, card)
+            save_member(self.output, model, self.weights, tokenizer, self.base, facts, self.canaries, card)
 
     def record_canaries(self) -> None:
         """Predicts the canary battles, and writes the folder again with their probabilities."""
         logger.info("Training is finished and the member saved. Recording its canary battles")
         orders = list_orders(self.arguments.orientation)
-        self.probes = record_canaries(self.trainer.model, self.encoder, orders, self.dtype)
+        self.canaries = record_canaries(self.trainer.model, self.encoder, orders, self.dtype)
         self.save()
 
     def evaluate(self, eval_set: Dataset) -> None:

@@ -1,0 +1,65 @@
+"""The battles that need their prompt are balanced, and the study tells a judge that reads it from one that does not."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from benchmarks.studies.prompt_use import (
+    BATTLES,
+    format_results,
+    measure,
+    number_groups,
+    predict_without_prompts,
+    select_parts,
+)
+from modeling.data.battles import load_battles
+from modeling.data.near_duplicates import normalize_text
+
+
+@pytest.fixture(scope="module")
+def battles() -> Dataset:
+    return load_battles(BATTLES)
+
+
+def test_a_pair_has_the_same_answers_and_opposite_winners(battles):
+    pairs: dict[str, list[dict]] = {}
+    for battle in battles:
+        if battle["pair"]:
+            pairs.setdefault(battle["pair"], []).append(battle)
+    assert len(pairs) == 180
+    for first, second in pairs.values():
+        assert [first[name] == second[name] for name in ("response_a", "response_b", "prompt")] == [True, True, False]
+        assert first["label"] == second["label"][::-1]
+
+
+def test_each_language_is_balanced(battles):
+    """Neither "always a" nor "longer wins" is right more often than half of the time, in any language."""
+    rows = battles.to_pandas()
+    assert len(rows) == 720 and len({normalize_text(prompt) for prompt in rows["prompt"]}) == 720
+    for _, part in rows.groupby("language"):
+        single = part[part["pair"].isna()]
+        a_wins = np.array([label[0] == 1 for label in single["label"]])
+        lengths = single[["response_a", "response_b"]].map(len).to_numpy()
+        longer_wins = np.where(a_wins, lengths[:, 0] > lengths[:, 1], lengths[:, 1] > lengths[:, 0])
+        assert len(part) == 40 and len(single) == 20 and a_wins.sum() == 10
+        assert longer_wins.sum() == 10
+        assert Counter(part["reason"]) == {"on_topic": 13, "correct": 13, "instruction": 12, "complete": 2}
+
+
+def test_answers_alone_are_at_chance_on_pairs_and_little_better_elsewhere(battles):
+    """A function of the two answers predicts the same in both battles of a pair: it is right on exactly one of them."""
+    p = predict_without_prompts(battles, number_groups(battles))
+    results = measure(battles, {"tf-idf": p, "swapped": p[:, ::-1]})
+    assert results["counterfactual pairs"]["tf-idf"] == pytest.approx([0.5, 0.5, 0.5])
+    assert results["the others"]["tf-idf"][0] < 0.62
+
+
+def test_the_prompts_worth_is_the_paired_difference(battles):
+    truth = np.array(battles["label"][:])
+    results = measure(battles, {"reads": truth, "blind": np.full_like(truth, 0.5)})
+    assert results["all"]["reads"] == [1, pytest.approx(1, abs=0.01), 1] and results["all"]["battles"] == 720
+    assert results["counterfactual pairs"]["difference"] == pytest.approx([0.5, 0.5, 0.5])
+    assert sum(rows.sum() for part, rows in select_parts(battles).items() if part.startswith("decided by")) == 720
+    assert format_results(results).splitlines()[0].split() == ["battles", "reads", "blind", "difference"]

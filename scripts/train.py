@@ -36,7 +36,7 @@ def main() -> None:
     from modeling.publishing.publish import plan_push, publish_member
     from modeling.runtime.distributed import check_launch
     from modeling.training import setup
-    from modeling.training.finish import FinishedRun
+    from modeling.training.finished_run import FinishedRun
     from modeling.training.trainer import describe_settings, run_dry_run
 
     base = find_base(arguments.base)

@@ -23,7 +23,7 @@ from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.metrics import find_hits
 from modeling.judging.judge import Judge
 from modeling.runtime.files import write_json
-from modeling.runtime.tables import format_table
+from modeling.runtime.text_tables import format_table
 
 BATTLES = Path(__file__).with_suffix(".jsonl")
 NO_PROMPT = "?"

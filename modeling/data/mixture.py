@@ -15,7 +15,7 @@ from modeling.data.battles import RESPONSES, TEXTS
 from modeling.data.near_duplicates import DuplicateIndex, normalize_text
 from modeling.data.reader import Fault
 from modeling.data.schemas import RowError, read_probability
-from modeling.runtime.tables import format_table
+from modeling.runtime.text_tables import format_table
 
 logger = get_logger(__name__)
 MOST_LANGUAGES = 12  # per source in the table of counts; the others share a row

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from modeling.data.battles import TEXTS, list_orders
 from modeling.encoding.encoder import BattleEncoder
-from modeling.runtime.tables import format_table
+from modeling.runtime.text_tables import format_table
 
 MAX_BATTLES = 2000  # encoded for the audit, evenly spaced over the set
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from modeling.runtime.tables import format_table
+from modeling.runtime.text_tables import format_table
 
 MOST_ROWS = 12  # rows of a table in the terminal
 ABSENT = "-"

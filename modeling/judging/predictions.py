@@ -14,7 +14,7 @@ from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.metrics import compute_accuracy, compute_baselines, compute_log_loss
 from modeling.judging.calibration import Calibration
 from modeling.runtime.files import replace_file
-from modeling.runtime.tables import format_table
+from modeling.runtime.text_tables import format_table
 
 RAW = "raw_p_a"  # the column that keeps p_a as it was before calibration
 

@@ -29,7 +29,7 @@ from modeling.publishing.staging import (
 from modeling.runtime.distributed import call_on_main
 from modeling.runtime.hub import PushResult, check_login, check_repository, check_repository_name, push_folder
 from modeling.runtime.paths import check_local_folder
-from modeling.runtime.tables import format_table
+from modeling.runtime.text_tables import format_table
 
 logger = get_logger(__name__)
 

@@ -35,7 +35,7 @@ from modeling.network.classifier import find_family
 from modeling.network.lora import add_adapters
 from modeling.network.precision import DTYPES
 from modeling.runtime.distributed import BUCKET_SIZE
-from modeling.runtime.tables import format_table
+from modeling.runtime.text_tables import format_table
 
 FLOAT32 = 4  # bytes
 NF4_BLOCK, ABSMAX_BLOCK = 64, 256  # weights per absmax; with double quantisation, absmaxes per second absmax

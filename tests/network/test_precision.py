@@ -304,7 +304,7 @@ def test_a_member_is_saved_before_its_canaries_are_recorded(bases, tmp_path, mon
     def fail_to_read(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("modeling.training.finish.record_canaries", fail_to_read)
+    monkeypatch.setattr("modeling.training.finished_run.record_canaries", fail_to_read)
     with pytest.raises(RuntimeError, match="out of memory"):
         call("train", *build_run(bases, tmp_path / "ab"), monkeypatch=monkeypatch)
     judge = Judge.from_pretrained(tmp_path / "ab")

@@ -1,4 +1,4 @@
-from modeling.runtime.tables import format_table
+from modeling.runtime.text_tables import format_table
 
 
 def test_columns_line_up_and_numbers_stay_as_they_were_rounded():

@@ -2,7 +2,7 @@
 # make app            serves it as a web page on this machine.
 # make test           checks everything that must hold, in minutes: run it before every commit. Prints the slowest tests.
 # make test-all       runs the tests marked slow too: further bases and settings for what `make test` checks.
-# make crash          kills training and prediction 40 times: run it after a change to checkpoints or to resuming.
+# make crash          kills training and prediction 41 times: run it after a change to checkpoints or to resuming.
 # make test-old-cpu   runs the tests whose numbers depend on the CPU, as on a CPU that has no more than AVX2.
 # make versions       runs a part of the tests with the lowest and the newest versions that setup.cfg allows.
 # Each target installs what it needs into .venv.

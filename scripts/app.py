@@ -49,7 +49,7 @@ def main() -> None:
     port = choose_port(host, arguments.port)
     limit_malloc_arenas()
     judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
-    logging.getLogger("modeling.judging.judge").setLevel(logging.WARNING)  # it logs a line per battle
+    logging.getLogger("modeling.judging.schedule").setLevel(logging.WARNING)  # it logs a line per battle
     limits = RequestLimits(
         max_characters=arguments.max_characters, max_battles=arguments.max_battles, max_bytes=arguments.max_bytes
     )

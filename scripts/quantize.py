@@ -28,13 +28,14 @@ def main() -> None:
 
     from modeling.network.base import describe_origin, load_tokenizer, unpack_gguf
     from modeling.publishing.publish import check_base_repository, publish_base, suggest_upload_command
-    from modeling.runtime.files import replace_folder
+    from modeling.runtime.files import check_replaceable, replace_folder
     from modeling.runtime.hub import check_repository_name
     from modeling.training.quantization import BASE_FILE, find_backbone, report_change, write_base
 
     # Not what this device computes fastest: the base must be the same file on every machine.
     held = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
     output = Path(arguments.output_dir)
+    check_replaceable(output, BASE_FILE)
     if arguments.push_to_hub:
         check_repository_name("--hub_model_id", arguments.hub_model_id)
         check_base_repository(arguments.hub_model_id, arguments.hub_private)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 # Each of pytest's workers keeps to its share of the cores. Else two workers would start two threads each on two cores,
 # and threads that wait for one another take most of the time.
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     first, step = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     share = sorted(os.sched_getaffinity(0))[first::step]
     if share:

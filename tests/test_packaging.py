@@ -53,8 +53,7 @@ def list_imports(folder: Path) -> dict[str, set[str]]:
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {name.partition(".")[0] for name in names} - own - sys.stdlib_module_names:
                 found.setdefault(name, set()).add(str(path.relative_to(REPOSITORY)))
-    # modeling/evaluation/metrics.py imports it by importlib, as scripts/evaluate.py has the same name.
-    return found | ({"evaluate": {"modeling/evaluation/metrics.py"}} if folder.name == "modeling" else {})
+    return found
 
 
 @pytest.mark.parametrize(

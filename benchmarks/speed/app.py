@@ -123,7 +123,7 @@ class Load:
 def choose_battles(flags: argparse.Namespace) -> tuple[list[dict], list[float]]:
     """Returns battles with distinct answers, so that a mix-up shows, and the p_a of each, predicted alone here."""
     judge = Judge.from_pretrained(flags.judge)
-    logging.getLogger("modeling.judging.judge").setLevel(logging.WARNING)  # it logs a line per call
+    logging.getLogger("modeling.judging.schedule").setLevel(logging.WARNING)  # it logs a line per call
     battles: list[dict] = []
     known: list[float] = []
     for battle in load_battles(BATTLES):

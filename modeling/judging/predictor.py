@@ -80,7 +80,8 @@ def predict_battles(
 ) -> np.ndarray:
     """Predicts the probability of each label for encoded battles.
 
-    Every process of a launch has to call this, and runs the same number of forwards.
+    Every process of a launch has to call this. All run the same number of forwards, unless there is a `deadline` or a
+    `progress_dir`.
 
     Args:
         model: A preference model, on its device, in eval mode; not wrapped for distributed training.
@@ -129,7 +130,7 @@ def predict_battles(
 
 
 def _share_out(num_packs: int, process: int, num_processes: int) -> list[int]:
-    """Numbers of the packs that a process runs: as many as every other process."""
+    """Numbers of the packs that a process runs, unless finished or late: as many as every other process."""
     # ZeRO-3 collects each layer's weights from all processes, so a process with a forward less than the others would
     # leave them waiting for ever. In the last round the last pack fills up; its results are the same from each process,
     # and it costs no time, because the other processes are busy with that round anyway.
@@ -200,7 +201,8 @@ def _predict_pack(model: nn.Module, pack: PackedSequence) -> list[list[float]]:
     """Softmax over the slots, one list per sequence of the pack."""
     device = next(model.parameters()).device
     batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in pack.to_batch().items()}
-    probabilities = torch.softmax(model(**batch).logits.double(), dim=-1)
+    # On the CPU, because Apple's GPUs have no float64.
+    probabilities = torch.softmax(model(**batch).logits.float().cpu().double(), dim=-1)
     if not torch.isfinite(probabilities).all():
         raise ValueError(
             "Prediction: expected finite probabilities; found NaN. The adapter or its base is damaged, or training "

@@ -226,7 +226,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     Example: `with replace_file(path) as beside: verdicts.to_parquet(beside)`.
     """
     # In the same folder, because only there a rename is atomic. The ending stays, because some writers choose the
-    # format by it. The dot hides the file from `glob("*")` and from `datasets`, should a killed process leave it.
+    # format by it. The dot hides the file from the shell and from `datasets`, should a killed process leave it.
     beside = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
         yield beside

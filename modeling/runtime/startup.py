@@ -33,13 +33,15 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def forget_script_folder() -> None:
-    """Removes the script's folder from the import path, where Python puts it first.
+    """Removes the script's folder from the front of the import path, where Python puts it.
 
     Otherwise `import evaluate` would import scripts/evaluate.py instead of the Hugging Face library.
     """
-    folder = str(Path(sys.argv[0]).resolve().parent)
-    # An empty entry stays: it is the current folder of `python -c`, not a script's.
-    sys.path[:] = [entry for entry in sys.path if str(Path(entry).resolve()) != folder or not entry]
+    # Only the first entry, and not an empty one, which is the current folder of `python -c`: elsewhere the same folder
+    # may be wanted, as site-packages is in a notebook, whose script lies there.
+    first = sys.path[0] if sys.path else ""
+    if first and Path(first).resolve() == Path(sys.argv[0]).resolve().parent:
+        del sys.path[0]
 
 
 def show_text(text: str) -> None:

@@ -24,6 +24,14 @@ PRECISION_FLAGS = {
     "bf16_full_eval": ("bfloat16", "auto"),
     "fp16_full_eval": ("auto", "auto"),
 }
+# The Trainer's flags about evaluating in padded batches, which this project does in packed sequences instead.
+EVALUATION_FLAGS = (
+    "per_device_eval_batch_size",
+    "eval_accumulation_steps",
+    "batch_eval_metrics",
+    "include_for_metrics",
+    "prediction_loss_only",
+)
 KINDS = {"int": int, "float": float, "bool": bool, "str": str}
 
 

@@ -16,7 +16,7 @@ from modeling.runtime.devices import start_torch
 from modeling.runtime.paths import CHECKS
 from modeling.runtime.startup import show_text
 from modeling.settings.arguments import TRAINING_DEFAULTS
-from modeling.settings.flags import PRECISION_FLAGS, Flag, list_flags, read_trainer_flags
+from modeling.settings.flags import EVALUATION_FLAGS, PRECISION_FLAGS, Flag, list_flags, read_trainer_flags
 from modeling.settings.help import format_help, format_value
 from modeling.settings.recipes import ENDINGS, FOLDER, find_recipe, read_recipe
 
@@ -96,6 +96,10 @@ def parse_arguments(
     logger = logging.getLogger(f"bothways.{verb}")
     logger.info(f"Recipe: {recipe}" if recipe else "No recipe: the script's defaults")
     logger.info(f"Arguments{', the recipe first' if recipe else ''}: {' '.join(words)}")
+    if idle := [f"--{name}" for name in EVALUATION_FLAGS if name in settings]:
+        logger.warning(
+            f"{', '.join(idle)}: no effect. Evaluation runs packed sequences; --tokens_per_batch bounds them"
+        )
     return (arguments, _build_training_arguments(settings)) if trainer else (arguments,)
 
 

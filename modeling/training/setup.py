@@ -19,7 +19,7 @@ from modeling.data.near_duplicates import DuplicateIndex
 from modeling.encoding.audit import audit_battles
 from modeling.encoding.collator import PackedCollator, encode_dataset
 from modeling.encoding.encoder import BattleEncoder
-from modeling.evaluation.metrics import build_trainer_metrics
+from modeling.evaluation.trainer_metrics import build_trainer_metrics
 from modeling.judging.member import MEMBER_FILE
 from modeling.network.base import BaseFiles, load_base
 from modeling.network.lora import add_adapters

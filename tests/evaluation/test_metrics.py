@@ -17,8 +17,6 @@ from transformers import EvalPrediction
 from modeling.evaluation import metrics
 from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.metrics import (
-    PreferenceMetric,
-    build_trainer_metrics,
     compute_accuracy,
     compute_log_loss,
     compute_mcnemar,
@@ -26,6 +24,7 @@ from modeling.evaluation.metrics import (
     estimate_reliability,
     estimate_selective,
 )
+from modeling.evaluation.trainer_metrics import PreferenceMetric, build_trainer_metrics
 from tests.helpers import REPOSITORY, succeed
 
 SCRIPTS = REPOSITORY / "scripts"
@@ -295,7 +294,7 @@ sys.argv, sys.path[0] = [{str(SCRIPTS / "predict.py")!r}], {str(SCRIPTS)!r}
 from modeling.runtime.startup import run_script
 
 def main():
-    from modeling.evaluation.metrics import evaluate
+    from modeling.evaluation.trainer_metrics import evaluate
     print(evaluate.__file__)
 
 print(find_spec("evaluate").origin)

@@ -68,7 +68,8 @@ def test_neither_its_pack_nor_padding_changes_a_probability(name, bases, make_me
     battles = demo_battles.select(range(16)).to_list()
     reference = read(member, battles, "ab", tokens_per_batch=1)
     assert reference[:, 0].std() > 0.05
-    for options in ({}, {"num_workers": 1}, {"tokens_per_batch": 700}):
+    # One thread per test worker would leave the default with one; two threads must share an 8-bit layer's state.
+    for options in ({}, {"num_workers": 1}, {"num_workers": 2}, {"tokens_per_batch": 700}):
         for rows in (battles, battles[::-1]):
             found = read(member, rows, "ab", **options)
             found = found if rows is battles else found[::-1]

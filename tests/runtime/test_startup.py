@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from modeling.runtime.startup import run_script
+from modeling.runtime.startup import forget_script_folder, run_script
 from tests.helpers import REPOSITORY
 
 
@@ -31,3 +31,18 @@ def test_traceback_is_shown_on_request_and_always_for_our_own_faults(error, monk
         monkeypatch.setenv("BOTHWAYS_TRACEBACK", asked)
         with pytest.raises(expected):
             run_script(Mock(side_effect=error))
+
+
+def test_only_the_scripts_own_entry_leaves_the_import_path(tmp_path, monkeypatch):
+    """In a notebook the running script lies in site-packages, which is not first on the path and has to stay."""
+    script = str(tmp_path / "scripts" / "predict.py")
+    for before, after in (
+        ([str(tmp_path / "scripts"), "lib"], ["lib"]),
+        (["", "lib", str(tmp_path / "scripts")], ["", "lib", str(tmp_path / "scripts")]),
+        (["lib"], ["lib"]),
+        ([], []),
+    ):
+        monkeypatch.setattr(sys, "argv", [script])
+        monkeypatch.setattr(sys, "path", before)
+        forget_script_folder()
+        assert sys.path == after

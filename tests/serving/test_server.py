@@ -189,8 +189,13 @@ def test_results_of_many_threads_do_not_mix(served, known, demo_battles, tmp_pat
     assert list(asked) == [None] * 6 and wrong == [] and together == alone
 
 
-def test_a_battle_is_answered_while_a_file_is_judged(served, demo_battles, tmp_path):
-    """A battle that arrives just before the first pack is answered before the second."""
+@pytest.mark.parametrize("merge", ["always", "never"])
+def test_a_battle_is_answered_while_a_file_is_judged(merge, members, demo_battles, tmp_path):
+    """A battle that arrives just before the first pack is answered before the second, and does not change the file.
+
+    Unmerged members share one model, and the battle switches its adapter."""
+    judge = Judge.from_pretrained(list(members.values()), dtype="float32", merge=merge)
+    served = ServedJudge(judge, LIMITS)
     order: list[object] = []
     asker = threading.Thread(target=lambda: order.append(ask(served, demo_battles[0])["id"]))
 
@@ -204,6 +209,8 @@ def test_a_battle_is_answered_while_a_file_is_judged(served, demo_battles, tmp_p
     served.judge_file(DEMO_DATA / "test.jsonl", tmp_path, report)
     asker.join()
     assert order.index(demo_battles[0]["id"]) == 1
+    expected = judge.predict(list(demo_battles), readings="both", num_workers=1)
+    assert list(pd.read_parquet(tmp_path / "predictions.parquet")["p_a"]) == list(expected["p_a"])
 
 
 # --- the page's own parts ---------------------------------------------------------------------------------------------

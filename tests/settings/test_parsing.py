@@ -110,6 +110,14 @@ def test_precision_is_set_only_by_dtype(tmp_path, name, value, instead):
 # --- the demo's recipe ----------------------------------------------------------------------------------------------
 
 
+def test_a_flag_about_evaluation_batches_warns_that_it_has_no_effect(tmp_path, caplog):
+    parse("train", write_recipe(tmp_path, TRAIN))
+    assert "no effect" not in caplog.text
+    flags = ["--per_device_eval_batch_size", "2"]
+    parse("train", write_recipe(tmp_path, TRAIN), *flags)
+    assert "--per_device_eval_batch_size: no effect" in caplog.text
+
+
 def test_own_data_never_runs_the_demos_recipe(caplog):
     """384 tokens, rank 16, 20 frozen layers and no checkpoints suit only the demo's base."""
     caplog.set_level("INFO")

@@ -53,7 +53,7 @@ def app(cards, tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("run")
     log, temporary = folder / "log", folder / "temporary"
     temporary.mkdir()
-    flags = ["--judge", cards["ab"], cards["ba"], "--port", 0, "--use_cpu", "true", *LIMITS]
+    flags = ["--judge", cards["ab"], cards["ba"], "--port", 0, "--use_cpu", "true", "--dtype", "float32", *LIMITS]
     command = [sys.executable, "scripts/app.py", *map(str, flags)]
     environment = {**os.environ, "TMPDIR": str(temporary), "OMP_WAIT_POLICY": "PASSIVE"}  # on a busy machine
     with log.open("w") as said, subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=said) as process:

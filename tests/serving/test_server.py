@@ -112,7 +112,7 @@ def test_texts_up_to_the_limit_are_read(served):
 
 def test_a_file_gives_the_bytes_that_predict_writes(served, members, tmp_path, monkeypatch):
     battles = DEMO_DATA / "test.jsonl"
-    flags = ["--battles", battles, "--judge", members["ab"], members["ba"], "--readings", "both"]
+    flags = ["--battles", battles, "--judge", members["ab"], members["ba"], "--readings", "both", "--dtype", "float32"]
     call("predict", *flags, "--output_dir", tmp_path / "expected", monkeypatch=monkeypatch)
     shares: list[float] = []
     found = served.judge_file(battles, tmp_path / "found", shares.append)

@@ -156,6 +156,7 @@ def test_a_megabyte_is_refused_with_a_reason(page):
 
 def test_a_file_gives_the_files_of_predict(page, members, tmp_path, monkeypatch):
     flags = ["--battles", DEMO_DATA / "test.jsonl", "--judge", members["ab"], members["ba"], "--readings", "both"]
+    flags += ["--dtype", "float32"]
     call("predict", *flags, "--output_dir", tmp_path / "expected", monkeypatch=monkeypatch)
     page.get_by_role("tab", name="A file").click()
     page.set_input_files("#upload input[type=file]", DEMO_DATA / "test.jsonl")

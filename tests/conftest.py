@@ -44,6 +44,7 @@ from modeling.network.base import (
 )
 from modeling.network.lora import add_adapters, collect_trained_weights
 from tests.helpers import DEMO_BACKBONE, DEMO_DATA, DEMO_TRAINING, GEMMA_TOKENIZER, LAUNCH, LAUNCHERS, call, succeed
+from tests.hub_stub import HubStub, serve_hub
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -166,6 +167,14 @@ def members(tmp_path_factory, bases, make_member) -> dict[str, Path]:
 def judge(members) -> Judge:
     """Both members as a judge in float32."""
     return Judge.from_pretrained(list(members.values()), dtype="float32")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[HubStub]:
+    """A stub of the Hub, to which this process is connected and logged in."""
+    with serve_hub() as stub:
+        stub.connect(monkeypatch, tmp_path / "home")
+        yield stub
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What tests share besides fixtures: paths, commands, small inputs, and the results of a training run."""
 
+import csv
 import json
 import runpy
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -118,6 +121,21 @@ HOSTILE_INPUTS = (
 def battle(prompt="Why?", response_a="Because.", response_b="No idea.") -> dict[str, str]:
     """One battle without an id."""
     return {"prompt": prompt, "response_a": response_a, "response_b": response_b}
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    """Writes rows as parquet, csv or jsonl, by the file's ending."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path.write_text("".join(lines), encoding="utf-8", newline="")
+    return path
 
 
 def find_native_dtype(base: Path) -> str:

@@ -3,13 +3,10 @@
 The rows have the shape of the public data sets, but were written for this test.
 """
 
-import csv
 import json
 import math
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from modeling.data.battles import load_battles
@@ -23,7 +20,7 @@ from modeling.data.schemas import (
     join_turns,
     split_transcript,
 )
-from tests.helpers import REPOSITORY
+from tests.helpers import REPOSITORY, write_rows
 
 TWO_TURNS = {"prompt": "[Turn 1] Hi\n\n[Turn 2] And?", "response_a": "[Turn 1] a1\n\n[Turn 2] a2"}
 TWO_TURNS["response_b"] = "[Turn 1] b1\n\n[Turn 2] b2"
@@ -52,19 +49,6 @@ def build_arena(**fields) -> dict:
 
 def build_pair(**fields) -> dict:
     return {"prompt": "Hi", "chosen": "good", "rejected": "bad", **fields}
-
-
-def write_rows(path: Path, rows: list[dict]) -> Path:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def load_rows(folder: Path, *rows: dict, suffix: str = ".jsonl", **policy) -> list[dict]:

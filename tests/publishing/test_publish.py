@@ -5,7 +5,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,17 +22,10 @@ from modeling.network.base import find_base, fingerprint_base
 from modeling.publishing.publish import check_publishable, publish_base, publish_member
 from modeling.runtime.files import hash_file
 from tests.helpers import DEMO_DATA, DEMO_TRAINING, REPOSITORY, call, fail
-from tests.hub_stub import READ_TOKEN, USER, HubStub, serve_hub
+from tests.hub_stub import READ_TOKEN, USER
 
 REPO, BASE_REPO = f"{USER}/member", f"{USER}/base"
 BATTLES = DEMO_DATA / "test.jsonl"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path) -> Iterator[HubStub]:
-    with serve_hub() as stub:
-        stub.connect(monkeypatch, tmp_path / "home")
-        yield stub
 
 
 @pytest.fixture

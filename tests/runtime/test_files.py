@@ -1,18 +1,15 @@
 """Laws of files.py: every format gives the same rows, damage is named, results are complete or absent."""
 
-import csv
-import json
 from pathlib import Path
 from unittest.mock import Mock, call
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import modeling.runtime.files
 from modeling.data.battles import load_battles
 from modeling.runtime.files import check_writable, describe_file, iterate_columns, replace_file, replace_folder
+from tests.helpers import write_rows
 
 HEADER = "id,prompt,response_a,response_b,winner"
 MARK = "mark.json"
@@ -34,20 +31,6 @@ def build_rows() -> list[dict]:
     winners = ["model_a", "model_b", "tie"]
     rows = [{"id": f"0{row}", "prompt": text, "response_a": f"{text}!"} for row, text in enumerate(texts)]
     return [row | {"response_b": "b", "winner": winners[i % 3], "note": ""} for i, row in enumerate(rows)]
-
-
-def write_rows(path: Path, rows: list[dict]) -> Path:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        path.write_text("".join(lines), encoding="utf-8", newline="")
-    return path
 
 
 def read_columns(path: Path) -> dict[str, list]:

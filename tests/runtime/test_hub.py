@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,17 +12,10 @@ from huggingface_hub import constants
 
 from modeling.runtime.hub import check_login, check_repository_name, download_repository, push_folder
 from tests.helpers import REPOSITORY
-from tests.hub_stub import LFS_BYTES, READ_TOKEN, USER, WRITE_TOKEN, HubStub, serve_hub
+from tests.hub_stub import LFS_BYTES, READ_TOKEN, USER, WRITE_TOKEN, HubStub
 
 REPO = f"{USER}/thing"
 SMALL, LARGE = b"{}\n", bytes(range(256)) * (LFS_BYTES // 256 + 1)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path) -> Iterator[HubStub]:
-    with serve_hub() as stub:
-        stub.connect(monkeypatch, tmp_path / "home")
-        yield stub
 
 
 @pytest.fixture

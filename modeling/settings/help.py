@@ -45,19 +45,7 @@ def format_help(
         demo: Values of the default recipe, by flag; empty if another recipe or none would run.
         everything: List all of the Trainer's flags, not only those that the script or a YAML sets.
     """
-    groups: dict[str, list[Flag]] = {}
-    for flag in flags:
-        if (
-            everything
-            or not flag.is_trainers
-            or flag.group != "training"
-            or flag.name in {**TRAINING_DEFAULTS, **values}
-        ):
-            groups.setdefault(flag.group, []).append(flag)
-    order = [
-        *(name for name in GROUPS if name in groups),
-        *(name for name in groups if name not in (*GROUPS, "training")),
-    ]
+    groups = _group_flags(flags, {*TRAINING_DEFAULTS, *values}, everything)
     lines = [
         f"usage: {command} [CONFIG.yaml] [--flag value ...]",
         "",
@@ -66,16 +54,24 @@ def format_help(
         "Flags override the YAML, which overrides the default in brackets.",
         f"Without CONFIG.yaml, {default}.",
     ]
-    for name in order:
-        lines += ["", f"{name}:", *(line for flag in groups[name] for line in _format_flag(flag, values, demo))]
-    if "training" in groups:
-        title = "training (the Trainer's own flags" + (")" if everything else "; --help_all lists all of them)")
-        lines += ["", f"{title}:"]
-        lines += [line for flag in groups["training"] for line in _format_flag(flag, values, demo)]
+    for name, group in groups.items():
+        if name == "training":
+            name += " (the Trainer's own flags" + (")" if everything else "; --help_all lists all of them)")
+        lines += ["", f"{name}:", *(line for flag in group for line in _format_flag(flag, values, demo))]
     lines += ["", "help:", *_place("--help", "Show this text and exit.")]
     if "training" in groups:
         lines += _place("--help_all", "Show all of the Trainer's flags too.")
     return "\n".join(lines)
+
+
+def _group_flags(flags: Iterable[Flag], shown: set[str], everything: bool) -> dict[str, list[Flag]]:
+    """The flags by heading, in the order of the headings: `GROUPS`, others, and last the Trainer's own."""
+    found: dict[str, list[Flag]] = {}
+    for flag in flags:
+        if everything or not flag.is_trainers or flag.group != "training" or flag.name in shown:
+            found.setdefault(flag.group, []).append(flag)
+    others = [name for name in found if name not in (*GROUPS, "training")]
+    return {name: found[name] for name in (*GROUPS, *others, "training") if name in found}
 
 
 def format_value(value: object) -> str:

@@ -72,8 +72,8 @@ def parse_arguments(
         values = _read_values(recipe, only_packaged) if recipe else {}
         shown = {"values": {} if is_demo else values, "demo": values if is_demo else {}}
         default = f"{demo} runs" + (", unless a flag names your own data or model" if kind.own_data else "")
-        options = {"everything": "--help_all" in argv, **shown}
-        show_text(format_help(command or f"{verb}.py", kind.__doc__, flags.values(), default, **options))
+        shown |= {"default": default, "everything": "--help_all" in argv}
+        show_text(format_help(command or f"{verb}.py", kind.__doc__, flags.values(), **shown))
         raise SystemExit(0)
     words = [*(_list_words(find_recipe(recipe, only_packaged=only_packaged), flags) if recipe else ()), *argv]
     _refuse_tokens(words)
@@ -84,23 +84,24 @@ def parse_arguments(
         _check_settings(settings, flags)
     check_paths(arguments)
 
-    has_accelerator = start_torch()
     # Set for the user where there is no GPU: `use_cpu: true` in a launcher's YAML alone starts processes that do not
     # communicate, each training by itself.
-    if "use_cpu" in flags and "use_cpu" not in given and not has_accelerator:
+    if not start_torch() and "use_cpu" in flags and "use_cpu" not in given:
         words = ["--use_cpu", "true", *words]
         if trainer:
             settings["use_cpu"] = "true"
         else:
             arguments.use_cpu = True
-    logger = logging.getLogger(f"bothways.{verb}")
+    _log_arguments(logging.getLogger(f"bothways.{verb}"), recipe, words, settings)
+    return (arguments, _build_training_arguments(settings)) if trainer else (arguments,)
+
+
+def _log_arguments(logger: logging.Logger, recipe: str | None, words: Sequence[str], settings: Mapping) -> None:
+    """Logs what runs, and warns about flags that do nothing here."""
     logger.info(f"Recipe: {recipe}" if recipe else "No recipe: the script's defaults")
     logger.info(f"Arguments{', the recipe first' if recipe else ''}: {' '.join(words)}")
     if idle := [f"--{name}" for name in EVALUATION_FLAGS if name in settings]:
-        logger.warning(
-            f"{', '.join(idle)}: no effect. Evaluation runs packed sequences; --tokens_per_batch bounds them"
-        )
-    return (arguments, _build_training_arguments(settings)) if trainer else (arguments,)
+        logger.warning(f"{', '.join(idle)}: no effect; evaluation runs packed sequences within --tokens_per_batch")
 
 
 def check_paths(arguments: object) -> None:
@@ -217,6 +218,7 @@ def _keep_text(read: Callable[[str], object]) -> Callable[[str], str]:
     """A type for argparse that checks a text with `read` but returns the text."""
 
     def check(text: str) -> str:
+        """The text, unless `read` refuses it."""
         read(text)
         return text
 

@@ -34,7 +34,7 @@ def main() -> None:
     from modeling.judging.predictions import calibrate_verdicts, take_raw
     from modeling.judging.recalibration import save_calibration
     from modeling.runtime.distributed import call_on_main
-    from modeling.runtime.files import replace_folder, write_json
+    from modeling.runtime.files import name_progress, replace_folder, write_json
 
     state = PartialState(cpu=arguments.use_cpu)
     output = Path(arguments.output_dir)
@@ -65,7 +65,7 @@ def main() -> None:
         page = build_page(report, pictures, battles=wrong, title=f"Evaluation on {Path(arguments.battles).name}")
         (folder / "report.html").write_text(page, encoding="utf-8")
         write_json(folder / scoring.REPORT_FILE, report)
-    shutil.rmtree(scoring.name_progress(output), ignore_errors=True)
+    shutil.rmtree(name_progress(output), ignore_errors=True)
     print(format_report(report))
     logger.info(f"Written: {output / scoring.REPORT_FILE}, {output / 'report.html'}, {len(pictures)} pictures")
     if found and arguments.save_calibration:

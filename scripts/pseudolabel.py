@@ -45,7 +45,7 @@ def main() -> None:
         label_part,
     )
     from modeling.runtime.distributed import call_on_main
-    from modeling.runtime.files import check_writable
+    from modeling.runtime.files import check_writable, name_progress
 
     state = PartialState(cpu=arguments.use_cpu)
     output = Path(arguments.output)
@@ -60,7 +60,7 @@ def main() -> None:
             f"was trained and evaluated on: {describe_training(judge)}"
         )
     made_by = describe_judge(judge, arguments.readings, arguments.calibrated)
-    progress = output.with_name(f".{output.name}.progress")
+    progress = name_progress(output)
     parts = PartFolder(progress, call_on_main(PartFolder.list_finished, progress))
     left_out = {"have a prompt of --exclude": Fault(), "are below --min_confidence": Fault()}
     excluded_ids, unsure_ids = left_out.values()

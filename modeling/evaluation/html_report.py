@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from modeling.data.battles import TEXTS
 from modeling.evaluation.metrics import find_losses
 from modeling.evaluation.report import align_verdicts, read_labels, stack_probabilities
-from modeling.evaluation.text_report import FIGURES, build_sections, format_estimate, summarize
+from modeling.evaluation.text_report import METRIC_NAMES, build_sections, format_estimate, summarize
 
 TEMPLATE = "report_template.html"
 MOST_CHARACTERS = 4000  # characters shown of a text
@@ -46,7 +46,7 @@ def build_page(
     # "0.634 [0.584, 0.679]" becomes a value and an interval.
     headline = [
         (name, *format_estimate(report[key]).partition(" ")[::2])
-        for key, name in FIGURES.items()
+        for key, name in METRIC_NAMES.items()
         if report[key]["value"] is not None
     ]
     encoded = {path.stem: base64.b64encode(path.read_bytes()).decode("ascii") for path in pictures}

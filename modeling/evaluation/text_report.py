@@ -7,7 +7,7 @@ from modeling.runtime.text_tables import format_table
 
 MOST_ROWS = 12  # rows of a table in the terminal
 ABSENT = "-"
-FIGURES = {"accuracy": "accuracy", "log_loss": "log loss", "brier": "Brier", "ece": "ECE", "auc": "AUC"}
+METRIC_NAMES = {"accuracy": "accuracy", "log_loss": "log loss", "brier": "Brier", "ece": "ECE", "auc": "AUC"}
 METRIC_NOTES = {
     "accuracy": "share of battles without ties whose winner was predicted; guessing gives 0.5",
     "log_loss": "mean cross-entropy of the probabilities, ties included; always 1/2 gives 0.693, lower is better",
@@ -61,7 +61,7 @@ def build_sections(report: Mapping) -> list[Section]:
 def _list_judge(report: Mapping) -> Iterator[Section]:
     rows = [
         (name, format_estimate(report[key]), f"{report[key]['count']:,}", METRIC_NOTES[key])
-        for key, name in FIGURES.items()
+        for key, name in METRIC_NAMES.items()
     ]
     yield Section("The judge", ("", "value", "battles", "what it says"), rows)
 
@@ -70,7 +70,7 @@ def _list_calibration(report: Mapping) -> Iterator[Section]:
     if facts := report.get("calibration"):
         rows = [
             (name, format_estimate(facts["before"][key]), format_estimate(facts["after"][key]))
-            for key, name in FIGURES.items()
+            for key, name in METRIC_NAMES.items()
         ]
         what = facts["method"]
         if facts.get("temperature"):
@@ -84,7 +84,7 @@ def _list_calibration(report: Mapping) -> Iterator[Section]:
 def _list_comparison(report: Mapping) -> Iterator[Section]:
     if facts := report.get("comparison"):
         rows = [
-            (FIGURES[key], *map(format_estimate, (report[key], facts[key], facts[f"{key}_difference"])))
+            (METRIC_NAMES[key], *map(format_estimate, (report[key], facts[key], facts[f"{key}_difference"])))
             for key in ("accuracy", "log_loss")
         ]
         test = facts["mcnemar"]

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from modeling.data.battles import load_battles
 from modeling.evaluation.report import align_verdicts, build_comparison, build_report, read_labels
-from modeling.evaluation.text_report import FIGURES
+from modeling.evaluation.text_report import METRIC_NAMES
 from modeling.judging.calibration import FITS, Calibration
 from modeling.judging.judge import Judge
 from modeling.judging.member import locate_judge
@@ -26,7 +26,7 @@ from modeling.judging.recalibration import (
     find_unscored,
 )
 from modeling.runtime.distributed import call_on_main
-from modeling.runtime.files import check_replaceable, describe_file
+from modeling.runtime.files import check_replaceable, describe_file, name_progress
 from modeling.runtime.paths import check_predictions
 from modeling.settings.arguments import EvaluateArguments
 
@@ -47,11 +47,6 @@ def check_output(output: Path, arguments: EvaluateArguments) -> None:
                 f"--output_dir {output}: expected a folder without inputs, because it is replaced as a whole; found "
                 f"--{name} {path}. Move that file, or write elsewhere."
             )
-
-
-def name_progress(output: Path) -> Path:
-    """The folder for finished batches. Beside the output, not in it, because the output is replaced as a whole."""
-    return output.with_name(f".{output.name}.progress")
 
 
 def load_judge(arguments: EvaluateArguments) -> Judge | None:
@@ -126,7 +121,7 @@ def evaluate_verdicts(
     if RAW in verdicts:
         before = build_report(take_raw(verdicts), battles, **bootstrap)
         metrics = {
-            when: {name: each[name] for name in FIGURES} for when, each in (("before", before), ("after", report))
+            when: {name: each[name] for name in METRIC_NAMES} for when, each in (("before", before), ("after", report))
         }
         report["calibration"] = (calibration.to_dict() if calibration else {"method": "the judge's own"}) | metrics
     if arguments.against:

@@ -235,6 +235,11 @@ def replace_file(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def name_progress(output: Path) -> Path:
+    """Returns the folder for the progress of a command. It is beside the output, which is replaced as a whole."""
+    return output.with_name(f".{output.name}.progress")
+
+
 def write_json(path: Path, values: object) -> None:
     """Writes indented JSON. NaN, which JSON does not have, is a ValueError."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

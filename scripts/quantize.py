@@ -26,7 +26,7 @@ def main() -> None:
     # Imported here because torch and transformers take seconds to load: a mistyped flag is answered before that.
     from transformers import set_seed
 
-    from modeling.network.base import describe_origin, load_tokenizer, unpack_gguf
+    from modeling.network.base import copy_notices, describe_origin, load_tokenizer, unpack_gguf
     from modeling.publishing.publish import check_base_repository, publish_base, suggest_upload_command
     from modeling.runtime.files import check_replaceable, replace_folder
     from modeling.runtime.hub import check_repository_name
@@ -44,6 +44,7 @@ def main() -> None:
     set_seed(arguments.seed)
     with replace_folder(output, BASE_FILE) as beside, unpack_gguf(base) as files:
         plain, saved = write_base(arguments, files, beside, held, tokenizer, origin)
+        copy_notices(base, beside)
     size = sum(file.stat().st_size for file in output.iterdir())
     report_change(arguments.quantization, held, plain, saved, size)
     logger.info(f"Base of {saved.num_parameters:,} parameters, {arguments.quantization}, {size / 1e6:.0f} MB: {output}")

@@ -5,6 +5,7 @@ Nothing here uses the network. `make test` fetches the real Gemma-2 tokenizer if
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Each of pytest's workers keeps to its share of the cores. Else two workers would start two threads each on two cores,
 # and threads that wait for one another take most of the time.
@@ -17,10 +18,10 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
         os.environ["OMP_NUM_THREADS"] = str(len(share))
 # The CPU even where there is a GPU, because the expected numbers were measured on CPUs.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+# Bases of packages are built once for all test runs of this clone.
+os.environ["BOTHWAYS_CACHE"] = str(Path(__file__).parents[1] / ".cache" / "bothways")
 # As run_script does for the commands. MKL reads it at the first matrix product, whichever test comes first.
 os.environ["MKL_CBWR"] = "AUTO,STRICT"
-
-from pathlib import Path
 
 import pytest
 import torch

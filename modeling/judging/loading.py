@@ -41,6 +41,7 @@ from modeling.runtime.devices import measure_free_memory
 from modeling.runtime.distributed import call_on_main
 from modeling.runtime.files import check_replaceable, replace_folder
 from modeling.runtime.hub import download_repository
+from modeling.runtime.packages import WEIGHTS
 
 logger = get_logger(__name__)
 
@@ -265,13 +266,13 @@ def find_member_base(folder: Path, facts: MemberFacts) -> BaseFiles:
     """The base that a member's adapter_config.json names, after checking that the member was trained on it."""
     config = read_json(folder / ADAPTER_FILES[0], "Judge")
     name, revision = config["base_model_name_or_path"], config.get("revision")
-    # The name is a path relative to the member folder, or a Hub id, which has a revision.
+    # The name is a path relative to the member folder, a Hub id, which has a revision, or a package of weights.
     local = Path(os.path.normpath(folder.resolve() / name))
-    if not local.is_dir() and revision is None:
+    if not local.is_dir() and revision is None and name not in WEIGHTS:
         raise FileNotFoundError(
             f"Judge {folder}: expected its base in {name}; found none. Copy the base there, or quantise it again."
         )
-    files = find_base(str(local) if local.is_dir() else f"{name}@{revision}")
+    files = find_base(name if name in WEIGHTS else str(local) if local.is_dir() else f"{name}@{revision}")
     if (found := fingerprint_base(files)) != facts.base_fingerprint:
         raise ValueError(
             f"Judge {folder}: expected the base it was trained on ({facts.base_fingerprint}); found another "

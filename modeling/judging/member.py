@@ -85,7 +85,7 @@ def save_member(
     """
     with replace_folder(folder, MEMBER_FILE) as beside:
         # Never an absolute path: the folder must work on another machine, and must not show the user's directories.
-        base_name = base.repo or os.path.relpath(base.folder.resolve(), folder.resolve())
+        base_name = base.repo or base.package or os.path.relpath(base.folder.resolve(), folder.resolve())
         write_adapter(beside, model, weights, base_name, base.revision)
         write_facts(beside, tokenizer, facts, canaries)
         if finish:

@@ -4,6 +4,7 @@ It knows bitsandbytes and must not know PEFT: adapters are lora.py's.
 """
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,8 @@ import torch
 from accelerate import PartialState
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoTokenizer,
     BitsAndBytesConfig,
-    GgufConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -26,10 +25,12 @@ from transformers.utils import logging as transformers_logging
 
 from modeling.network.attention import choose_attention
 from modeling.network.classifier import PreferenceMixin, find_family
+from modeling.network.gguf import build_packaged, convert_gguf
 from modeling.network.precision import DTYPES, set_dtype
 from modeling.runtime.choices import QUANT_TYPES
 from modeling.runtime.hub import download_repository
-from modeling.runtime.paths import PACKAGED, check_base, find_packaged
+from modeling.runtime.packages import NOTICES, PACKAGED, WEIGHTS, find_packaged
+from modeling.runtime.paths import check_base
 
 HEAD = "score"
 SLOTS = {0: "first", 1: "second"}
@@ -75,12 +76,17 @@ def build_quantization_config(
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """Location of a base: a folder, the GGUF file in it (None for safetensors), and its Hub id and revision."""
+    """Location of a base: a folder, the GGUF file in it (None for safetensors), and where the base comes from.
+
+    repo, revision: Hub id and commit, if it is from there.
+    package: Key of `WEIGHTS`, if it was made of an installed package's weights.
+    """
 
     folder: Path
     gguf_file: str | None = None
     repo: str | None = None
     revision: str | None = None
+    package: str | None = None
 
     @property
     def source(self) -> dict:
@@ -89,13 +95,16 @@ class BaseFiles:
 
 
 def find_base(base: str) -> BaseFiles:
-    """Finds a base on disk or in an installed package, or downloads it from the Hub, and returns its files.
+    """Finds a base on disk, builds it from an installed package, or downloads it from the Hub, and returns its files.
 
     Raises:
         FileNotFoundError: If the base does not exist.
         ValueError: If the folder holds no model.
+        OSError: If the base of a package is to be built, and the cache cannot be written.
     """
     check_base(base)
+    if base in WEIGHTS:
+        return BaseFiles(build_packaged(base), package=base)
     path = find_packaged(base, "Base") if base.startswith(PACKAGED) else Path(base)
     if path.is_file():
         return BaseFiles(path.parent, path.name)
@@ -109,6 +118,8 @@ def find_base(base: str) -> BaseFiles:
 
 def fingerprint_base(files: BaseFiles) -> str:
     """Returns a hash that identifies a base's weights: its config, and each weight file's size, first and last MiB."""
+    if files.package:
+        return WEIGHTS[files.package].sha256[:16]  # the folder in the cache names the version of transformers
     # Not the whole files: hashing a 9 GB base would take longer than loading it.
     digest = hashlib.sha256()
     weights = [files.folder / files.gguf_file] if files.gguf_file else sorted(files.folder.glob("*.safetensors"))
@@ -136,12 +147,7 @@ def unpack_gguf(files: BaseFiles) -> Iterator[BaseFiles]:
         yield files
         return
     with tempfile.TemporaryDirectory() as folder:
-        # Without dequantize=True transformers cannot save a model that it loaded from a GGUF.
-        settings = GgufConfig(dequantize=True)
-        body = AutoModel.from_pretrained(
-            files.folder, quantization_config=settings, dtype=torch.float32, **files.source
-        )
-        body.save_pretrained(folder)
+        convert_gguf(files.folder / files.gguf_file, Path(folder))
         yield BaseFiles(Path(folder))
 
 
@@ -256,6 +262,13 @@ def describe_origin(name: str, files: BaseFiles) -> str:
         # Only a folder's last part: its path would name this machine in whatever is published.
         return recorded or (name if name.startswith(PACKAGED) else Path(name).name)
     return f"{files.repo}@{files.revision}"
+
+
+def copy_notices(files: BaseFiles, folder: Path) -> None:
+    """Copies the terms and notices that lie beside a base, and that bind what is made of it, into a folder."""
+    for name in NOTICES:
+        if (files.folder / name).is_file():
+            shutil.copy(files.folder / name, folder)
 
 
 def save_base(folder: Path, model: PreferenceMixin, tokenizer: PreTrainedTokenizerBase, made_from: str = "") -> None:

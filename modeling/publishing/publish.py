@@ -28,6 +28,7 @@ from modeling.publishing.staging import (
 )
 from modeling.runtime.distributed import call_on_main
 from modeling.runtime.hub import PushResult, check_login, check_repository, check_repository_name, push_folder
+from modeling.runtime.packages import WEIGHTS
 from modeling.runtime.paths import check_local_folder
 from modeling.runtime.text_tables import format_table
 
@@ -147,7 +148,7 @@ def check_publishable(repo: str, base: BaseFiles, private: bool = True) -> None:
         PermissionError: If no login may write there.
     """
     check_repository_name("--hub_model_id", repo)
-    if base.repo is None:
+    if base.repo is None and base.package is None:
         raise ValueError(
             f"--push_to_hub with --base {base.folder.name}: expected a base on the Hub, where others can download "
             "it; found a local folder. Push it with `scripts/publish.py --base DIR --repo USER/BASE` and pass "
@@ -239,7 +240,7 @@ def find_local_base(contents: RepositoryContents, destination: Destination) -> P
         facts, local = read_member(folder), locate_base(folder)
         config = {} if is_merged(folder) else read_json(folder / ADAPTER_FILES[0], "Member")
         name = config.get("base_model_name_or_path")
-        if config and not local and not config.get("revision"):
+        if config and not local and not config.get("revision") and name not in WEIGHTS:
             raise FileNotFoundError(f"Member {folder}: expected its base in {name}; found none. Copy the base there.")
         if local and destination.base_repo is None:
             raise ValueError(

@@ -35,6 +35,7 @@ from modeling.publishing.cards import (
     build_member_card,
 )
 from modeling.runtime.files import write_json
+from modeling.runtime.packages import NOTICES
 
 REPORT_FILE = "report.json"
 TOKENIZER_FILES = (
@@ -82,13 +83,13 @@ class RepositoryContents:
 
 def is_base_file(name: str) -> bool:
     """Whether this is the name of a base's file."""
-    return name in (MERGED_FILE, *TOKENIZER_FILES) or bool(MODEL_WEIGHTS.fullmatch(name))
+    return name in (MERGED_FILE, *TOKENIZER_FILES, *NOTICES) or bool(MODEL_WEIGHTS.fullmatch(name))
 
 
 def is_member_file(name: str, merged: bool) -> bool:
     """Whether this is the name of a file of a member, with an adapter or with merged weights."""
     weights = is_base_file(name) if merged else name in ADAPTER_FILES
-    return weights or name in (*FACTS_FILES, *TOKENIZER_FILES) or bool(FIGURE.fullmatch(name))
+    return weights or name in (*FACTS_FILES, *TOKENIZER_FILES, *NOTICES) or bool(FIGURE.fullmatch(name))
 
 
 def find_published_files(repo: str, names: set[str]) -> set[str]:

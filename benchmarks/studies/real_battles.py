@@ -91,7 +91,7 @@ class Study:
 
     def measure_baselines(self) -> dict[str, dict]:
         """Returns the baselines without a language model, fitted on all training battles."""
-        found = estimate_baselines(self.resampler, self.test, self.train.select(self.fit))
+        found = estimate_baselines(self.resampler, self.test, train_battles=self.train.select(self.fit))
         return {name: found[name] for name in ("always a", "longer wins", "tf-idf")}
 
     def measure(self, found: dict, pairs: dict[str, str]) -> dict:

@@ -17,6 +17,7 @@ from modeling.data.schemas import TEXTS as TEXTS
 from modeling.runtime.choices import ORIENTATIONS, TRAINED_ORIENTATIONS
 from modeling.runtime.files import CHUNK_ROWS, iterate_columns
 
+NO_PROMPT = "?"  # not an empty text, which would be a bad row
 DEMO_FOLDER = Path(__file__).resolve().parent / "demo"  # battles written for the demo
 
 
@@ -100,6 +101,12 @@ def swap_responses(battles: Dataset) -> Dataset:
         mirrored = [orient_label(label, "ba") for label in battles["label"]]
         swapped = swapped.remove_columns("label").add_column("label", mirrored)
     return swapped.select_columns(battles.column_names)
+
+
+def hide_prompts(battles: Dataset) -> Dataset:
+    """Returns the same battles with `NO_PROMPT` in place of every prompt, to see what the answers alone give away."""
+    hidden = battles.remove_columns("prompt").add_column("prompt", [NO_PROMPT] * len(battles))
+    return hidden.select_columns(battles.column_names)
 
 
 def name_winners(p_a: Iterable[float]) -> list[str]:

@@ -1,7 +1,9 @@
-"""Baselines that a judge must beat: rules on slot and length, language majorities, and TF-IDF with logistic regression.
+"""Baselines that a judge must beat: rules on slot and length, language majorities, TF-IDF with logistic regression, and
+the judge itself without the prompts.
 
-The learned ones need training battles. The length rules and TF-IDF are symmetric: swapping a battle's answers swaps
-their prediction. This module must not know judges or reports.
+None of them reads a prompt, so together they say what a judge gets from the answers alone. The learned ones need
+training battles. The length rules and TF-IDF are symmetric: swapping a battle's answers swaps their prediction. This
+module must not know judges or reports.
 """
 
 from collections import Counter
@@ -17,19 +19,30 @@ from modeling.evaluation.metrics import find_decided, find_hits, find_losses
 
 NGRAMS, LEAST_ANSWERS, MOST_NGRAMS = (2, 4), 2, 200_000  # lengths in characters, answers with an n-gram, vocabulary
 SURE = np.array([1.0, 0.0])
+TFIDF, ANSWERS_ALONE = "tf-idf", "answers alone"  # the baselines that give probabilities
 
 
-def estimate_baselines(resampler: Resampler, battles: Dataset, train_battles: Dataset | None = None) -> dict[str, dict]:
-    """Estimates the accuracy of each baseline, and the log loss of TF-IDF, the only one that gives probabilities.
+def estimate_baselines(
+    resampler: Resampler,
+    battles: Dataset,
+    p: np.ndarray | None = None,
+    train_battles: Dataset | None = None,
+    answers_alone: np.ndarray | None = None,
+) -> dict[str, dict]:
+    """Estimates the accuracy of each baseline, and by how much the judge's is higher.
 
     Args:
         resampler: Resampler of the battles, grouped by prompt.
         battles: Battles to score, with labels.
+        p: The judge's probabilities, shape (battles, 2); None leaves the differences out.
         train_battles: Other battles with labels, for "tf-idf" and, if both have a language column, "majority per
             language". None leaves these two out.
+        answers_alone: The judge's probabilities without the prompts, shape (battles, 2); None leaves them out.
 
     Returns:
-        {name: {"accuracy": estimate[, "log_loss": estimate]}}, estimates as JSON values.
+        {name: {"accuracy": estimate[, "difference": estimate][, "log_loss": estimate]}}, as JSON values. The
+        difference is the judge's accuracy minus the baseline's on the same battles, with the interval of the
+        difference itself.
     """
     labels = np.array(battles["label"][:], float).reshape(-1, 2)
     lengths = measure_lengths(battles)
@@ -38,13 +51,20 @@ def estimate_baselines(resampler: Resampler, battles: Dataset, train_battles: Da
         if "language" in battles.column_names and "language" in train_battles.column_names:
             found["majority per language"] = predict_majority(train_battles, battles)
         if find_decided(np.array(train_battles["label"][:], float)).any():
-            found["tf-idf"] = predict_tfidf(train_battles, battles)
-    hits = np.column_stack([find_hits(scores, labels) for scores in found.values()])
-    estimates = resampler.estimate_means(hits, find_decided(labels)[:, None], shares=range(len(found)))
+            found[TFIDF] = predict_tfidf(train_battles, battles)
+    if answers_alone is not None:
+        found[ANSWERS_ALONE] = answers_alone
+    hits = np.column_stack([find_hits(scores, labels) for scores in found.values()]).astype(float)
+    decided = find_decided(labels)[:, None]
+    estimates = resampler.estimate_means(hits, decided, shares=range(len(found)))
     table = {name: {"accuracy": estimate.to_dict()} for name, estimate in zip(found, estimates, strict=True)}
-    if "tf-idf" in found:
-        (log_loss,) = resampler.estimate_means(find_losses(found["tf-idf"], labels)[:, None])
-        table["tf-idf"]["log_loss"] = log_loss.to_dict()
+    if p is not None:
+        leads = resampler.estimate_means(find_hits(p, labels)[:, None] - hits, decided)
+        for name, lead in zip(found, leads, strict=True):
+            table[name]["difference"] = lead.to_dict()
+    for name in found.keys() & {TFIDF, ANSWERS_ALONE}:
+        (log_loss,) = resampler.estimate_means(find_losses(found[name], labels)[:, None])
+        table[name]["log_loss"] = log_loss.to_dict()
     return table
 
 

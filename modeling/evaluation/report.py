@@ -39,7 +39,13 @@ NOT_GIVEN, OTHERS = "not given", "others"
 
 
 def build_report(
-    verdicts: pd.DataFrame, battles: Dataset, *, train_battles: Dataset | None = None, draws: int = 1000, seed: int = 0
+    verdicts: pd.DataFrame,
+    battles: Dataset,
+    *,
+    train_battles: Dataset | None = None,
+    answers_alone: pd.DataFrame | None = None,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> dict:
     """Builds the report of verdicts, with 95% intervals from a bootstrap over prompts.
 
@@ -48,6 +54,7 @@ def build_report(
             cut_prompt, cut_response_a and cut_response_b.
         battles: Battles with labels, and optionally with columns language, source, verdict, model_a and model_b.
         train_battles: Other battles, for the baselines that learn.
+        answers_alone: The judge's verdicts on the same battles without their prompts, for one more baseline.
         draws: Number of bootstrap draws.
         seed: Seed of the bootstrap.
 
@@ -67,7 +74,8 @@ def build_report(
     report |= {"prompts": resampler.num_groups, "grouping": grouping, "draws": draws, "seed": seed}
     report["confidence"] = CONFIDENCE
     report |= {name: estimate.to_dict() for name, estimate in estimate_metrics(resampler, p, labels).items()}
-    report["baselines"] = estimate_baselines(resampler, battles, train_battles)
+    blind = None if answers_alone is None else stack_probabilities(align_verdicts(answers_alone, battles))
+    report["baselines"] = estimate_baselines(resampler, battles, p, train_battles, blind)
     report["position_bias"] = estimate_position_bias(resampler, passes, labels)
     report["length_bias"] = estimate_length_bias(resampler, p, labels, measure_lengths(battles))
     tables = _find_tables(verdicts, battles)

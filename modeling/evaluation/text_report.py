@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from modeling.evaluation.baselines import ANSWERS_ALONE, TFIDF
 from modeling.runtime.text_tables import format_table
 
 MOST_ROWS = 12  # rows of a table in the terminal
@@ -98,13 +99,15 @@ def _list_comparison(report: Mapping) -> Iterator[Section]:
 
 def _list_baselines(report: Mapping) -> Iterator[Section]:
     rows = [
-        (name, format_estimate(row["accuracy"]), format_estimate(row.get("log_loss")))
+        (name, *(format_estimate(row.get(key)) for key in ("accuracy", "difference", "log_loss")))
         for name, row in report["baselines"].items()
     ]
-    note = "A judge is worth its cost if its interval lies above these."
-    if "tf-idf" not in report["baselines"]:
+    note = "The judge is better than a baseline if the interval of its lead lies above 0. None of them reads a prompt."
+    if TFIDF not in report["baselines"]:
         note += " Give training battles to add TF-IDF."
-    yield Section("Baselines", ("", "accuracy", "log loss"), rows, note)
+    if ANSWERS_ALONE in report["baselines"]:
+        note += " Answers alone is the judge without the prompts: its lead over that is what reading them is worth."
+    yield Section("Baselines", ("", "accuracy", "the judge's lead", "log loss"), rows, note)
 
 
 def _list_position(report: Mapping) -> Iterator[Section]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from modeling.data.battles import load_battles
+from modeling.data.battles import hide_prompts, load_battles
 from modeling.evaluation.report import align_verdicts, build_comparison, build_report, read_labels
 from modeling.evaluation.text_report import METRIC_NAMES
 from modeling.judging.calibration import FITS, Calibration
@@ -38,7 +38,15 @@ REPORT_FILE = "report.json"
 def check_output(output: Path, arguments: EvaluateArguments) -> None:
     """Raises a ValueError if the output cannot be written, before minutes are spent on it."""
     check_replaceable(output, REPORT_FILE)
-    names = ("battles", "predictions", "against", "train_file", "calibrate_predictions", "calibrate_battles")
+    names = (
+        "battles",
+        "predictions",
+        "against",
+        "answers_alone",
+        "train_file",
+        "calibrate_predictions",
+        "calibrate_battles",
+    )
     for name in names:
         path = vars(arguments)[name]
         read = not (arguments.judge and name == "predictions")  # with --judge, --predictions is ignored
@@ -86,6 +94,13 @@ def read_verdicts(path: str, battles: Dataset) -> pd.DataFrame:
     return align_verdicts(verdicts, battles, f"Predictions {path}")
 
 
+def find_answers_alone(arguments: EvaluateArguments, judge: Judge | None, battles: Dataset) -> pd.DataFrame | None:
+    """Verdicts on the battles without their prompts, read by the judge or taken from a file; None if not asked for."""
+    if arguments.answers_alone == "judge":
+        return read_battles(arguments, judge, hide_prompts(battles))
+    return read_verdicts(arguments.answers_alone, battles) if arguments.answers_alone else None
+
+
 def load_others(arguments: EvaluateArguments, judge: Judge | None, battles: Dataset) -> tuple[Dataset, list[int]]:
     """The battles to calibrate on, and the rows of them whose prompt is not scored."""
     path = arguments.calibrate_battles
@@ -113,11 +128,12 @@ def evaluate_verdicts(
     battles: Dataset,
     verdicts: pd.DataFrame,
     calibration: Calibration | None,
+    answers_alone: pd.DataFrame | None = None,
 ) -> dict:
     """The report, with the comparison, the calibration and the input files."""
     bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
     train_battles = load_training(arguments, battles) if arguments.train_file else None
-    report = build_report(verdicts, battles, train_battles=train_battles, **bootstrap)
+    report = build_report(verdicts, battles, train_battles=train_battles, answers_alone=answers_alone, **bootstrap)
     if RAW in verdicts:
         before = build_report(take_raw(verdicts), battles, **bootstrap)
         metrics = {
@@ -130,6 +146,7 @@ def evaluate_verdicts(
         report["comparison"] = {"name": name} | build_comparison(verdicts, against, battles, **bootstrap)
     sources = {"battles": arguments.battles, "predictions": None if arguments.judge else arguments.predictions}
     sources |= {"against": arguments.against, "training": arguments.train_file}
+    sources |= {"answers alone": None if arguments.answers_alone == "judge" else arguments.answers_alone}
     sources |= {"calibration": arguments.calibrate_battles}
     return report | {"data": {role: describe_file(path) for role, path in sources.items() if path}}
 

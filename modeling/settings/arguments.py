@@ -407,6 +407,10 @@ class PredictArguments(JudgeArguments):
         "their --train_file.",
         group="passes",
     )
+    hide_prompts: bool = option(
+        False,
+        "Read the answers alone, with every prompt replaced by '?'. evaluate.py --answers_alone compares the result.",
+    )
     second_reading: float = option(
         1.0, "Share of the battles that get every pass: those whose first pass is most uncertain."
     )
@@ -481,6 +485,11 @@ class EvaluateArguments(JudgeArguments):
     train_file: str | None = option(
         None, "The judge's training battles, for baselines that need training.", path="battles"
     )
+    answers_alone: str | None = option(
+        None,
+        "Add the judge without the prompts as a baseline: its predictions.parquet by predict.py --hide_prompts true, "
+        "or the word judge, which makes --judge read the battles a second time.",
+    )
     draws: int = option(1000, "Bootstrap draws of prompts for the intervals.", group="report")
     seed: int = option(0, "Seed of the bootstrap.")
     show_battles: int = option(0, "Number of worst-predicted battles to show in report.html, with their texts.")
@@ -506,6 +515,8 @@ class EvaluateArguments(JudgeArguments):
         require(self, "battles", "output_dir")
         if not self.predictions and not self.judge:
             raise ValueError("Expected --predictions or --judge; found neither. scripts/predict.py writes predictions.")
+        if self.answers_alone == "judge" and not self.judge:
+            raise ValueError("--answers_alone judge: expected a --judge to read them; found none. Name it.")
         self._check_calibration()
         if self.draws < 100 or self.show_battles < 0:
             found = f"--draws {self.draws} --show_battles {self.show_battles}"

@@ -21,16 +21,27 @@ POLITE = [("please do", "no", A, "en"), ("never", "please wait", B, "en"), ("ple
 TEST = build(
     [("please sit", "leave", A, "ko"), ("shut up", "please", B, "en"), ("xx", "yyy", TIE, "en"), ("q", "r", A, "fr")]
 )
+P = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5], [0.4, 0.6]])  # a judge's probabilities: right, right, tie, wrong
 
 
 def test_slot_and_length_rules_by_hand():
     """Rows 1, 2 and 4 are decided. Always a: 2 of 3. Longer: right, wrong, and equal lengths count as a. Shorter:
     wrong, right, and again a."""
-    table = estimate_baselines(Resampler(range(4), 100), TEST)
+    table = estimate_baselines(Resampler(range(4), 100), TEST, P)
     assert {name: row["accuracy"]["value"] for name, row in table.items()} == pytest.approx(
         {"always a": 2 / 3, "longer wins": 2 / 3, "shorter wins": 2 / 3}
     )
     assert table["always a"]["accuracy"]["count"] == 3
+
+
+def test_each_baseline_has_the_judges_lead_over_it():
+    """The judge is right in 2 of 3, always a too. Without the prompts it is right in none."""
+    wrong = np.array([[0, 1], [1, 0], [0, 1], [0, 1]], float)
+    table = estimate_baselines(Resampler(range(4), 100), TEST, P, answers_alone=wrong)
+    assert table["always a"]["difference"]["value"] == 0
+    alone = table["answers alone"]
+    assert alone["accuracy"]["value"] == 0 and alone["difference"]["value"] == pytest.approx(2 / 3)
+    assert alone["log_loss"]["count"] == 4
 
 
 def test_the_majority_is_the_languages_or_the_overall_one():
@@ -51,12 +62,12 @@ def test_tfidf_learns_words_and_swapped_answers_swap_its_probabilities():
 
 
 def test_learned_baselines_need_training_battles_and_tfidf_has_a_log_loss():
-    table = estimate_baselines(Resampler(range(4), 100), TEST, build(POLITE))
+    table = estimate_baselines(Resampler(range(4), 100), TEST, P, build(POLITE))
     assert set(table) == {"always a", "longer wins", "shorter wins", "majority per language", "tf-idf"}
     assert table["tf-idf"]["log_loss"]["count"] == 4 and "log_loss" not in table["longer wins"]
-    nothing = estimate_baselines(Resampler(range(4), 100), TEST, build([("a", "b", TIE, "en")]))
+    nothing = estimate_baselines(Resampler(range(4), 100), TEST, P, build([("a", "b", TIE, "en")]))
     assert set(nothing) == {"always a", "longer wins", "shorter wins", "majority per language"}
-    assert set(estimate_baselines(Resampler(range(4), 100), TEST, build(POLITE).remove_columns("language"))) == {
+    assert set(estimate_baselines(Resampler(range(4), 100), TEST, P, build(POLITE).remove_columns("language"))) == {
         *("always a", "longer wins", "shorter wins", "tf-idf")
     }
 

@@ -36,7 +36,7 @@ REPORT = {
     "baselines": {
         "always a": {"accuracy": estimate(0.4923)},
         "longer wins": {"accuracy": estimate(0.6154)},
-        "tf-idf": {"accuracy": estimate(0.5846), "log_loss": estimate(0.6789)},
+        "tf-idf": {"accuracy": estimate(0.5846), "difference": estimate(-0.0329), "log_loss": estimate(0.6789)},
     },
     "position_bias": {"mean_p_first": estimate(0.5812, 0.02), "first_wins": estimate(0.6111), "flip_share": None},
     "length_bias": {"correlation": estimate(-0.0312), "accuracy_length_matched": estimate(0.5238)},
@@ -144,10 +144,11 @@ def show(figure: dict) -> str:
 def test_every_result_is_shown_beside_its_name_with_its_interval(make_member):
     card = build_member_card(make_member())
     tables = read_tables(card)
-    assert ["this member", show(REPORT["accuracy"]), show(REPORT["log_loss"])] in tables
+    assert ["this member", show(REPORT["accuracy"]), "", show(REPORT["log_loss"])] in tables
     for name, figures in REPORT["baselines"].items():
         loss = show(figures["log_loss"]) if "log_loss" in figures else ""
-        assert [f"baseline: {name}", show(figures["accuracy"]), loss] in tables
+        lead = show(figures["difference"]) if "difference" in figures else ""
+        assert [f"baseline: {name}", show(figures["accuracy"]), lead, loss] in tables
     for rows in REPORT["tables"].values():
         for row in rows:
             assert [row["name"], str(row["battles"]), show(row["accuracy"]), show(row["log_loss"])] in tables
@@ -278,7 +279,7 @@ def test_a_judge_shows_its_members_and_what_they_share_once(make_judge):
     assert sum(row[0] == "Base" for row in tables) == sum(row[0] == "train" for row in tables) == 1
     (folder / "evaluation.json").write_text(json.dumps(REPORT))
     card = build_judge_card(folder)
-    assert ["this judge", show(REPORT["accuracy"]), show(REPORT["log_loss"])] in read_tables(card)
+    assert ["this judge", show(REPORT["accuracy"]), "", show(REPORT["log_loss"])] in read_tables(card)
 
 
 def test_what_follows_from_the_facts_is_listed_under_limitations(make_member):

@@ -5,7 +5,7 @@ It must not know models, losses or optimizers.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from accelerate.logging import get_logger
@@ -80,13 +80,15 @@ class PackedCollator:
     [4, 1] and `share` 1.0. With a budget of 4 tokens they give two parts with `share` 0.5.
     """
 
-    def __init__(self, tokens_per_batch: int | None = None):
+    def __init__(self, tokens_per_batch: int | None = None, gather_states: Callable | None = None):
         """
         Args:
             tokens_per_batch: Most tokens of a part, before shared prefixes are merged. A battle longer than that gets a
                 part of its own. None puts the whole batch into one part.
+            gather_states: `FrozenStates.gather` of the data set's passes, in the order of `list_passes`; parts then
+                have `frozen_states`, and battles need a column `row`.
         """
-        self.tokens_per_batch = tokens_per_batch
+        self.tokens_per_batch, self.gather_states = tokens_per_batch, gather_states
 
     def __call__(self, battles: Sequence[Mapping]) -> dict:
         groups: list[list[dict]] = []
@@ -101,25 +103,33 @@ class PackedCollator:
                 groups.append(passes)
                 room = (self.tokens_per_batch or size) - size
         total = sum(map(len, groups))
-        parts = [
-            pack_sequences([each["input_ids"] for each in group]).to_batch()
-            | stack_targets(group)
-            | {"share": len(group) / total}
-            for group in groups
-        ]
+        parts = [self._build_part(group) | {"share": len(group) / total} for group in groups]
         rows = {name: torch.cat([part[name] for part in parts], dim=1) for name in ("input_ids", "attention_mask")}
         return rows | {"parts": parts}
 
+    def _build_part(self, passes: Sequence[Mapping]) -> dict:
+        """Packs passes, with their targets and the states of their frozen layers if those are known."""
+        pack = pack_sequences([each["input_ids"] for each in passes])
+        part = pack.to_batch() | stack_targets(passes)
+        if self.gather_states:
+            part["frozen_states"] = self.gather_states(pack, [each["place"] for each in passes])
+        return part
+
 
 def list_passes(battle: Mapping) -> Iterator[dict]:
-    """Yields an encoded battle's passes: one, or two if it has `swapped_ids`, the second with its targets mirrored."""
+    """Yields an encoded battle's passes: one, or two if it has `swapped_ids`, the second with its targets mirrored.
+
+    `place` numbers the passes of all battles, if they have a column `row`.
+    """
     first = {name: battle[name] for name in ("input_ids", *BY_SLOT, "weight") if name in battle}
     if "teacher" in first and first["teacher"] is None:
         first["teacher"] = NO_TEACHER
-    yield first
-    if "swapped_ids" in battle:
+    both = "swapped_ids" in battle
+    place = battle.get("row", 0) * (1 + both)
+    yield first | {"place": place}
+    if both:
         mirrored = {name: orient_label(first[name], "ba") for name in BY_SLOT if name in first}
-        yield {**first, **mirrored, "input_ids": battle["swapped_ids"]}
+        yield {**first, **mirrored, "input_ids": battle["swapped_ids"], "place": place + 1}
 
 
 def stack_targets(passes: Sequence[Mapping]) -> dict[str, torch.Tensor]:

@@ -44,6 +44,12 @@ class PackedSequence:
     segments: tuple[Segment, ...]
     ends: list[int]
 
+    def list_spans(self) -> list[tuple[Span, ...]]:
+        """Returns each sequence's spans in the row, in order, those of its shared prefixes first."""
+        # A sequence ends where its last segment does.
+        last = {segment.stop - 1: segment for segment in self.segments}
+        return [(*last[end].before, (last[end].start, last[end].stop)) for end in self.ends]
+
     def to_batch(self) -> dict:
         """Keyword arguments of `PreferenceMixin.forward`; tensors of shape (1, tokens), `ends` (sequences,)."""
         ids = torch.tensor([self.input_ids])

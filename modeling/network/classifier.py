@@ -33,6 +33,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from modeling.encoding.packing import Segment
+from modeling.network.frozen import replay_states
 from modeling.network.losses import Distillation, compute_preference_loss
 
 
@@ -70,6 +71,8 @@ class PreferenceMixin:
     _keep_in_fp32_modules_strict = ("score",)
     # The body computes in this dtype, in training and prediction, whatever dtype stores its weights. load_base sets it.
     compute_dtype = torch.float32
+    # Number of lowest layers whose output `frozen_states` replaces.
+    num_frozen_layers = 0
     # How the loss mixes labels with a teacher's probabilities, if a batch has them. The training setup sets it.
     distillation = Distillation()
 
@@ -101,6 +104,7 @@ class PreferenceMixin:
         weights: Tensor | None = None,
         segments: Sequence[Segment] | None = None,
         ends: Tensor | None = None,
+        frozen_states: Tensor | None = None,
         return_dict: bool | None = None,  # PEFT passes it; an output object is returned anyway
         **kwargs,
     ) -> SequenceClassifierOutput:
@@ -112,6 +116,7 @@ class PreferenceMixin:
             position_ids: Shape (1, tokens); packed sequences only.
             segments: Spans of the packed sequence, which need the attention that `choose_attention` sets.
             ends: Index of each battle's last token in the packed sequence, shape (battles,).
+            frozen_states: Output of the lowest `num_frozen_layers`, if known, shape (1, tokens, hidden).
             labels: Float probabilities over the labels, in slot order, shape (battles, labels).
             teacher: A teacher's probabilities in the same shape; NaN for a battle without one.
             weights: Weight of each battle in the loss, shape (battles,).
@@ -120,7 +125,9 @@ class PreferenceMixin:
             `loss` in nats (None without labels) and `logits` of shape (battles, labels), both float32.
         """
         # B battles, T tokens, H hidden, L labels
-        hidden = self._run_body(input_ids, attention_mask, position_ids, inputs_embeds, segments, **kwargs)  # (B, T, H)
+        with replay_states(self.list_layers()[: self.num_frozen_layers], frozen_states):
+            hidden = self._run_body(input_ids, attention_mask, position_ids, inputs_embeds, segments, **kwargs)
+        # (B, T, H)
         if segments is None:
             features = hidden[torch.arange(len(hidden), device=hidden.device), find_last_token(hidden, attention_mask)]
         else:
@@ -133,6 +140,10 @@ class PreferenceMixin:
             # Not transformers' self.loss_function: for float labels it silently selects binary cross-entropy.
             loss = compute_preference_loss(logits, labels, teacher, weights, self.distillation)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def list_layers(self) -> nn.ModuleList:
+        """Returns the decoder's layers, from the lowest."""
+        return getattr(self, self.base_model_prefix).layers
 
     def _run_body(
         self,

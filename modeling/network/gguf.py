@@ -28,8 +28,14 @@ BLOCK = 1 << 22  # bytes
 STEPS = "{desc}{n_fmt} of {total_fmt} steps done, {elapsed} so far"  # of a progress bar
 
 
-def convert_gguf(path: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def convert_gguf(path: Path, folder: Path, dtype: torch.dtype = torch.float32, made_from: str | None = None) -> None:
     """Writes a GGUF's dequantised weights as safetensors, with its config, into a folder.
+
+    Args:
+        path: The GGUF file.
+        folder: An empty folder.
+        dtype: Of the written weights.
+        made_from: Where the weights come from; recorded in the config.
 
     Raises:
         ValueError: If the file is damaged, or of an architecture that transformers cannot read.
@@ -38,6 +44,8 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype = torch.float32) -
         # Without dequantize=True transformers cannot save a model that it loaded from a GGUF.
         settings = GgufConfig(dequantize=True)
         body = AutoModel.from_pretrained(path.parent, gguf_file=path.name, quantization_config=settings, dtype=dtype)
+    if made_from:
+        body.config.made_from = made_from
     body.save_pretrained(folder)
 
 
@@ -82,7 +90,7 @@ def build_packaged(name: str) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder):
             if not (folder / MARK).is_file():
-                _build(weights, parts, folder)
+                _build(name, parts, folder)
     except OSError as error:
         free = shutil.disk_usage(next(parent for parent in folder.parents if parent.exists())).free / 1e9
         raise OSError(
@@ -107,8 +115,9 @@ def _lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _build(weights: Weights, parts: Sequence[Path], folder: Path) -> None:
+def _build(name: str, parts: Sequence[Path], folder: Path) -> None:
     """Joins, checks and converts the weights into a folder, which appears whole or not at all."""
+    weights = WEIGHTS[name]
     logger.info(f"Building the base {weights.title} in {folder}, once")
     with replace_folder(folder, MARK) as beside, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         gguf = _join(weights, parts, Path(scratch))
@@ -117,7 +126,7 @@ def _build(weights: Weights, parts: Sequence[Path], folder: Path) -> None:
             bar.update()
             bar.set_description("Weights")
             # Half of float32's size; the weights were quantised to about 5 bits, so rounding to 8 changes nothing.
-            convert_gguf(gguf, beside, torch.bfloat16)
+            convert_gguf(gguf, beside, torch.bfloat16, name)
             bar.update()
         tokenizer.save_pretrained(beside)
         for notice in weights.notices:

@@ -245,6 +245,12 @@ class TrainArguments(BattleArguments):
     head_dropout: float = option(0.1, "Dropout in the head.")
     head_learning_rate: float | None = option(None, "Learning rate of the head. Default: --learning_rate.")
     freeze_layers: int = option(0, "Number of lowest layers without an adapter; they need no backward pass.")
+    cache_frozen_gb: float = option(
+        4.0,
+        "Keep the hidden states of the frozen layers in a temporary file of up to this size, so that later epochs "
+        "do not compute them again. For one process without --gradient_checkpointing; 0 turns it off.",
+        group="device",
+    )
     tokens_per_batch: int | None = option(
         None,
         "Maximum tokens per forward pass. A larger batch is split, with the same gradients.",

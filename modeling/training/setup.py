@@ -17,11 +17,13 @@ from modeling.data.folds import split_folds
 from modeling.data.mixture import describe_battles, drop_contaminated, drop_duplicates, mix_sources
 from modeling.data.near_duplicates import DuplicateIndex
 from modeling.encoding.audit import audit_battles
-from modeling.encoding.collator import PackedCollator, encode_dataset
+from modeling.encoding.collator import PackedCollator, encode_dataset, list_passes
 from modeling.encoding.encoder import BattleEncoder
 from modeling.evaluation.trainer_metrics import build_trainer_metrics
 from modeling.judging.member import MEMBER_FILE
+from modeling.judging.predictor import build_batches, choose_budget
 from modeling.network.base import BaseFiles, load_base
+from modeling.network.frozen import FrozenStates, count_frozen_layers, measure_states
 from modeling.network.lora import add_adapters
 from modeling.network.losses import Distillation
 from modeling.network.precision import choose_dtype
@@ -224,6 +226,51 @@ def build_model(arguments: TrainArguments, training: TrainingArguments, base: Ba
     return model
 
 
+def cache_frozen_states(
+    arguments: TrainArguments, training: TrainingArguments, model: PeftModel, train_set: Dataset
+) -> FrozenStates | None:
+    """Computes the states of the frozen layers for all passes, if later epochs will use them and there is room.
+
+    Returns:
+        The states by `place` of `list_passes`, in a file that goes with this process, however it ends; or None.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    network = model.get_base_model()
+    layers = network.list_layers()
+    frozen = count_frozen_layers(layers)
+    step = training.train_batch_size * training.gradient_accumulation_steps
+    epochs = training.num_train_epochs if training.max_steps < 0 else training.max_steps * step / len(train_set)
+    # Several processes would each compute the states of all battles, because every epoch deals them out anew. A
+    # checkpointed layer passes no gradient on to its adapters if its input has none.
+    possible = training.world_size == 1 and not training.deepspeed_plugin and not training.gradient_checkpointing
+    if not frozen or epochs <= 1 or not possible or getattr(network.config, "attention_dropout", 0):
+        return None
+    passes = [each["input_ids"] for battle in train_set for each in list_passes(battle)]
+    size, limit = measure_states(passes, network.config.hidden_size) / 1e9, arguments.cache_frozen_gb
+    if size > limit:
+        logger.info(
+            f"Frozen layers run in every epoch: their states, {size:.2f} GB, exceed --cache_frozen_gb {limit:g}"
+        )
+        return None
+    path = Path(training.output_dir) / "frozen.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        states = FrozenStates(path, passes, network.config.hidden_size)
+        path.unlink()  # the file lives as long as it is mapped, so that a killed process leaves nothing
+        budget = arguments.tokens_per_batch or choose_budget(passes, training.device.type)
+        states.compute(network.eval(), layers[frozen - 1], build_batches(passes, budget))
+    except OSError as error:
+        raise OSError(
+            f"--cache_frozen_gb {limit:g}: expected to write {size:.2f} GB to {path.parent}; found {error}. Make room, "
+            "or pass --cache_frozen_gb 0."
+        ) from error
+    network.num_frozen_layers = frozen
+    logger.info(f"Frozen layers: the states of {frozen} of {len(layers)} layers are computed once, {size:.2f} GB")
+    return states
+
+
 def build_trainer(
     arguments: TrainArguments,
     training: TrainingArguments,
@@ -233,6 +280,9 @@ def build_trainer(
     run: dict,
 ) -> PreferenceTrainer:
     """Builds the Trainer from its parts."""
+    states = None if arguments.dry_run else cache_frozen_states(arguments, training, model, train_set)
+    if states:
+        train_set = train_set.add_column("row", list(range(len(train_set))))
     return PreferenceTrainer(
         run=run,
         head_learning_rate=arguments.head_learning_rate,
@@ -240,7 +290,7 @@ def build_trainer(
         args=training,
         train_dataset=train_set,
         eval_dataset=eval_set,
-        data_collator=PackedCollator(arguments.tokens_per_batch),
+        data_collator=PackedCollator(arguments.tokens_per_batch, states and states.gather),
         compute_metrics=build_trainer_metrics(
             len(list_orders(arguments.orientation)), eval_set["cut"][:] if eval_set else ()
         ),

@@ -10,6 +10,7 @@ from modeling.encoding.collator import PackedCollator
 from modeling.network.base import load_base
 from modeling.network.lora import add_adapters
 from modeling.settings.arguments import TrainArguments
+from modeling.training import setup
 from modeling.training.trainer import (
     REPORTING,
     EpochSampler,
@@ -249,6 +250,43 @@ def test_a_changed_training_file_or_setting_stops_a_restart(build_training, tmp_
     expected = read_run(tmp_path / "ab")
     call("train", *flags, "--resume_from_checkpoint", "no", monkeypatch=monkeypatch)
     assert all(torch.equal(read_run(tmp_path / "ab")["weights"][n], w) for n, w in expected["weights"].items())
+
+
+@pytest.mark.parametrize("orientation", ["ab", "both"])
+def test_states_of_frozen_layers_that_are_kept_change_no_loss(
+    orientation, build_training, tmp_path, monkeypatch, caplog
+):
+    """On an 8-bit base, over three epochs, and nothing of them is left."""
+    caplog.set_level("INFO")
+    runs = {}
+    for name, limit in (("kept", 4), ("computed", 0)):
+        flags = [*build_training("one", tmp_path / name), "--orientation", orientation, "--freeze_layers", 1]
+        more = ["--max_steps", 27, "--cache_frozen_gb", limit, "--eval_strategy", "no", "--save_steps", 27]
+        call("train", *flags, *more, monkeypatch=monkeypatch)
+        runs[name] = read_run(tmp_path / name)
+        assert not list(tmp_path.rglob("frozen.npy"))
+    said = "\n".join(caplog.messages)
+    assert "the states of 1 of 2 layers are computed once" in said and "exceed --cache_frozen_gb 0" in said
+    kept, computed = ([entry["loss"] for entry in run["history"] if "loss" in entry] for run in runs.values())
+    assert len(kept) == 27 and kept == pytest.approx(computed, abs=1e-5)
+    assert kept != [kept[0]] * 27
+
+
+def test_no_states_are_kept_for_a_single_epoch(build_training, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    flags = [*build_training("one", tmp_path / "ab"), "--freeze_layers", 1, "--max_steps", 9]
+    call("train", *flags, monkeypatch=monkeypatch)
+    assert "are computed once" not in "\n".join(caplog.messages)
+
+
+def test_a_full_disk_for_the_states_is_one_line(build_training, tmp_path, monkeypatch, caplog):
+    def run_out(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(setup, "FrozenStates", run_out)
+    flags = [*build_training("one", tmp_path / "ab"), "--freeze_layers", 1, "--max_steps", 27]
+    said = fail("train", *flags, monkeypatch=monkeypatch, caplog=caplog)
+    assert "found [Errno 28] No space left on device. Make room, or pass --cache_frozen_gb 0" in said
 
 
 def test_nothing_written_names_this_machine(build_training, tmp_path, monkeypatch):

@@ -1,0 +1,123 @@
+"""Hidden states of the frozen lower layers, computed once and replayed in every later epoch.
+
+Attention is causal, so a token's state depends on the tokens before it in its own sequence alone, whatever it is packed
+with. This module must not know how a training run uses it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from modeling.encoding.packing import PackedSequence, pack_sequences
+
+ITEM = 4  # bytes of a float32, in which states are kept: rounding them would change the losses
+
+
+def count_frozen_layers(layers: Sequence[nn.Module]) -> int:
+    """Counts the lowest layers that have no trained parameter."""
+    trained = (number for number, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters()))
+    return next(trained, len(layers))
+
+
+@contextmanager
+def replay_states(layers: Sequence[nn.Module], states: Tensor | None) -> Iterator[None]:
+    """Inside, the last of these layers gives `states` as its output, and the ones below it compute nothing.
+
+    Args:
+        layers: The frozen layers, from the lowest.
+        states: Output of the last of them, shape (1, tokens, hidden); None computes all layers as usual.
+    """
+    if states is None:
+        yield
+        return
+    for layer in layers:
+        layer.forward = lambda *_, **__: states  # on the instance, where it hides the class's
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+class FrozenStates:
+    """The states of a set of sequences after the frozen layers, in a file.
+
+    Example: `FrozenStates(path, sequences, hidden_size=64)`, then `compute` once, then `gather` for each pack.
+    """
+
+    def __init__(self, path: Path, sequences: Sequence[Sequence[int]], hidden_size: int):
+        """
+        Args:
+            path: File to create, of about `measure_states` bytes. It may be unlinked at once.
+            sequences: Token ids of each sequence.
+            hidden_size: Numbers per token.
+        """
+        self.sequences = sequences
+        self.starts = np.cumsum([0, *map(len, sequences)])
+        self.states = np.lib.format.open_memmap(path, "w+", np.float32, (int(self.starts[-1]), hidden_size))
+        self.dtype = torch.float32
+
+    @torch.no_grad()
+    def compute(self, model: nn.Module, layer: nn.Module, batches: Sequence[Sequence[int]]) -> None:
+        """Computes the states of all sequences.
+
+        Args:
+            model: The model; what it does above `layer` is skipped.
+            layer: The last frozen layer.
+            batches: Rows of the sequences to pack together.
+        """
+
+        def stop(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+            raise _Reached(output)
+
+        hook, device = layer.register_forward_hook(stop), next(model.parameters()).device
+        with tqdm(total=len(self.states), unit="tok", unit_scale=True, desc="Frozen layers") as bar:
+            for rows in batches:
+                pack = pack_sequences([self.sequences[row] for row in rows])
+                batch = pack.to_batch()
+                batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+                try:
+                    model(**batch)
+                except _Reached as reached:
+                    states = reached.output[0].float().cpu().numpy()
+                    self.dtype = reached.output.dtype  # below float32 where the model computes in less
+                for row, spans in zip(rows, pack.list_spans(), strict=True):
+                    at = self.starts[row]
+                    for start, stop in spans:
+                        self.states[at : at + stop - start] = states[start:stop]
+                        at += stop - start
+                bar.update(sum(len(self.sequences[row]) for row in rows))
+        hook.remove()
+
+    def gather(self, pack: PackedSequence, rows: Sequence[int]) -> Tensor:
+        """Returns the states of a pack's tokens, shape (1, tokens, hidden).
+
+        Args:
+            pack: The packed sequences.
+            rows: Their rows, in the order in which they were packed.
+        """
+        found = np.empty((len(pack.input_ids), self.states.shape[1]), np.float32)
+        for row, spans in zip(rows, pack.list_spans(), strict=True):
+            at = self.starts[row]
+            for start, stop in spans:
+                found[start:stop] = self.states[at : at + stop - start]
+                at += stop - start
+        return torch.from_numpy(found).to(self.dtype)[None]
+
+
+def measure_states(sequences: Sequence[Sequence[int]], hidden_size: int) -> int:
+    """Returns the bytes that the states of these sequences take."""
+    return ITEM * hidden_size * sum(map(len, sequences))
+
+
+class _Reached(Exception):
+    """Ends a forward pass at a layer, with its output."""
+
+    def __init__(self, output: Tensor):
+        super().__init__()
+        self.output = output

@@ -46,9 +46,7 @@ class PackedSequence:
 
     def list_spans(self) -> list[tuple[Span, ...]]:
         """Returns each sequence's spans in the row, in order, those of its shared prefixes first."""
-        # A sequence ends where its last segment does.
-        last = {segment.stop - 1: segment for segment in self.segments}
-        return [(*last[end].before, (last[end].start, last[end].stop)) for end in self.ends]
+        return list_spans(self.segments, self.ends)
 
     def to_batch(self) -> dict:
         """Keyword arguments of `PreferenceMixin.forward`; tensors of shape (1, tokens), `ends` (sequences,)."""
@@ -60,6 +58,13 @@ class PackedSequence:
             "segments": self.segments,
             "ends": torch.tensor(self.ends),
         }
+
+
+def list_spans(segments: Sequence[Segment], ends: Sequence[int]) -> list[tuple[Span, ...]]:
+    """Returns the spans of each sequence, given the place of its last token: its prefixes', then its own."""
+    # A sequence ends where its last segment does.
+    last = {segment.stop - 1: segment for segment in segments}
+    return [(*last[end].before, (last[end].start, last[end].stop)) for end in ends]
 
 
 def pack_sequences(sequences: Sequence[Sequence[int]], share: bool = True) -> PackedSequence:

@@ -32,9 +32,10 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from modeling.encoding.packing import Segment
+from modeling.encoding.packing import Segment, list_spans
 from modeling.network.frozen import replay_states
-from modeling.network.losses import Distillation, compute_preference_loss
+from modeling.network.losses import Distillation, average_orders, compute_preference_loss
+from modeling.runtime.choices import POOLINGS as POOLING_NAMES
 
 
 class PreferenceHead(nn.Module):
@@ -75,6 +76,9 @@ class PreferenceMixin:
     num_frozen_layers = 0
     # How the loss mixes labels with a teacher's probabilities, if a batch has them. The training setup sets it.
     distillation = Distillation()
+    # Share of the loss that is computed on the mean logits of both orders; such batches hold both passes of a battle
+    # one after the other. The training setup sets it.
+    both_orders_weight = 0.0
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
@@ -128,10 +132,8 @@ class PreferenceMixin:
         with replay_states(self.list_layers()[: self.num_frozen_layers], frozen_states):
             hidden = self._run_body(input_ids, attention_mask, position_ids, inputs_embeds, segments, **kwargs)
         # (B, T, H)
-        if segments is None:
-            features = hidden[torch.arange(len(hidden), device=hidden.device), find_last_token(hidden, attention_mask)]
-        else:
-            features = hidden[0, ends]  # (B, H)
+        pool = POOLINGS[self.config.pooling]
+        features = pool.padded(hidden, attention_mask) if segments is None else pool.packed(hidden[0], segments, ends)
         # Even under an outer autocast the head runs in float32: two labels are too few to save time in bf16.
         with torch.autocast(hidden.device.type, enabled=False):
             logits = self.score(features.float())  # (B, L)
@@ -139,6 +141,10 @@ class PreferenceMixin:
         if labels is not None:
             # Not transformers' self.loss_function: for float labels it silently selects binary cross-entropy.
             loss = compute_preference_loss(logits, labels, teacher, weights, self.distillation)
+            if share := self.both_orders_weight:
+                of_first = (None if targets is None else targets[::2] for targets in (labels, teacher, weights))
+                both = compute_preference_loss(average_orders(logits), *of_first, self.distillation)
+                loss = (1 - share) * loss + share * both
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def list_layers(self) -> nn.ModuleList:
@@ -174,6 +180,45 @@ class PreferenceMixin:
             ).last_hidden_state
 
 
+class LastToken:
+    """Pools a battle at its last real token."""
+
+    @staticmethod
+    def padded(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Features of shape (battles, hidden) from states of shape (battles, tokens, hidden)."""
+        return hidden[torch.arange(len(hidden), device=hidden.device), find_last_token(hidden, attention_mask)]
+
+    @staticmethod
+    def packed(hidden: Tensor, segments: Sequence[Segment], ends: Tensor) -> Tensor:
+        """Features of shape (battles, hidden) from the states of a packed row, shape (tokens, hidden)."""
+        return hidden[ends]
+
+
+class MeanOfTokens:
+    """Pools a battle as the mean over its tokens, a shared prefix's included."""
+
+    @staticmethod
+    def padded(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Features of shape (battles, hidden) from states of shape (battles, tokens, hidden)."""
+        if attention_mask is None:
+            return hidden.float().mean(dim=1)
+        mask = attention_mask[..., None].float()
+        return (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1)
+
+    @staticmethod
+    def packed(hidden: Tensor, segments: Sequence[Segment], ends: Tensor) -> Tensor:
+        """Features of shape (battles, hidden) from the states of a packed row, shape (tokens, hidden)."""
+        spans = [(segment.start, segment.stop) for segment in segments]
+        sums = dict(zip(spans, (hidden[start:stop].float().sum(dim=0) for start, stop in spans), strict=True))
+        features = []
+        for own in list_spans(segments, ends.tolist()):
+            features.append(sum(sums[span] for span in own) / sum(stop - start for start, stop in own))
+        return torch.stack(features)
+
+
+POOLINGS = dict(zip(POOLING_NAMES, (LastToken, MeanOfTokens), strict=True))
+
+
 def find_last_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Returns the index of each row's last real token, shape (battles,), on whichever side the row is padded."""
     battles, tokens = hidden.shape[:2]
@@ -185,15 +230,21 @@ def find_last_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     return (positions * attention_mask.to(torch.int64)).argmax(dim=-1)
 
 
+HEAD_FIELDS = ("head_dropout", "head_hidden_size", "pooling")  # config fields that a member records
+
+
 @dataclass(kw_only=True)
 class PreferenceConfigMixin:
     """Config fields of the head. They are saved with the weights, so a folder rebuilds its own head."""
 
     head_dropout: float = 0.1
     head_hidden_size: int | None = None  # None: hidden_size // 2; 0: the stock linear head
+    pooling: str = "last"  # key of POOLINGS: what the head reads
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)}; found {self.pooling!r}.")
         if self.head_hidden_size is None:
             self.head_hidden_size = self.hidden_size // 2
 

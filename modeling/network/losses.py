@@ -73,6 +73,19 @@ def compute_preference_loss(
     return (losses if weights is None else losses * weights.float()).mean()
 
 
+def average_orders(logits: Tensor) -> Tensor:
+    """Averages the logits of each battle's two passes, by the first pass's slots.
+
+    Args:
+        logits: Shape (2 * battles, 2), each battle's passes one after the other, the second with the slots swapped.
+
+    Returns:
+        Shape (battles, 2). What either pass adds to a slot whatever is in it cancels out.
+    """
+    first, second = logits.reshape(-1, 2, 2).unbind(dim=1)
+    return (first + second.flip(-1)) / 2
+
+
 def compute_teacher_distances(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Computes T^2 * KL(teacher_T || student_T) for each battle, where p_T is p^(1/T), normalised.
 

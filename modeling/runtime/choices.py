@@ -12,6 +12,7 @@ DUPLICATE_POLICIES = ("keep", "drop")
 FOLD_METHODS = ("prompt", "modulo")
 
 TRUNCATIONS = ("balanced", "left")
+POOLINGS = ("last", "mean")
 QUANTIZATIONS = ("none", "8bit", "4bit")
 QUANT_TYPES = ("nf4", "fp4")
 PRECISIONS = ("auto", "bfloat16", "float16", "float32")

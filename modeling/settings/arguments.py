@@ -18,6 +18,7 @@ from modeling.runtime.choices import (
     DUPLICATE_POLICIES,
     FOLD_METHODS,
     MERGES,
+    POOLINGS,
     PRECISIONS,
     QUANT_TYPES,
     QUANTIZATIONS,
@@ -244,6 +245,15 @@ class TrainArguments(BattleArguments):
     lora_dropout: float = option(0.05, "Dropout on the adapters' input.")
     head_dropout: float = option(0.1, "Dropout in the head.")
     head_learning_rate: float | None = option(None, "Learning rate of the head. Default: --learning_rate.")
+    both_orders_weight: float = option(
+        0.0,
+        "With --orientation both: share of the loss that is computed on the mean logits of both orders.",
+    )
+    pooling: str | None = option(
+        None,
+        "What the head reads: the last token's state, or the mean over a battle's tokens. Default: the base's setting.",
+        choices=POOLINGS,
+    )
     freeze_layers: int = option(0, "Number of lowest layers without an adapter; they need no backward pass.")
     cache_frozen_gb: float = option(
         4.0,
@@ -285,6 +295,11 @@ class TrainArguments(BattleArguments):
             raise ValueError(
                 f"--teacher_temperature {self.teacher_temperature} --teacher_weight {self.teacher_weight}: expected a "
                 "temperature above 0 and a weight from 0 to 1."
+            )
+        if not 0 <= self.both_orders_weight <= 1 or (self.both_orders_weight and self.orientation != "both"):
+            raise ValueError(
+                f"--both_orders_weight {self.both_orders_weight}: expected 0 to 1, and --orientation both; found "
+                f"{self.orientation}. Leave it out, or train on both orders."
             )
         if self.fold and not self.num_folds:
             raise ValueError(f"--fold {self.fold}: expected --num_folds too; found none. Give it, or leave --fold out.")

@@ -211,7 +211,9 @@ def find_start(training: TrainingArguments, run: dict) -> Path | None:
 def build_model(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles, dtype: str) -> PeftModel:
     """Loads the base, frozen, and adds fresh adapters and a trainable head."""
     set_seed(training.seed)
-    model = load_base(base, dtype=dtype, device=training.device, head_dropout=arguments.head_dropout)
+    head = {"head_dropout": arguments.head_dropout, "pooling": arguments.pooling}
+    model = load_base(base, dtype=dtype, device=training.device, **head)
+    model.both_orders_weight = arguments.both_orders_weight
     if arguments.teacher_column:
         model.distillation = Distillation(arguments.teacher_weight, arguments.teacher_temperature)
     model = add_adapters(

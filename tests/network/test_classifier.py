@@ -15,8 +15,10 @@ from transformers import (
     set_seed,
 )
 
+from modeling.encoding.packing import pack_sequences
 from modeling.network.base import BaseFiles, load_base
 from modeling.network.classifier import (
+    POOLINGS,
     Gemma2ForPreference,
     Gemma2PreferenceConfig,
     PreferenceHead,
@@ -79,11 +81,12 @@ def test_a_reward_models_head_is_replaced(tmp_path):
     assert model.config.num_labels == 2 and model(**make_batch()).logits.shape == (3, 2)
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("pad", [0, 399])
-def test_padding_changes_no_logit(pad):
+def test_padding_changes_no_logit(pad, pooling):
     """Pooling uses the attention mask, so the pad token may be eos, on either side, in any number."""
     set_seed(0)
-    model = Gemma2ForPreference(Gemma2PreferenceConfig(**SMALL, initializer_range=0.3)).eval()
+    model = Gemma2ForPreference(Gemma2PreferenceConfig(**SMALL, initializer_range=0.3, pooling=pooling)).eval()
     rows = [make_batch((length,), seed=length)["input_ids"][0] for length in (5, 9, 2)]
     for row in rows:
         row[-1] = pad  # this id is real here: it ends the battle and must be pooled
@@ -94,6 +97,23 @@ def test_padding_changes_no_logit(pad):
         mask = nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_side=side)
         logits = model(input_ids=ids, attention_mask=mask).logits
         assert (logits - torch.stack(alone)).abs().max() <= 1e-5
+
+
+def test_the_mean_is_over_a_battles_own_tokens_and_its_shared_prefix():
+    hidden = torch.arange(60.0).view(60, 1)
+    prefix = [*range(100, 120)]
+    sequences = [[*prefix, 1, 2], [3, 4, 5], [*prefix, 6], prefix]
+    pack = pack_sequences(sequences)
+    expected = [torch.cat([hidden[start:stop] for start, stop in spans]).mean() for spans in pack.list_spans()]
+    ids = torch.tensor(pack.input_ids)
+    assert [torch.cat([ids[start:stop] for start, stop in own]).tolist() for own in pack.list_spans()] == sequences
+    found = POOLINGS["mean"].packed(hidden, pack.segments, torch.tensor(pack.ends))
+    assert found.flatten().tolist() == pytest.approx([mean.item() for mean in expected])
+
+
+def test_an_unknown_pooling_is_refused():
+    with pytest.raises(ValueError, match="pooling: expected one of last, mean; found 'max'"):
+        Gemma2PreferenceConfig(**SMALL, pooling="max")
 
 
 def test_the_last_real_token_is_found_on_either_side():
@@ -110,6 +130,21 @@ def test_the_loss_is_soft_cross_entropy_and_the_head_runs_in_float32_under_autoc
     assert torch.equal(output.loss, soft_cross_entropy(output.logits, labels))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(**make_batch()).logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_loss_can_be_that_of_both_orders_together(share):
+    """Two battles in both orders; the second weighs three times the first."""
+    set_seed(0)
+    model = Gemma2ForPreference(Gemma2PreferenceConfig(**SMALL, initializer_range=0.3)).eval()
+    model.both_orders_weight = share
+    labels, weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.3, 0.7], [0.7, 0.3]]), torch.tensor([1.0, 1, 3, 3])
+    output = model(**make_batch((5, 9, 2, 7)), labels=labels, weights=weights)
+    z = output.logits
+    mean = torch.stack([(z[0] + z[1].flip(-1)) / 2, (z[2] + z[3].flip(-1)) / 2])
+    single, both = (-(q * x.log_softmax(-1)).sum(-1) for q, x in ((labels, z), (labels[::2], mean)))
+    expected = (1 - share) * (single * weights).mean() + share * (both * weights[::2]).mean()
+    assert output.loss.item() == pytest.approx(expected.item())
 
 
 def test_an_unknown_family_is_refused():

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from modeling.network.losses import (
     Distillation,
+    average_orders,
     compute_preference_loss,
     compute_teacher_distances,
     smooth_labels,
@@ -133,3 +134,16 @@ def test_weights_act_per_battle_and_halves_of_a_batch_add_up():
         compute_preference_loss(logits[part], labels[part], weights=weights[part]) for part in (slice(4), slice(4, 8))
     ]
     torch.testing.assert_close(whole, sum(halves) / 2)
+
+
+# --- both orders ------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_pass_gives_a_slot_whatever_is_in_it_cancels_out():
+    content = torch.tensor([[1.0, -1.0], [0.3, 0.4]])
+    slots = torch.tensor([[2.0, -3.0], [0.5, 0.0]])
+    passes = torch.stack([content + slots, content.flip(-1) + slots], dim=1).flatten(0, 1)
+    found = average_orders(passes).softmax(-1)
+    assert torch.allclose(found, content.softmax(-1))
+    mirrored = torch.stack([passes[1::2], passes[0::2]], dim=1).flatten(0, 1)  # the battles with their answers swapped
+    assert torch.allclose(average_orders(mirrored).softmax(-1), found.flip(-1))

@@ -26,6 +26,8 @@ def test_eval_file_and_folds_exclude_each_other(tmp_path):
     ("argv", "message"),
     [
         ("--fold 2", r"--fold 2: expected --num_folds too; found none"),
+        ("--both_orders_weight 0.5", r"--both_orders_weight 0.5: expected 0 to 1, and --orientation both; found ab"),
+        ("--orientation both --both_orders_weight nan", r"--both_orders_weight nan: expected 0 to 1"),
         ("--teacher_weight 0.5", r"--teacher_weight: expected --teacher_column too; found none"),
         (
             "--teacher_weight 1 --teacher_temperature 2",

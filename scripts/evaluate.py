@@ -40,6 +40,7 @@ def main() -> None:
     output = Path(arguments.output_dir)
     call_on_main(scoring.check_output, output, arguments)
     battles = load_battles(arguments.battles, require_labels=True, **arguments.row_policy)
+    scoring.check_columns(arguments, battles)
     judge = scoring.load_judge(arguments)
     others = scoring.load_others(arguments, judge, battles) if arguments.calibrate else None
     verdicts = (

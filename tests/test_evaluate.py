@@ -106,6 +106,12 @@ def test_the_judge_without_prompts_is_a_baseline_read_now_or_before(members, tmp
     assert whole["id"].equals(p["id"]) and not np.allclose(whole["p_a"], p["p_a"])
 
 
+def test_a_column_to_tabulate_by_must_exist(predictions, tmp_path, monkeypatch, caplog):
+    flags = [*build_flags(predictions, tmp_path / "out"), "--by", "reason", "kinds"]
+    said = fail("evaluate", *flags, monkeypatch=monkeypatch, caplog=caplog)
+    assert "--by kinds: expected columns of" in said and ", reason, " in said
+
+
 def test_answers_alone_needs_a_judge_to_read_them(predictions, tmp_path, monkeypatch, caplog):
     flags = [*build_flags(predictions, tmp_path / "out"), "--answers_alone"]
     said = fail("evaluate", *flags, "judge", monkeypatch=monkeypatch, caplog=caplog)

@@ -5,12 +5,13 @@ language, source and model, but never a battle's text. This module must not know
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from scipy.cluster.hierarchy import DisjointSet
 
 from modeling.data.battles import LABELS, TEXTS
 from modeling.data.near_duplicates import group_texts, normalize_text
@@ -35,6 +36,7 @@ PASS_PREFIX = "p_a_"  # of a pass's column, p_a_<member>_<order>
 MOST_COMPARED = 10_000
 MOST_ROWS = 50  # rows of a table; rarer values share the last one
 COLUMN_TABLES = ("language", "source", "verdict")
+PAIR = "counterfactual_pair"  # column that names the two battles with the same answers and opposite winners
 NOT_GIVEN, OTHERS = "not given", "others"
 
 
@@ -44,6 +46,7 @@ def build_report(
     *,
     train_battles: Dataset | None = None,
     answers_alone: pd.DataFrame | None = None,
+    by: Sequence[str] = (),
     draws: int = 1000,
     seed: int = 0,
 ) -> dict:
@@ -55,6 +58,7 @@ def build_report(
         battles: Battles with labels, and optionally with columns language, source, verdict, model_a and model_b.
         train_battles: Other battles, for the baselines that learn.
         answers_alone: The judge's verdicts on the same battles without their prompts, for one more baseline.
+        by: Further columns of the battles to tabulate by.
         draws: Number of bootstrap draws.
         seed: Seed of the bootstrap.
 
@@ -67,7 +71,7 @@ def build_report(
     """
     verdicts, labels = align_verdicts(verdicts, battles), read_labels(battles)
     p = stack_probabilities(verdicts)
-    groups, grouping = group_prompts(battles["prompt"][:])
+    groups, grouping = group_battles(battles)
     resampler = Resampler(groups, draws, seed)
     passes = read_passes(verdicts)
     report: dict = {"battles": len(battles), "decided": int(find_decided(labels).sum())}
@@ -78,7 +82,7 @@ def build_report(
     report["baselines"] = estimate_baselines(resampler, battles, p, train_battles, blind)
     report["position_bias"] = estimate_position_bias(resampler, passes, labels)
     report["length_bias"] = estimate_length_bias(resampler, p, labels, measure_lengths(battles))
-    tables = _find_tables(verdicts, battles)
+    tables = _find_tables(verdicts, battles, dict.fromkeys([*COLUMN_TABLES, *by]))
     report["tables"] = {name: _build_table(resampler, p, labels, *rows) for name, *rows in tables}
     report["reliability"] = estimate_reliability(resampler, p, labels)
     report["selective"] = estimate_selective(resampler, p, labels)
@@ -110,7 +114,7 @@ def build_comparison(
     """
     labels = read_labels(battles)
     first, second = (stack_probabilities(align_verdicts(each, battles)) for each in (verdicts, against))
-    resampler = Resampler(group_prompts(battles["prompt"][:])[0], draws, seed)
+    resampler = Resampler(group_battles(battles)[0], draws, seed)
     decided = find_decided(labels)
     hits, losses = ([find(p, labels) for p in (first, second)] for find in (find_hits, find_losses))
     differences = np.column_stack([hits[0].astype(float) - hits[1], losses[0] - losses[1], hits[1], losses[1]])
@@ -182,6 +186,23 @@ def read_passes(verdicts: pd.DataFrame) -> dict[str, np.ndarray]:
     return {name.removeprefix(PASS_PREFIX): verdicts[name].to_numpy(float) for name in names}
 
 
+def group_battles(battles: Dataset) -> tuple[list[int], str]:
+    """Returns the group number of each battle, and in words which battles share a group, not being independent.
+
+    Those whose prompts share a group in `group_prompts`, and the two of a counterfactual pair, which have the same
+    answers, if there is a column `counterfactual_pair`.
+    """
+    groups, grouping = group_prompts(battles["prompt"][:])
+    if PAIR not in battles.column_names:
+        return groups, grouping
+    joined, first = DisjointSet(set(groups)), {}
+    for group, pair in zip(groups, battles[PAIR][:], strict=True):
+        if pair is not None:
+            joined.merge(first.setdefault(pair, group), group)
+    numbers = {root: number for number, root in enumerate(dict.fromkeys(joined[group] for group in groups))}
+    return [numbers[joined[group]] for group in groups], f"{grouping}, counterfactual pairs too"
+
+
 def group_prompts(prompts: Sequence[str]) -> tuple[list[int], str]:
     """Returns the group number of each prompt, and in words which prompts share a group.
 
@@ -198,9 +219,11 @@ def group_prompts(prompts: Sequence[str]) -> tuple[list[int], str]:
 # --- parts of the report ----------------------------------------------------------------------------------------------
 
 
-def _find_tables(verdicts: pd.DataFrame, battles: Dataset) -> Iterator[tuple[str, list[str], list[str]]]:
+def _find_tables(
+    verdicts: pd.DataFrame, battles: Dataset, columns: Iterable[str]
+) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yields each table's name, the row that each battle belongs to, and the rows in order."""
-    for column in COLUMN_TABLES:
+    for column in columns:
         if column in battles.column_names:
             values = _name_values(battles[column][:])
             yield column, values, [name for name, _ in Counter(values).most_common()]

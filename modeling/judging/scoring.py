@@ -57,6 +57,13 @@ def check_output(output: Path, arguments: EvaluateArguments) -> None:
             )
 
 
+def check_columns(arguments: EvaluateArguments, battles: Dataset) -> None:
+    """Raises a ValueError if a column of --by does not exist."""
+    if missing := [name for name in arguments.by or () if name not in battles.column_names]:
+        found = ", ".join(battles.column_names)
+        raise ValueError(f"--by {' '.join(missing)}: expected columns of {arguments.battles}; found {found}.")
+
+
 def load_judge(arguments: EvaluateArguments) -> Judge | None:
     """The judge that will read the battles; None without --judge."""
     if not arguments.judge:
@@ -133,7 +140,8 @@ def evaluate_verdicts(
     """The report, with the comparison, the calibration and the input files."""
     bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
     train_battles = load_training(arguments, battles) if arguments.train_file else None
-    report = build_report(verdicts, battles, train_battles=train_battles, answers_alone=answers_alone, **bootstrap)
+    others = {"train_battles": train_battles, "answers_alone": answers_alone, "by": arguments.by or ()}
+    report = build_report(verdicts, battles, **others, **bootstrap)
     if RAW in verdicts:
         before = build_report(take_raw(verdicts), battles, **bootstrap)
         metrics = {

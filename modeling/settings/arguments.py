@@ -511,6 +511,7 @@ class EvaluateArguments(JudgeArguments):
         "Add the judge without the prompts as a baseline: its predictions.parquet by predict.py --hide_prompts true, "
         "or the word judge, which makes --judge read the battles a second time.",
     )
+    by: list[str] | None = option(None, "Further columns of --battles to tabulate accuracy and log loss by.")
     draws: int = option(1000, "Bootstrap draws of prompts for the intervals.", group="report")
     seed: int = option(0, "Seed of the bootstrap.")
     show_battles: int = option(0, "Number of worst-predicted battles to show in report.html, with their texts.")

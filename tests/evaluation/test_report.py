@@ -95,6 +95,21 @@ def test_each_table_counts_every_battle_once(report, demo_battles, verdicts):
     assert whole["value"] == pytest.approx(hits[~cut & decided].mean()) and whole["count"] == (~cut & decided).sum()
 
 
+def test_further_columns_are_tabulated_and_pairs_with_the_same_answers_count_once():
+    """Six prompts, of which two and two have the same answers: four groups."""
+    rows = {
+        "id": list("abcdef"),
+        "prompt": [f"What is {n}?" for n in ("gold", "rain", "jazz", "chess", "salt", "iron")],
+    }
+    rows |= {"response_a": ["x"] * 6, "response_b": ["y"] * 6, "label": [[1.0, 0.0], [0.0, 1.0]] * 3}
+    rows |= {"counterfactual_pair": ["p", "p", "q", "q", None, None], "kind": ["pair"] * 4 + ["single"] * 2}
+    verdicts = pd.DataFrame({"id": rows["id"], "p_a": [0.9, 0.8, 0.2, 0.3, 0.6, 0.4]})
+    found = build_report(verdicts, Dataset.from_dict(rows), by=["kind"], draws=100)
+    assert found["prompts"] == 4 and found["grouping"].endswith("counterfactual pairs too")
+    accuracies = {row["name"]: (row["battles"], row["accuracy"]["value"]) for row in found["tables"]["kind"]}
+    assert accuracies == {"pair": (4, 0.5), "single": (2, 1.0)}
+
+
 def test_length_quartiles_are_in_order_and_of_equal_size(report):
     table = report["tables"]["length"]
     assert all(abs(row["battles"] - 18) <= 2 for row in table) and len(table) == 4

@@ -26,13 +26,14 @@ from modeling.runtime.files import write_json
 from modeling.runtime.text_tables import format_table
 
 BATTLES = Path(__file__).with_suffix(".jsonl")
+TRAINING = BATTLES.with_name("prompt_training.jsonl")  # 1,800 more of the same kind, for whoever trains on them
 FOLDS = 5
 JUDGE, BLIND, TFIDF = "judge", "judge without prompts", "tf-idf of the answers"
 
 
 def number_groups(battles: Dataset) -> np.ndarray:
     """Returns a group number for each battle: the two of a pair share it, since their answers are the same."""
-    names = [pair or id for pair, id in zip(battles["pair"], battles["id"], strict=True)]
+    names = [pair or id for pair, id in zip(battles["counterfactual_pair"], battles["id"], strict=True)]
     return np.unique(names, return_inverse=True)[1]
 
 
@@ -48,7 +49,10 @@ def predict_without_prompts(battles: Dataset, groups: np.ndarray) -> np.ndarray:
 
 def select_parts(battles: Dataset) -> dict[str, np.ndarray]:
     """Returns the rows of each part of the battles, as booleans."""
-    paired, reasons = np.array([pair is not None for pair in battles["pair"]]), np.array(battles["reason"][:])
+    paired, reasons = (
+        np.array([pair is not None for pair in battles["counterfactual_pair"]]),
+        np.array(battles["reason"][:]),
+    )
     parts = {"all": np.full(len(battles), True), "counterfactual pairs": paired, "the others": ~paired}
     return parts | {f"decided by: {reason}": reasons == reason for reason in sorted(set(reasons))}
 

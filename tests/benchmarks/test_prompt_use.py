@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from benchmarks.studies.prompt_use import (
     BATTLES,
+    TRAINING,
     format_results,
     measure,
     number_groups,
@@ -15,7 +16,7 @@ from benchmarks.studies.prompt_use import (
     select_parts,
 )
 from modeling.data.battles import load_battles
-from modeling.data.near_duplicates import normalize_text
+from modeling.data.near_duplicates import DuplicateIndex, normalize_text
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +24,18 @@ def battles() -> Dataset:
     return load_battles(BATTLES)
 
 
-def test_a_pair_has_the_same_answers_and_opposite_winners(battles):
+@pytest.fixture(scope="module")
+def training() -> Dataset:
+    return load_battles(TRAINING)
+
+
+@pytest.mark.parametrize(("part", "count"), [("battles", 180), ("training", 720)])
+def test_a_pair_has_the_same_answers_and_opposite_winners(part, count, request):
     pairs: dict[str, list[dict]] = {}
-    for battle in battles:
-        if battle["pair"]:
-            pairs.setdefault(battle["pair"], []).append(battle)
-    assert len(pairs) == 180
+    for battle in request.getfixturevalue(part):
+        if battle["counterfactual_pair"]:
+            pairs.setdefault(battle["counterfactual_pair"], []).append(battle)
+    assert len(pairs) == count
     for first, second in pairs.values():
         assert [first[name] == second[name] for name in ("response_a", "response_b", "prompt")] == [True, True, False]
         assert first["label"] == second["label"][::-1]
@@ -39,7 +46,7 @@ def test_each_language_is_balanced(battles):
     rows = battles.to_pandas()
     assert len(rows) == 720 and len({normalize_text(prompt) for prompt in rows["prompt"]}) == 720
     for _, part in rows.groupby("language"):
-        single = part[part["pair"].isna()]
+        single = part[part["counterfactual_pair"].isna()]
         a_wins = np.array([label[0] == 1 for label in single["label"]])
         lengths = single[["response_a", "response_b"]].map(len).to_numpy()
         longer_wins = np.where(a_wins, lengths[:, 0] > lengths[:, 1], lengths[:, 1] > lengths[:, 0])
@@ -48,8 +55,24 @@ def test_each_language_is_balanced(battles):
         assert Counter(part["reason"]) == {"on_topic": 13, "correct": 13, "instruction": 12, "complete": 2}
 
 
-def test_answers_alone_are_at_chance_on_pairs_and_little_better_elsewhere(battles):
+def test_the_training_battles_are_balanced_and_ask_what_no_measured_battle_asks(battles, training):
+    rows = training.to_pandas()
+    for _, part in rows.groupby("language"):
+        single = part[part["counterfactual_pair"].isna()]
+        a_wins = np.array([label[0] == 1 for label in single["label"]])
+        lengths = single[["response_a", "response_b"]].map(len).to_numpy()
+        longer_wins = np.where(a_wins, lengths[:, 0] > lengths[:, 1], lengths[:, 1] > lengths[:, 0])
+        assert len(part) == 100 and len(single) == 20 and abs(a_wins.sum() - 10) <= 2
+        assert abs(longer_wins.sum() - 10) <= 2
+    index = DuplicateIndex()
+    index.add(battles["prompt"][:])
+    assert not [prompt for prompt in training["prompt"] if prompt in index]
+
+
+@pytest.mark.parametrize("part", ["battles", "training"])
+def test_answers_alone_are_at_chance_on_pairs_and_little_better_elsewhere(part, request):
     """A function of the two answers predicts the same in both battles of a pair: it is right on exactly one of them."""
+    battles = request.getfixturevalue(part)
     p = predict_without_prompts(battles, number_groups(battles))
     results = measure(battles, {"tf-idf": p, "swapped": p[:, ::-1]})
     assert results["counterfactual pairs"]["tf-idf"] == pytest.approx([0.5, 0.5, 0.5])

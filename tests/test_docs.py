@@ -14,6 +14,7 @@ from accelerate.commands.launch import launch_command_parser
 import modeling
 from benchmarks.speed.arguments import RECIPE, BenchmarkArguments
 from benchmarks.studies.tables import format_judges, format_parts, format_table
+from modeling.runtime.packages import WEIGHTS
 from modeling.settings import parsing
 from modeling.settings.flags import list_flags, read_trainer_flags
 from tests.helpers import REPOSITORY
@@ -272,3 +273,10 @@ def test_numbers_in_the_text_are_the_measured_ones():
     for page, texts in expected.items():
         said = " ".join(PAGES[page].split())
         assert [text for text in texts if text not in said] == []
+
+
+def test_the_bases_from_packages_are_those_that_the_program_knows():
+    said = PAGES["training.md"]
+    for name, weights in WEIGHTS.items():
+        assert f"| `{name}` |" in said
+        assert any(f"`{requirement.partition('==')[0]}`" in said for requirement in weights.requirements)

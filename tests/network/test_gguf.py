@@ -1,6 +1,8 @@
 """Bases from installed packages of weights: joined, checked, converted once, whole or not at all."""
 
 import hashlib
+import json
+import runpy
 import shutil
 import threading
 from collections.abc import Callable
@@ -11,17 +13,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
+from modeling.data.battles import load_battles
+from modeling.judging.judge import Judge
+from modeling.judging.member import read_member
 from modeling.network import gguf
 from modeling.network.base import find_base, fingerprint_base, load_base, unpack_gguf
 from modeling.runtime import packages
 from modeling.runtime.packages import WEIGHTS, Weights
-from tests.helpers import call, fail
+from tests.helpers import DEMO_DATA, REPOSITORY, call, fail
 
 NAME = "package:tiny_weights/tiny.gguf"
 HIDDEN, WIDE, LAYERS = 32, 64, 2
-TOKENS = [chr(code) for code in range(33, 127)] + ["ab", "<s>", "</s>"]
+# The template's words are tokens, so that a battle fits into a canary's 64.
+MERGES = [(word[:end], word[end]) for word in ("prompt", "response") for end in range(1, len(word))]
+TOKENS = [*sorted(ByteLevel.alphabet()), *map("".join, MERGES), "<s>", "</s>"]
 
 
 def write_gguf(path: Path) -> None:
@@ -40,7 +48,7 @@ def write_gguf(path: Path) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(TOKENS)
     writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges([" ".join(merge) for merge in MERGES])
     writer.add_bos_token_id(len(TOKENS) - 2)
     writer.add_eos_token_id(len(TOKENS) - 1)
     shapes = {"token_embd": (len(TOKENS), HIDDEN), "output_norm": (HIDDEN,)}
@@ -119,6 +127,33 @@ def test_terms_go_with_what_is_made_of_the_weights(weights, tmp_path, monkeypatc
     assert (find_base(NAME).folder / "NOTICE.md").read_text(encoding="utf-8") == "Terms apply."
     call("quantize", "--base", NAME, "--output_dir", tmp_path / "base", monkeypatch=monkeypatch)
     assert (tmp_path / "base" / "NOTICE.md").read_text(encoding="utf-8") == "Terms apply."
+
+
+def test_a_member_on_it_names_the_package_and_is_read_and_published_without_a_copy_of_the_base(
+    weights, tmp_path, monkeypatch, capsys
+):
+    flags = ["--orientation", "ab", "--train_file", DEMO_DATA / "test.jsonl", "--max_steps", 1, "--max_length", 96]
+    flags += [
+        "--optim",
+        "adamw_torch",
+        "--gradient_checkpointing",
+        "false",
+        "--dtype",
+        "float32",
+        "--save_strategy",
+        "no",
+    ]
+    call("train", "--base", NAME, *flags, "--output_dir", tmp_path / "ab", monkeypatch=monkeypatch)
+    config = json.loads((tmp_path / "ab" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == NAME
+    assert read_member(tmp_path / "ab").training["base_made_from"] == NAME
+    shutil.rmtree(tmp_path / "cache")  # as on another machine
+    battles = load_battles(DEMO_DATA / "test.jsonl").select(range(2))
+    assert Judge.from_pretrained([str(tmp_path / "ab")]).predict(battles)["p_a"].between(0, 1).all()
+    publish = ["--member", tmp_path / "ab", "--repo", "user/member", "--dry_run", "true"]
+    monkeypatch.setattr("sys.argv", ["publish.py", *map(str, publish)])
+    runpy.run_path(str(REPOSITORY / "scripts" / "publish.py"), run_name="__main__")
+    assert "user/member" in capsys.readouterr().out
 
 
 def test_two_that_ask_at_once_build_it_once(weights, monkeypatch):

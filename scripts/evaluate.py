@@ -31,7 +31,6 @@ def main() -> None:
     from modeling.evaluation.plots import draw_figures
     from modeling.evaluation.report import format_report
     from modeling.judging import scoring
-    from modeling.judging.predictions import calibrate_verdicts, take_raw
     from modeling.judging.recalibration import save_calibration
     from modeling.runtime.distributed import call_on_main
     from modeling.runtime.files import name_progress, replace_folder, write_json
@@ -52,10 +51,9 @@ def main() -> None:
     found = scoring.fit_calibration(arguments, judge, *others) if others else None
     if not state.is_main_process:
         return
-    if found or not arguments.calibrated:
-        verdicts = take_raw(verdicts)
-    if found:
-        verdicts = calibrate_verdicts(verdicts, found)
+    verdicts = scoring.calibrate(arguments, verdicts, found)
+    if answers_alone is not None:
+        answers_alone = scoring.calibrate(arguments, answers_alone, found)
     calibration = found or (judge and judge.calibration)
     report = scoring.evaluate_verdicts(arguments, battles, verdicts, calibration, answers_alone)
     with replace_folder(output, scoring.REPORT_FILE) as folder:

@@ -43,7 +43,7 @@ from modeling.network.base import (
     save_base,
     unpack_gguf,
 )
-from modeling.network.classifier import HEAD_FIELDS
+from modeling.network.classifier import HEAD_DEFAULTS
 from modeling.network.lora import add_adapters, collect_trained_weights
 from tests.helpers import DEMO_BACKBONE, DEMO_DATA, DEMO_TRAINING, GEMMA_TOKENIZER, LAUNCH, LAUNCHERS, call, succeed
 from tests.hub_stub import HubStub, serve_hub
@@ -145,7 +145,7 @@ def make_member(tokenizer):
                 if parameter.requires_grad and ("lora_B" in name or "score" in name):
                     parameter.normal_(std=0.2)
         encoding = build_encoding(tokenizer, max_length, "balanced")
-        head = {name: getattr(model.config, name) for name in HEAD_FIELDS}
+        head = {name: getattr(model.config, name) for name in HEAD_DEFAULTS}
         facts = MemberFacts(
             orientation, list(LABELS), dtype, encoding.to_dict(), head, fingerprint_base(base), training={}
         )

@@ -59,7 +59,7 @@ def list_imports(folder: Path) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("modeling", ["app", "deepspeed"]),
+        ("modeling", ["app", "deepspeed", "demo"]),
         ("scripts", ["app"]),
         ("tests", ["dev"]),
         ("benchmarks", ["dev", "benchmark"]),

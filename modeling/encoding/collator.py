@@ -119,17 +119,19 @@ class PackedCollator:
 def list_passes(battle: Mapping) -> Iterator[dict]:
     """Yields an encoded battle's passes: one, or two if it has `swapped_ids`, the second with its targets mirrored.
 
-    `place` numbers the passes of all battles, if they have a column `row`.
+    If the battles have a column `row`, `place` numbers the passes of all of them.
     """
     first = {name: battle[name] for name in ("input_ids", *BY_SLOT, "weight") if name in battle}
     if "teacher" in first and first["teacher"] is None:
         first["teacher"] = NO_TEACHER
     both = "swapped_ids" in battle
-    place = battle.get("row", 0) * (1 + both)
-    yield first | {"place": place}
+    if "row" in battle:
+        first["place"] = battle["row"] * (1 + both)
+    yield first
     if both:
-        mirrored = {name: orient_label(first[name], "ba") for name in BY_SLOT if name in first}
-        yield {**first, **mirrored, "input_ids": battle["swapped_ids"], "place": place + 1}
+        second = first | {name: orient_label(first[name], "ba") for name in BY_SLOT if name in first}
+        second |= {"place": first["place"] + 1} if "place" in first else {}
+        yield second | {"input_ids": battle["swapped_ids"]}
 
 
 def stack_targets(passes: Sequence[Mapping]) -> dict[str, torch.Tensor]:

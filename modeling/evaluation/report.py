@@ -197,7 +197,7 @@ def group_battles(battles: Dataset) -> tuple[list[int], str]:
         return groups, grouping
     joined, first = DisjointSet(set(groups)), {}
     for group, pair in zip(groups, battles[PAIR][:], strict=True):
-        if pair is not None:
+        if pair:  # an empty cell of a csv is an empty text
             joined.merge(first.setdefault(pair, group), group)
     numbers = {root: number for number, root in enumerate(dict.fromkeys(joined[group] for group in groups))}
     return [numbers[joined[group]] for group in groups], f"{grouping}, counterfactual pairs too"

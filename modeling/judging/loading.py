@@ -32,8 +32,8 @@ from modeling.judging.member import (
     read_member,
     write_facts,
 )
-from modeling.network.base import BaseFiles, find_base, fingerprint_base, load_base, load_tokenizer
-from modeling.network.classifier import PreferenceMixin
+from modeling.network.base import BaseFiles, copy_notices, find_base, fingerprint_base, load_base, load_tokenizer
+from modeling.network.classifier import HEAD_DEFAULTS, PreferenceMixin
 from modeling.network.lora import attach_adapter, build_merged, load_weights, measure_merged
 from modeling.network.precision import DTYPES, choose_dtype, set_dtype
 from modeling.runtime.choices import MERGES
@@ -191,7 +191,8 @@ def _load_member(
         model = load_base(BaseFiles(folder), dtype=reads_in, device=device)
     else:
         files = find_member_base(folder, facts)
-        key = (files.folder, reads_in, *facts.head.values())
+        # A member may have been written before a field of the head existed.
+        key = (files.folder, reads_in, *(facts.head.get(name, HEAD_DEFAULTS[name]) for name in HEAD_DEFAULTS))
         model = models.get(key) or load_base(files, dtype=reads_in, device=device, **facts.head)
         model = models[key] = attach_member(model, slot, folder)
     encoding = Encoding.from_dict(facts.encoding)
@@ -318,6 +319,7 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
     with replace_folder(output_dir, MEMBER_FILE) as beside:
         # The names are the original ones already, and transformers fails to revert the conversion of 8-bit weights.
         model.save_pretrained(beside, save_original_format=False)
+        copy_notices(find_member_base(folder, facts), beside)
         write_facts(beside, tokenizer, replace(facts, dtype=dtype), canaries)
         # After saving, because set_dtype changes the model: the canaries are read in a precision native to this device.
         asked = "float32" if dtype == "float32" else "auto"

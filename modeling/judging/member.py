@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from modeling.data.battles import LABELS, TRAINED_ORIENTATIONS
-from modeling.network.base import BaseFiles
+from modeling.network.base import BaseFiles, copy_notices
 from modeling.network.lora import write_adapter
 from modeling.runtime.choices import READINGS
 from modeling.runtime.files import hash_file, replace_file, replace_folder, write_json
@@ -87,6 +87,7 @@ def save_member(
         # Never an absolute path: the folder must work on another machine, and must not show the user's directories.
         base_name = base.repo or base.package or os.path.relpath(base.folder.resolve(), folder.resolve())
         write_adapter(beside, model, weights, base_name, base.revision)
+        copy_notices(base, beside)
         write_facts(beside, tokenizer, facts, canaries)
         if finish:
             finish(beside)

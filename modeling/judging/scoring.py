@@ -11,13 +11,13 @@ import pyarrow as pa
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from modeling.data.battles import hide_prompts, load_battles
+from modeling.data.battles import TEXTS, hide_prompts, load_battles
 from modeling.evaluation.report import align_verdicts, build_comparison, build_report, read_labels
 from modeling.evaluation.text_report import METRIC_NAMES
 from modeling.judging.calibration import FITS, Calibration
 from modeling.judging.judge import Judge
 from modeling.judging.member import locate_judge
-from modeling.judging.predictions import RAW, take_raw
+from modeling.judging.predictions import RAW, calibrate_verdicts, take_raw
 from modeling.judging.recalibration import (
     check_not_fitted_on,
     check_not_trained_on,
@@ -33,11 +33,14 @@ from modeling.settings.arguments import EvaluateArguments
 logger = get_logger("bothways.evaluate")
 
 REPORT_FILE = "report.json"
+OWN_TABLES = ("length", "cut")
 
 
 def check_output(output: Path, arguments: EvaluateArguments) -> None:
     """Raises a ValueError if the output cannot be written, before minutes are spent on it."""
     check_replaceable(output, REPORT_FILE)
+    if arguments.answers_alone not in (None, "judge"):
+        check_predictions(arguments.answers_alone)
     names = (
         "battles",
         "predictions",
@@ -58,7 +61,12 @@ def check_output(output: Path, arguments: EvaluateArguments) -> None:
 
 
 def check_columns(arguments: EvaluateArguments, battles: Dataset) -> None:
-    """Raises a ValueError if a column of --by does not exist."""
+    """Raises a ValueError if a column of --by does not exist, or cannot be a table of its own."""
+    if taken := [name for name in arguments.by or () if name in (*TEXTS, *OWN_TABLES)]:
+        raise ValueError(
+            f"--by {' '.join(taken)}: expected a column of few values; found a text, which no report may hold, or a "
+            "table that every report has. Leave it out."
+        )
     if missing := [name for name in arguments.by or () if name not in battles.column_names]:
         found = ", ".join(battles.column_names)
         raise ValueError(f"--by {' '.join(missing)}: expected columns of {arguments.battles}; found {found}.")
@@ -128,6 +136,13 @@ def fit_calibration(arguments: EvaluateArguments, judge: Judge | None, others: D
         verdicts = read_battles(arguments, judge, others.select(rows), calibrated=False)
     calibration = FITS[arguments.calibrate](take_raw(verdicts)["p_a"].to_numpy(), read_labels(others)[rows])
     return replace(calibration, fitted_on=describe_file(arguments.calibrate_battles))
+
+
+def calibrate(arguments: EvaluateArguments, verdicts: pd.DataFrame, found: Calibration | None) -> pd.DataFrame:
+    """Verdicts with the fitted calibration, with the judge's own, or with none, as asked."""
+    if found or not arguments.calibrated:
+        verdicts = take_raw(verdicts)
+    return calibrate_verdicts(verdicts, found) if found else verdicts
 
 
 def evaluate_verdicts(

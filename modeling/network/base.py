@@ -119,7 +119,8 @@ def find_base(base: str) -> BaseFiles:
 def fingerprint_base(files: BaseFiles) -> str:
     """Returns a hash that identifies a base's weights: its config, and each weight file's size, first and last MiB."""
     if files.package:
-        return WEIGHTS[files.package].sha256[:16]  # the folder in the cache names the version of transformers
+        # Of the weights: the config that transformers writes beside them names its own version.
+        return WEIGHTS[files.package].sha256[:16]
     # Not the whole files: hashing a 9 GB base would take longer than loading it.
     digest = hashlib.sha256()
     weights = [files.folder / files.gguf_file] if files.gguf_file else sorted(files.folder.glob("*.safetensors"))

@@ -1,4 +1,5 @@
-"""The preference model: a decoder, pooled at its last real token, with an MLP head that gives one logit per label.
+"""The preference model: a decoder, pooled at its last real token or over all tokens, with an MLP head that gives one
+logit per label.
 
 One mixin holds all behaviour; the family classes below it name only the transformers classes that they extend.
 Importing this module registers them with transformers' Auto classes. It must not know how text became token ids.
@@ -6,7 +7,7 @@ Importing this module registers them with transformers' Auto classes. It must no
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -112,7 +113,7 @@ class PreferenceMixin:
         return_dict: bool | None = None,  # PEFT passes it; an output object is returned anyway
         **kwargs,
     ) -> SequenceClassifierOutput:
-        """Computes one row of logits per battle from its last real token, and the loss if there are labels.
+        """Computes one row of logits per battle, and the loss if there are labels.
 
         Args:
             input_ids: Shape (battles, tokens), padded on either side, or (1, tokens) for a packed sequence.
@@ -230,9 +231,6 @@ def find_last_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     return (positions * attention_mask.to(torch.int64)).argmax(dim=-1)
 
 
-HEAD_FIELDS = ("head_dropout", "head_hidden_size", "pooling")  # config fields that a member records
-
-
 @dataclass(kw_only=True)
 class PreferenceConfigMixin:
     """Config fields of the head. They are saved with the weights, so a folder rebuilds its own head."""
@@ -248,6 +246,9 @@ class PreferenceConfigMixin:
         if self.head_hidden_size is None:
             self.head_hidden_size = self.hidden_size // 2
 
+
+# The config fields of the head, which a member records, with their defaults.
+HEAD_DEFAULTS = {field.name: field.default for field in fields(PreferenceConfigMixin)}
 
 # Each family needs three classes, because transformers builds the body with AutoModel.from_config: a config with its
 # own model_type, a body registered for that config, and the classifier. The loop below FAMILIES registers them.

@@ -1,9 +1,13 @@
 """Hidden states of the frozen lower layers, computed once and replayed in every later epoch.
 
 Attention is causal, so a token's state depends on the tokens before it in its own sequence alone, whatever it is packed
-with. This module must not know how a training run uses it.
+with (on a GPU, 8-bit layers choose outliers over the whole pack, as they do without this). This module must not know
+how a training run uses it.
 """
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +60,13 @@ class FrozenStates:
             path: File to create, of about `measure_states` bytes. It may be unlinked at once.
             sequences: Token ids of each sequence.
             hidden_size: Numbers per token.
+
+        Raises:
+            OSError: If the disk has no room.
         """
+        # The file is sparse: on a full disk, writing to it later would kill the process without a message.
+        if shutil.disk_usage(path.parent).free < measure_states(sum(map(len, sequences)), hidden_size):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
         self.sequences = sequences
         self.starts = np.cumsum([0, *map(len, sequences)])
         self.states = np.lib.format.open_memmap(path, "w+", np.float32, (int(self.starts[-1]), hidden_size))
@@ -110,9 +120,9 @@ class FrozenStates:
         return torch.from_numpy(found).to(self.dtype)[None]
 
 
-def measure_states(sequences: Sequence[Sequence[int]], hidden_size: int) -> int:
-    """Returns the bytes that the states of these sequences take."""
-    return ITEM * hidden_size * sum(map(len, sequences))
+def measure_states(tokens: int, hidden_size: int) -> int:
+    """Returns the bytes that the states of so many tokens take."""
+    return ITEM * hidden_size * tokens
 
 
 class _Reached(Exception):

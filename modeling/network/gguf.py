@@ -6,7 +6,6 @@ It knows transformers' GGUF reader and must not know preference models: what it 
 import hashlib
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,12 +17,21 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, GgufConfig
 
 from modeling.runtime.files import replace_folder
-from modeling.runtime.packages import CACHE_VARIABLE, PACKAGED, WEIGHTS, Weights, find_cache, find_packaged, find_parts
+from modeling.runtime.packages import (
+    CACHE_VARIABLE,
+    MARK,
+    PACKAGED,
+    WEIGHTS,
+    Weights,
+    find_cache,
+    find_packaged,
+    find_parts,
+    is_built,
+    locate_built,
+)
 
 logger = logging.getLogger(__name__)  # not accelerate's: the process that builds need not be the main one
 
-MARK = "config.json"  # the file that every model folder contains
-FORMAT = 1  # of the folders in the cache: raise it when what is written changes
 BLOCK = 1 << 22  # bytes
 STEPS = "{desc}{n_fmt} of {total_fmt} steps done, {elapsed} so far"  # of a progress bar
 
@@ -81,15 +89,14 @@ def build_packaged(name: str) -> Path:
         ValueError: If the weights in the packages are not those that were tested.
         OSError: If the cache cannot be written.
     """
-    weights = WEIGHTS[name]
-    folder = find_cache() / "bases" / f"{Path(name).stem}-{weights.sha256[:8]}-{FORMAT}"
-    if (folder / MARK).is_file():
+    weights, folder = WEIGHTS[name], locate_built(name)
+    if is_built(name):
         return folder
     parts = find_parts(name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder):
-            if not (folder / MARK).is_file():
+            if not is_built(name):
                 _build(name, parts, folder)
     except OSError as error:
         free = shutil.disk_usage(next(parent for parent in folder.parents if parent.exists())).free / 1e9
@@ -119,15 +126,16 @@ def _build(name: str, parts: Sequence[Path], folder: Path) -> None:
     """Joins, checks and converts the weights into a folder, which appears whole or not at all."""
     weights = WEIGHTS[name]
     logger.info(f"Building the base {weights.title} in {folder}, once")
-    with replace_folder(folder, MARK) as beside, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        gguf = _join(weights, parts, Path(scratch))
+    with replace_folder(folder, MARK) as beside:
+        gguf = _join(weights, parts, beside)  # not in another folder, which a killed process would leave for ever
         with parse_once(), tqdm(total=2, desc="Tokenizer", bar_format=STEPS) as bar:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             bar.update()
             bar.set_description("Weights")
-            # Half of float32's size; the weights were quantised to about 5 bits, so rounding to 8 changes nothing.
+            # Half of float32's size. Weights of about 5 bits change by at most 0.4%.
             convert_gguf(gguf, beside, torch.bfloat16, name)
             bar.update()
+        gguf.unlink()
         tokenizer.save_pretrained(beside)
         for notice in weights.notices:
             shutil.copy(find_packaged(PACKAGED + notice, "Notice"), beside)

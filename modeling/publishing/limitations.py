@@ -78,10 +78,15 @@ def _compare_accuracy(accuracy: Mapping, baselines: Mapping) -> Iterator[str]:
             f"The interval of its accuracy, {low:.3f} to {high:.3f}, includes 0.5: these battles do not show that it "
             "is better than guessing."
         )
-    # A baseline is named unless the whole interval lies above it. Its own uncertainty is not considered.
+    # A baseline is named unless the judge's lead over it lies above 0. Reports without leads compare the judge's whole
+    # interval with the baseline's accuracy.
     for name, baseline in baselines.items():
-        other = baseline["accuracy"]["value"]
-        if other is not None and low <= other:
+        other, lead = baseline["accuracy"]["value"], baseline.get("difference")
+        if lead and lead["low"] is not None:
+            if lead["low"] <= 0:
+                doubt = "" if lead["high"] < 0 else ", but the interval includes 0: no difference is shown"
+                yield f'Its lead over the baseline "{name}", {other:.3f}, is {lead["value"]:+.3f}{doubt}.'
+        elif other is not None and low <= other:
             relation = "is below" if share < other else "is above" if share > other else "equals"
             doubt = "" if high < other else ", but the interval includes that value: no difference is shown"
             yield f'Its accuracy, {share:.3f}, {relation} that of the baseline "{name}", {other:.3f}{doubt}.'

@@ -104,7 +104,8 @@ def find_published_files(repo: str, names: set[str]) -> set[str]:
     def is_ours(name: str) -> bool:
         """Whether an upload writes this name, in a member's folder or at the root."""
         known = any(is_member_file(name, merged) for merged in (True, False)) or name == JUDGE_FILE
-        return name in figures or (known and not FIGURE.fullmatch(name))
+        # A notice may be the user's own; ours is replaced by its name, and does no harm if it stays.
+        return name in figures or (known and not FIGURE.fullmatch(name) and name not in NOTICES)
 
     ours = {name for name in names if any(is_ours(name.removeprefix(folder)) for folder in ("", *members))}
     # A new repository may have a README.md already; any other of these files without member.json is another model's.
@@ -126,7 +127,7 @@ def find_published_base_files(repo: str, names: set[str]) -> set[str]:
         raise ValueError(
             f"Publishing to {repo}: expected a new repository, or one of a base; found {min(found)}. Give another name."
         )
-    return {name for name in names if is_base_file(name)}
+    return {name for name in names if is_base_file(name) and name not in NOTICES}
 
 
 # --- staging ----------------------------------------------------------------------------------------------------------

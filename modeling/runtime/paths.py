@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from modeling.runtime.packages import PACKAGED, WEIGHTS, find_packaged, find_parts
+from modeling.runtime.packages import PACKAGED, WEIGHTS, find_packaged, find_parts, is_built
 
 BATTLE_ENDINGS = (".parquet", ".csv", ".jsonl")
 SOURCE = re.compile(r"(?P<path>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>.+))?")
@@ -118,7 +118,8 @@ def check_base(base: str) -> None:
     """Raises an error if a base is not a packaged file, a GGUF file or a model folder, and cannot be a repository."""
     path = Path(base)
     if base in WEIGHTS:
-        find_parts(base)
+        if not is_built(base):
+            find_parts(base)
     elif base.startswith(PACKAGED):
         find_packaged(base, "Base")
     elif not path.is_dir():

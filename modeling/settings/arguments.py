@@ -452,6 +452,8 @@ class PredictArguments(JudgeArguments):
         require(self, "battles", "judge", "output_dir")
         if bool(self.cascade) != bool(self.cascade_shares):
             raise ValueError("--cascade and --cascade_shares: expected both or neither; found one. Give both.")
+        if self.folds and self.hide_prompts:
+            raise ValueError("--folds: expected without --hide_prompts, as folds go by prompt; found both.")
         if self.folds and (self.cascade or self.time_budget):
             raise ValueError("--folds: expected without --cascade and --time_budget; found one of them. Leave it out.")
         if self.time_budget:

@@ -19,7 +19,7 @@ from modeling.evaluation.report import build_report
 from modeling.judging.canaries import build_empty_canaries, record_canaries
 from modeling.judging.member import MemberFacts, save_member
 from modeling.network.base import BaseFiles
-from modeling.network.classifier import HEAD_FIELDS
+from modeling.network.classifier import HEAD_DEFAULTS
 from modeling.network.lora import collect_trained_weights
 from modeling.settings.arguments import TrainArguments
 from modeling.training.run_record import build_eval_verdicts, describe_fold, describe_run, measure_training
@@ -66,7 +66,7 @@ class FinishedRun:
             labels=list(LABELS),
             dtype=self.dtype,
             encoding=self.encoder.encoding.to_dict(),
-            head={name: getattr(model.config, name) for name in HEAD_FIELDS},
+            head={name: getattr(model.config, name) for name in HEAD_DEFAULTS},
             base_fingerprint=self.fingerprint,
             training=described | describe_fold(self.arguments, self.eval_battles),
         )

@@ -245,29 +245,33 @@ def cache_frozen_states(
     step = training.train_batch_size * training.gradient_accumulation_steps
     epochs = training.num_train_epochs if training.max_steps < 0 else training.max_steps * step / len(train_set)
     # Several processes would each compute the states of all battles, because every epoch deals them out anew. A
-    # checkpointed layer passes no gradient on to its adapters if its input has none.
+    # checkpointed layer passes no gradient on to its adapters if its input has none. Dropout and NEFTune's noise would
+    # be other ones in every epoch.
     possible = training.world_size == 1 and not training.deepspeed_plugin and not training.gradient_checkpointing
-    if not frozen or epochs <= 1 or not possible or getattr(network.config, "attention_dropout", 0):
+    noisy = getattr(network.config, "attention_dropout", 0) or training.neftune_noise_alpha
+    if not frozen or epochs <= 1 or not possible or noisy:
         return None
-    passes = [each["input_ids"] for battle in train_set for each in list_passes(battle)]
-    size, limit = measure_states(passes, network.config.hidden_size) / 1e9, arguments.cache_frozen_gb
+    tokens, limit = sum(train_set["length"]), arguments.cache_frozen_gb
+    size = measure_states(tokens, network.config.hidden_size) / 1e9
     if size > limit:
         logger.info(
             f"Frozen layers run in every epoch: their states, {size:.2f} GB, exceed --cache_frozen_gb {limit:g}"
         )
         return None
+    passes = [each["input_ids"] for battle in train_set for each in list_passes(battle)]
     path = Path(training.output_dir) / "frozen.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         states = FrozenStates(path, passes, network.config.hidden_size)
-        path.unlink()  # the file lives as long as it is mapped, so that a killed process leaves nothing
-        budget = arguments.tokens_per_batch or choose_budget(passes, training.device.type)
-        states.compute(network.eval(), layers[frozen - 1], build_batches(passes, budget))
     except OSError as error:
         raise OSError(
             f"--cache_frozen_gb {limit:g}: expected to write {size:.2f} GB to {path.parent}; found {error}. Make room, "
             "or pass --cache_frozen_gb 0."
         ) from error
+    finally:
+        path.unlink(missing_ok=True)  # it lives as long as it is mapped, so that a killed process leaves nothing
+    budget = arguments.tokens_per_batch or choose_budget(passes, training.device.type)
+    states.compute(network.eval(), layers[frozen - 1], build_batches(passes, budget))
     network.num_frozen_layers = frozen
     logger.info(f"Frozen layers: the states of {frozen} of {len(layers)} layers are computed once, {size:.2f} GB")
     return states

@@ -273,7 +273,7 @@ def compute_train_loss(log_history: Sequence[Mapping]) -> float:
 REPORTING = frozenset(
     {
         # our own
-        *("base", "train_file", "eval_file", "dry_run"),
+        *("base", "train_file", "eval_file", "dry_run", "cache_frozen_gb"),
         # files
         *("output_dir", "save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node"),
         *("enable_jit_checkpoint", "resume_from_checkpoint", "restore_callback_states_from_checkpoint"),

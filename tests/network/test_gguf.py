@@ -123,7 +123,6 @@ def test_its_fingerprint_is_that_of_the_weights_whatever_wrote_the_folder(weight
 
 
 def test_terms_go_with_what_is_made_of_the_weights(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(packages, "NOTICES", ("NOTICE.md",))
     assert (find_base(NAME).folder / "NOTICE.md").read_text(encoding="utf-8") == "Terms apply."
     call("quantize", "--base", NAME, "--output_dir", tmp_path / "base", monkeypatch=monkeypatch)
     assert (tmp_path / "base" / "NOTICE.md").read_text(encoding="utf-8") == "Terms apply."

@@ -41,7 +41,7 @@ def main() -> None:
 
     base = find_base(arguments.base)
     output, dtype, smoothing = setup.prepare_run(arguments, training, base)
-    train_battles, eval_battles, data = setup.load_parts(arguments, training.world_size)
+    train_battles, eval_battles, data = setup.load_parts(arguments, training.world_size, training.seed)
     publish_to = plan_push(training, arguments.orientation, base)
     fingerprint = fingerprint_base(base)  # now, because the base may be replaced during the training
     encoder = load_encoder(base, arguments.max_length, arguments.truncation)

@@ -225,6 +225,11 @@ class TrainArguments(BattleArguments):
         "keep", "Duplicates of an earlier battle of the same source.", choices=DUPLICATE_POLICIES
     )
     identical_policy: str = option("keep", "Battles with two equal answers.", choices=DUPLICATE_POLICIES)
+    counterfactual_pairs: int = option(
+        0,
+        "Add this many pairs of battles, made of the training battles: two prompts of one language with the answers "
+        "that won. Only the prompt tells which answer is right, so the model learns to read it.",
+    )
     teacher_column: list[str] | None = option(
         None,
         "Columns with a teacher's probabilities, [p_a, p_b] or p_a. Several are averaged; null means no teacher.",
@@ -277,6 +282,19 @@ class TrainArguments(BattleArguments):
             raise ValueError(
                 "--eval_file and --num_folds: expected one of them; found both. Leave one out, or pass --num_folds 0."
             )
+        if self.fold and not self.num_folds:
+            raise ValueError(f"--fold {self.fold}: expected --num_folds too; found none. Give it, or leave --fold out.")
+        if self.counterfactual_pairs < 0:
+            raise ValueError(f"--counterfactual_pairs {self.counterfactual_pairs}: expected 0 or more.")
+        if not 0 <= self.both_orders_weight <= 1 or (self.both_orders_weight and self.orientation != "both"):
+            raise ValueError(
+                f"--both_orders_weight {self.both_orders_weight}: expected 0 to 1, and --orientation both; found "
+                f"{self.orientation}. Leave it out, or train on both orders."
+            )
+        self._check_sources()
+        self._check_teacher()
+
+    def _check_sources(self) -> None:
         for name in ("train_weights", "train_confidences"):
             values = vars(self)[name]
             if values is not None and len(values) != len(self.train_file):
@@ -291,18 +309,13 @@ class TrainArguments(BattleArguments):
             )
         if not all(0.5 < confidence <= 1 for confidence in self.train_confidences or ()):
             raise ValueError(f"--train_confidences {self.train_confidences}: expected numbers above 0.5, up to 1.")
+
+    def _check_teacher(self) -> None:
         if not 0 < self.teacher_temperature < math.inf or not 0 <= self.teacher_weight <= 1:
             raise ValueError(
                 f"--teacher_temperature {self.teacher_temperature} --teacher_weight {self.teacher_weight}: expected a "
                 "temperature above 0 and a weight from 0 to 1."
             )
-        if not 0 <= self.both_orders_weight <= 1 or (self.both_orders_weight and self.orientation != "both"):
-            raise ValueError(
-                f"--both_orders_weight {self.both_orders_weight}: expected 0 to 1, and --orientation both; found "
-                f"{self.orientation}. Leave it out, or train on both orders."
-            )
-        if self.fold and not self.num_folds:
-            raise ValueError(f"--fold {self.fold}: expected --num_folds too; found none. Give it, or leave --fold out.")
         defaults = {field.name: field.default for field in fields(self)}
         idle = [name for name in ("teacher_weight", "teacher_temperature") if vars(self)[name] != defaults[name]]
         if idle and not self.teacher_column:

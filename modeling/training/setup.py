@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoConfig, TrainingArguments, set_seed
 
 from modeling.data.battles import list_orders, load_battles
+from modeling.data.counterfactuals import make_counterfactuals, number_units
 from modeling.data.folds import split_folds
 from modeling.data.mixture import describe_battles, drop_contaminated, drop_duplicates, mix_sources
 from modeling.data.near_duplicates import DuplicateIndex
@@ -36,6 +37,7 @@ from modeling.training.run_record import describe_source, name_run
 from modeling.training.trainer import PreferenceTrainer, smooth_dataset
 
 logger = get_logger("bothways.train")
+MADE = "made counterfactual pairs"  # as a source of training battles
 MIXED_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}  # our names and the launcher's
 
 
@@ -97,7 +99,7 @@ def _choose_dtype(asked: str, training: TrainingArguments, base: BaseFiles, chec
     return choose_dtype(asked, training.device, AutoConfig.from_pretrained(base.folder), training=True)
 
 
-def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, Dataset | None, list[dict]]:
+def load_parts(arguments: TrainArguments, num_processes: int, seed: int) -> tuple[Dataset, Dataset | None, list[dict]]:
     """Loads all sources; no prompt of the evaluation battles is trained on.
 
     Returns:
@@ -132,12 +134,13 @@ def load_parts(arguments: TrainArguments, num_processes: int) -> tuple[Dataset, 
             "Start fewer processes, give more battles, or see above which battles were dropped."
         )
     names = [Path(file).name for file in arguments.train_file]
-    battles = mix_sources(
-        list(zip(names, guarded, strict=True)),
-        arguments.train_weights,
-        arguments.train_confidences,
-        arguments.teacher_column or (),
-    )
+    weights, confidences = arguments.train_weights, arguments.train_confidences
+    parts = list(zip(names, guarded, strict=True))
+    if count := arguments.counterfactual_pairs:
+        # Of all sources, before their labels are softened: a made pair is right by construction.
+        parts.append((MADE, make_counterfactuals(mix_sources(parts), count, seed)))
+        weights, confidences = (values and [*values, 1.0] for values in (weights, confidences))
+    battles = mix_sources(parts, weights, confidences, arguments.teacher_column or ())
     data = [describe_source("train", file, part) for file, part in zip(arguments.train_file, guarded, strict=True)]
     logger.info(f"Training on {len(battles)} battles:\n{describe_battles(battles)}")
     if evaluation is not None:
@@ -153,6 +156,7 @@ def encode_parts(
     logger.info(f"Audit of the encoding:\n{audit_battles(train_battles, encoder, orientation)}")
     # Only the training labels are smoothed: metrics compare with what people said.
     train_set = smooth_dataset(encode_dataset(train_battles, encoder, orientation), smoothing)
+    train_set = train_set.add_column("unit", number_units(train_battles))
     logger.info(f"First encoded battle:\n{encoder.tokenizer.decode(train_set[0]['input_ids'])}")
     return train_set, None if eval_battles is None else encode_dataset(eval_battles, encoder, orientation)
 

@@ -40,13 +40,25 @@ class EpochSampler(Sampler):
     once their batches differ, and after a restart: some battles would be read twice and others never.
     """
 
-    def __init__(self, lengths: Sequence[int], group_size: int | None, seed: int):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        group_size: int | None,
+        seed: int,
+        units: Sequence[int] | None = None,
+    ):
         """
         Args:
             lengths: Tokens of each battle.
             group_size: Battles of similar length that come together, those of one optimizer step. None: no grouping.
+            units: A number for each battle; those with the same number come one after the other, as the two battles of
+                a counterfactual pair should. None: each battle by itself.
         """
         self.lengths, self.group_size, self.seed = lengths, group_size, seed
+        rows: dict[int, list[int]] = {}
+        for row, unit in enumerate(range(len(lengths)) if units is None else units):
+            rows.setdefault(unit, []).append(row)
+        self.units = list(rows.values())
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -56,8 +68,13 @@ class EpochSampler(Sampler):
         # Shifted, so that seed 0 in epoch 1 does not draw the order of seed 1 in epoch 0.
         generator = torch.Generator().manual_seed((self.seed << 16) + self.epoch)
         if self.group_size is None:
-            return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
-        return iter(get_length_grouped_indices(self.lengths, self.group_size, generator=generator))
+            order = torch.randperm(len(self.units), generator=generator).tolist()
+        else:
+            longest = [max(self.lengths[row] for row in unit) for unit in self.units]
+            # In units, which are as large as the battles that they hold on average.
+            size = max(1, round(self.group_size * len(self.units) / len(self.lengths)))
+            order = get_length_grouped_indices(longest, size, generator=generator)
+        return (row for number in order for row in self.units[number])
 
 
 class PreferenceTrainer(Trainer):
@@ -98,7 +115,8 @@ class PreferenceTrainer(Trainer):
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         grouped = strategy == "group_by_length"
-        self.sampler = EpochSampler(self.train_dataset["length"][:], step if grouped else None, seed)
+        numbers = self.train_dataset["unit"][:] if "unit" in self.train_dataset.column_names else None
+        self.sampler = EpochSampler(self.train_dataset["length"][:], step if grouped else None, seed, numbers)
         return self.sampler
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: int | None = None) -> torch.Tensor:

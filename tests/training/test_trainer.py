@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import dataclass, fields
 
 import pytest
@@ -7,6 +8,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from modeling.encoding.collator import PackedCollator
+from modeling.judging.member import read_member
 from modeling.network.base import load_base
 from modeling.network.lora import add_adapters
 from modeling.settings.arguments import TrainArguments
@@ -49,6 +51,23 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone():
             torch.rand(3)
             assert list(sampler) == orders[seed, epoch] and sorted(orders[seed, epoch]) == list(range(64))
         assert orders[0, 0] != orders[0, 1] != orders[1, 0]
+
+
+@pytest.mark.parametrize("group_size", [None, 8])
+def test_battles_of_one_unit_come_one_after_the_other(group_size):
+    """In every epoch each battle once; without units the order is what it was before there were any."""
+    lengths = [n % 13 for n in range(64)]
+    units = [n // 2 if n < 40 else n for n in range(64)]
+    orders = []
+    for epoch in (0, 1):
+        sampler = EpochSampler(lengths, group_size, 0, units)
+        sampler.epoch = epoch
+        orders.append(list(sampler))
+        places = {row: place for place, row in enumerate(orders[-1])}
+        assert sorted(orders[-1]) == list(range(64))
+        assert all(places[n + 1] == places[n] + 1 for n in range(0, 40, 2))
+    assert orders[0] != orders[1]
+    assert list(EpochSampler(lengths, group_size, 0)) == list(EpochSampler(lengths, group_size, 0, range(64)))
 
 
 def test_groups_are_of_like_length():
@@ -270,6 +289,16 @@ def test_states_of_frozen_layers_that_are_kept_change_no_loss(
     kept, computed = ([entry["loss"] for entry in run["history"] if "loss" in entry] for run in runs.values())
     assert len(kept) == 27 and kept == pytest.approx(computed, abs=1e-5)
     assert kept != [kept[0]] * 27
+
+
+def test_made_counterfactual_pairs_are_one_more_source(build_training, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    flags = [*build_training("one", tmp_path / "ab"), "--max_steps", 1, "--eval_strategy", "no"]
+    call("train", *flags, "--counterfactual_pairs", 10, monkeypatch=monkeypatch)
+    said = "\n".join(caplog.messages)
+    assert "Training on 92 battles" in said and re.search(r"made counterfactual pairs +all +20 +10 +10 +0", said)
+    facts = read_member(tmp_path / "ab").training
+    assert facts["counterfactual_pairs"] == 10 and facts["num_battles"] == 92
 
 
 def test_no_states_are_kept_for_a_single_epoch(build_training, tmp_path, monkeypatch, caplog):

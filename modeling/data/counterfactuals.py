@@ -1,0 +1,76 @@
+"""Counterfactual pairs: two battles with the same two answers, each of which is right for another prompt.
+
+Only the prompt tells which answer wins, so a model cannot learn such battles without reading it. Trained in one batch,
+whatever the two answers give away by themselves cancels out. This module must not know tensors.
+"""
+
+import numpy as np
+from datasets import Dataset
+
+from modeling.data.near_duplicates import normalize_text
+
+MOST_TRIES = 20  # draws for each pair that is wanted, before the battles count as too few
+
+
+def make_counterfactuals(battles: Dataset, count: int, seed: int = 0) -> Dataset:
+    """Makes counterfactual pairs of labelled battles: two prompts in one language, with the answer that won each.
+
+    Args:
+        battles: Battles with a column label and, if there are several languages, a column language.
+        count: Number of pairs.
+        seed: Decides which prompts meet, and which answer comes first.
+
+    Returns:
+        Twice as many battles, the two of a pair one after the other, with columns id, prompt, response_a, response_b,
+        label and language.
+
+    Raises:
+        ValueError: If no language has two decided battles with different prompts and answers.
+    """
+    random, rows, tries = np.random.default_rng(seed), [], 0
+    languages = _list_answers(battles)
+    # By the root of its battles, so that a small language is not lost beside a large one.
+    shares = np.sqrt([len(answers) for answers in languages.values()])
+    while len(rows) < 2 * count:
+        tries += 1
+        if not languages or tries > MOST_TRIES * count:
+            raise ValueError(
+                f"--counterfactual_pairs {count}: expected two decided battles of one language with different prompts "
+                "and answers; found too few. Give more battles, or leave it out."
+            )
+        language = list(languages)[random.choice(len(languages), p=shares / shares.sum())]
+        first, second = random.integers(len(languages[language]), size=2)
+        (prompt, right), (other, wrong) = languages[language][first], languages[language][second]
+        if normalize_text(prompt) == normalize_text(other) or normalize_text(right) == normalize_text(wrong):
+            continue
+        a_first = bool(random.integers(2))
+        answers = {"response_a": right if a_first else wrong, "response_b": wrong if a_first else right}
+        for number, (text, a_wins) in enumerate(((prompt, a_first), (other, not a_first))):
+            id, label = f"made-{len(rows) // 2}-{number}", [float(a_wins), float(not a_wins)]
+            rows.append({"id": id, "prompt": text, **answers, "label": label, "language": language})
+    return Dataset.from_list(rows)
+
+
+def _list_answers(battles: Dataset) -> dict[str | None, list[tuple[str, str]]]:
+    """Returns the prompt and the winning answer of each decided battle, by language; languages with at least two."""
+    count = len(battles)
+    languages = battles["language"][:] if "language" in battles.column_names else [None] * count
+    found: dict[str | None, list[tuple[str, str]]] = {}
+    columns = (battles[name][:] for name in ("prompt", "response_a", "response_b", "label"))
+    for language, prompt, a, b, label in zip(languages, *columns, strict=True):
+        if label[0] != label[1]:
+            found.setdefault(language, []).append((prompt, a if label[0] > label[1] else b))
+    return {language: answers for language, answers in found.items() if len(answers) > 1}
+
+
+def number_units(battles: Dataset) -> list[int]:
+    """Returns a number for each battle, which the battles of a counterfactual pair share.
+
+    Battles on one prompt with the same answers, which several people voted on, are no such pair.
+    """
+    answers = list(zip(battles["response_a"][:], battles["response_b"][:], strict=True))
+    prompts: dict[tuple[str, str], set[str]] = {}
+    for pair, prompt in zip(answers, battles["prompt"][:], strict=True):
+        prompts.setdefault(pair, set()).add(prompt)
+    numbers = {pair: number for number, pair in enumerate(prompts)}
+    return [numbers[pair] if len(prompts[pair]) > 1 else len(numbers) + row for row, pair in enumerate(answers)]

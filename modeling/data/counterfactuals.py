@@ -64,13 +64,26 @@ def _list_answers(battles: Dataset) -> dict[str | None, list[tuple[str, str]]]:
 
 
 def number_units(battles: Dataset) -> list[int]:
-    """Returns a number for each battle, which the battles of a counterfactual pair share.
+    """Returns a number for each battle, which the two battles of a counterfactual pair share.
 
-    Battles on one prompt with the same answers, which several people voted on, are no such pair.
+    Two battles are a pair if they have the same answers in the same places, other prompts, and opposite winners. Each
+    battle is in one pair at most: many battles between "yes" and "no" would otherwise come in one batch, all with the
+    same winner.
     """
-    answers = list(zip(battles["response_a"][:], battles["response_b"][:], strict=True))
-    prompts: dict[tuple[str, str], set[str]] = {}
-    for pair, prompt in zip(answers, battles["prompt"][:], strict=True):
-        prompts.setdefault(pair, set()).add(prompt)
-    numbers = {pair: number for number, pair in enumerate(prompts)}
-    return [numbers[pair] if len(prompts[pair]) > 1 else len(numbers) + row for row, pair in enumerate(answers)]
+    units = list(range(len(battles)))
+    # Battles without a partner yet, by answers and winner, then by prompt.
+    waiting: dict[tuple, dict[str, list[int]]] = {}
+    columns = (battles[name][:] for name in ("response_a", "response_b", "prompt", "label"))
+    for row, (a, b, prompt, label) in enumerate(zip(*columns, strict=True)):
+        if label[0] == label[1]:
+            continue
+        a_wins = label[0] > label[1]
+        partners = waiting.get((a, b, not a_wins), {})
+        other = next((asked for asked in partners if asked != prompt), None)
+        if other is None:
+            waiting.setdefault((a, b, a_wins), {}).setdefault(prompt, []).append(row)
+            continue
+        units[row] = partners[other].pop()
+        if not partners[other]:
+            del partners[other]
+    return units

@@ -202,7 +202,7 @@ def set_dtype(model: nn.Module, dtype: str) -> None:
     for module in model.modules():
         # Gemma-3 multiplies its embeddings by this buffer, which a load in bf16 rounds for good, from 25.30 to 25.25.
         if hasattr(module, "scalar_embed_scale"):
-            module.embed_scale = torch.full_like(module.embed_scale, module.scalar_embed_scale, dtype=torch.float32)
+            module.embed_scale = torch.full_like(module.embed_scale, module.scalar_embed_scale, dtype=target)
     model.compute_dtype = target
     _keep_training_kernels(model)
 

@@ -47,8 +47,30 @@ def test_battles_that_cannot_be_paired_are_an_error():
         make_counterfactuals(Dataset.from_dict(rows | {"label": [[0.5, 0.5]] * 2}), 1)
 
 
-def test_a_pair_shares_a_number_and_repeated_votes_do_not():
-    rows = [("p", "1", "2"), ("q", "3", "4"), ("r", "1", "2"), ("q", "3", "4"), ("s", "2", "1")]
-    columns = zip(("prompt", "response_a", "response_b"), zip(*rows, strict=True), strict=True)
-    numbers = number_units(Dataset.from_dict({name: list(values) for name, values in columns}))
-    assert numbers[0] == numbers[2] and len(set(numbers)) == 4
+def build(rows: list[tuple]) -> Dataset:
+    """Battles from (prompt, response_a, response_b, probability of a)."""
+    prompts, a, b, p = (list(values) for values in zip(*rows, strict=True))
+    labels = [[value, 1 - value] for value in p]
+    return Dataset.from_dict({"prompt": prompts, "response_a": a, "response_b": b, "label": labels})
+
+
+def test_a_pair_shares_a_number():
+    """Not repeated votes on one prompt, nor ties, nor answers in other places."""
+    rows = [
+        ("p", "1", "2", 1.0),
+        ("q", "3", "4", 1.0),
+        ("r", "1", "2", 0.2),
+        ("q", "3", "4", 0.0),
+        ("s", "2", "1", 0.0),
+    ]
+    numbers = number_units(build([*rows, ("t", "1", "2", 0.5)]))
+    assert numbers[0] == numbers[2] and len(set(numbers)) == 5
+
+
+def test_many_battles_with_the_same_answers_are_paired_two_by_two():
+    """With one winner they are no pairs at all: a batch of them would hold one label only."""
+    same = [(f"p{n}", "yes", "no", 1.0) for n in range(20)]
+    assert len(set(number_units(build(same)))) == 20
+    other = [(f"q{n}", "yes", "no", 0.0) for n in range(6)]
+    units = Counter(number_units(build([*same, *other])))
+    assert sorted(units.values()) == [1] * 14 + [2] * 6

@@ -242,7 +242,7 @@ def test_each_field_of_the_trainers_arguments_is_known_to_decide_numbers_or_not(
     trainers, own = ({field.name for field in fields(kind)} for kind in (TrainingArguments, TrainArguments))
     assert trainers - REPORTING - DECIDING == set()
     assert set() == REPORTING & DECIDING
-    assert REPORTING & own == {"base", "train_file", "eval_file", "dry_run", "output_dir"} & own
+    assert REPORTING & own == {"base", "train_file", "eval_file", "dry_run", "cache_frozen_gb", "output_dir"} & own
 
 
 def test_the_training_loss_is_the_mean_over_all_steps_also_those_before_a_restart():

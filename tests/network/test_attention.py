@@ -1,6 +1,6 @@
 """Each sequence of a packed row gets the same logits and gradients as it gets alone."""
 
-from copy import copy
+from copy import deepcopy
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def build_sequences() -> list[list[int]]:
 def test_packed_sequences_have_the_logits_and_gradients_of_single_ones(family, pooling):
     """For all families, including sliding windows and soft-capping, with and without shared prefixes."""
     torch.manual_seed(0)
-    config = copy(FAMILIES[family])
+    config = deepcopy(FAMILIES[family])
     config.pooling = pooling
     model = find_family(config.model_type)(config).eval()
     sequences = build_sequences()

@@ -1,5 +1,6 @@
 """States of frozen layers: computed once, they give every later pass the same logits and gradients."""
 
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -23,7 +24,7 @@ def _note(ran: list, *_: object) -> None:
 def test_replayed_states_give_the_same_logits_and_gradients(family, tmp_path):
     """In other packs than those they were computed in, for all families; sliding windows cross the frozen layers."""
     torch.manual_seed(0)
-    config = FAMILIES[family]
+    config = deepcopy(FAMILIES[family])
     network = find_family(config.model_type)(config).eval()
     choose_attention(network)
     model = add_adapters(network, r=4, alpha=8, dropout=0.0, freeze_layers=FROZEN)
@@ -56,7 +57,7 @@ def test_replayed_states_give_the_same_logits_and_gradients(family, tmp_path):
 
 def test_a_trained_layer_is_not_frozen():
     torch.manual_seed(0)
-    network = find_family("llama")(FAMILIES["llama"]).requires_grad_(False)
+    network = find_family("llama")(deepcopy(FAMILIES["llama"])).requires_grad_(False)
     assert count_frozen_layers(network.list_layers()) == 3
     network.list_layers()[1].mlp.up_proj.weight.requires_grad_(True)
     assert count_frozen_layers(network.list_layers()) == 1

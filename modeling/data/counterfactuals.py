@@ -1,7 +1,7 @@
 """Counterfactual pairs: two battles with the same two answers, each of which is right for another prompt.
 
-Only the prompt tells which answer wins, so a model cannot learn such battles without reading it. Trained in one batch,
-whatever the two answers give away by themselves cancels out. This module must not know tensors.
+Only the prompt tells which answer wins, so a model cannot learn such battles without reading it. In one batch, whatever
+the two answers give away by themselves cancels out. This module must not know tensors.
 """
 
 import numpy as np

@@ -228,7 +228,7 @@ class TrainArguments(BattleArguments):
     counterfactual_pairs: int = option(
         0,
         "Add this many pairs of battles, made of the training battles: two prompts of one language with the answers "
-        "that won. Only the prompt tells which answer is right, so the model learns to read it.",
+        "that won. Only the prompt tells which answer is right.",
     )
     teacher_column: list[str] | None = option(
         None,
@@ -262,7 +262,7 @@ class TrainArguments(BattleArguments):
     freeze_layers: int = option(0, "Number of lowest layers without an adapter; they need no backward pass.")
     cache_frozen_gb: float = option(
         4.0,
-        "Keep the hidden states of the frozen layers in a temporary file of up to this size, so that later epochs "
+        "Keep the hidden states of the frozen layers in a temporary file of up to so many GB, so that later epochs "
         "do not compute them again. For one process without --gradient_checkpointing; 0 turns it off.",
         group="device",
     )

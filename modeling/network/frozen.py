@@ -8,7 +8,7 @@ how a training run uses it.
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,27 +82,21 @@ class FrozenStates:
             batches: Rows of the sequences to pack together.
         """
 
-        def stop(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            raise _Reached(output)
-
-        hook, device = layer.register_forward_hook(stop), next(model.parameters()).device
+        device = next(model.parameters()).device
         with tqdm(total=len(self.states), unit="tok", unit_scale=True, desc="Frozen layers") as bar:
             for rows in batches:
                 pack = pack_sequences([self.sequences[row] for row in rows])
                 batch = pack.to_batch()
                 batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-                try:
-                    model(**batch)
-                except _Reached as reached:
-                    states = reached.output[0].float().cpu().numpy()
-                    self.dtype = reached.output.dtype  # below float32 where the model computes in less
+                output = _run_up_to(layer, model, batch)
+                self.dtype = output.dtype  # below float32 where the model computes in less
+                states = output[0].float().cpu().numpy()
                 for row, spans in zip(rows, pack.list_spans(), strict=True):
                     at = self.starts[row]
                     for start, stop in spans:
                         self.states[at : at + stop - start] = states[start:stop]
                         at += stop - start
                 bar.update(sum(len(self.sequences[row]) for row in rows))
-        hook.remove()
 
     def gather(self, pack: PackedSequence, rows: Sequence[int]) -> Tensor:
         """Returns the states of a pack's tokens, shape (1, tokens, hidden).
@@ -123,6 +117,23 @@ class FrozenStates:
 def measure_states(tokens: int, hidden_size: int) -> int:
     """Returns the bytes that the states of so many tokens take."""
     return ITEM * hidden_size * tokens
+
+
+def _run_up_to(layer: nn.Module, model: nn.Module, batch: Mapping) -> Tensor:
+    """Returns a layer's output, shape (1, tokens, hidden), without computing what comes above it."""
+
+    def stop(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        """Leaves the forward pass."""
+        raise _Reached(output)
+
+    hook = layer.register_forward_hook(stop)
+    try:
+        model(**batch)
+    except _Reached as reached:
+        return reached.output
+    finally:
+        hook.remove()
+    raise AssertionError("the model has no such layer")
 
 
 class _Reached(Exception):

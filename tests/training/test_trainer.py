@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from dataclasses import dataclass, fields
 
 import pytest
@@ -289,6 +290,23 @@ def test_states_of_frozen_layers_that_are_kept_change_no_loss(
     kept, computed = ([entry["loss"] for entry in run["history"] if "loss" in entry] for run in runs.values())
     assert len(kept) == 27 and kept == pytest.approx(computed, abs=1e-5)
     assert kept != [kept[0]] * 27
+
+
+def test_a_run_that_keeps_states_resumes_bit_for_bit(build_training, tmp_path, monkeypatch):
+    """Law 7: after its last checkpoints are gone, as after a kill, the same command gives the same weights and losses.
+
+    The states are computed again."""
+    flags = [*build_training("one", tmp_path / "ab"), "--freeze_layers", 1, "--max_steps", 20, "--eval_strategy", "no"]
+    flags += ["--save_steps", 5, "--save_total_limit", 4]
+    call("train", *flags, monkeypatch=monkeypatch)
+    expected = read_run(tmp_path / "ab")
+    for step in (15, 20):
+        shutil.rmtree(tmp_path / "ab.checkpoints" / f"checkpoint-{step}")
+    shutil.rmtree(tmp_path / "ab")
+    call("train", *flags, monkeypatch=monkeypatch)
+    found = read_run(tmp_path / "ab")
+    assert found["history"] == expected["history"]
+    assert all(torch.equal(found["weights"][name], value) for name, value in expected["weights"].items())
 
 
 def test_made_counterfactual_pairs_are_one_more_source(build_training, tmp_path, monkeypatch, caplog):

@@ -72,13 +72,11 @@ def build_report(
     verdicts, labels = align_verdicts(verdicts, battles), read_labels(battles)
     p = stack_probabilities(verdicts)
     groups, grouping = group_battles(battles)
-    resampler = Resampler(groups, draws, seed)
-    passes = read_passes(verdicts)
+    resampler, passes = Resampler(groups, draws, seed), read_passes(verdicts)
     report: dict = {"battles": len(battles), "decided": int(find_decided(labels).sum())}
     report |= {"prompts": resampler.num_groups, "grouping": grouping, "draws": draws, "seed": seed}
-    report |= {"confidence": CONFIDENCE} | {
-        name: estimate.to_dict() for name, estimate in estimate_metrics(resampler, p, labels).items()
-    }
+    report["confidence"] = CONFIDENCE
+    report |= {name: metric.to_dict() for name, metric in estimate_metrics(resampler, p, labels).items()}
     blind = None if answers_alone is None else stack_probabilities(align_verdicts(answers_alone, battles))
     report["baselines"] = estimate_baselines(resampler, battles, p, train_battles, blind)
     report["position_bias"] = estimate_position_bias(resampler, passes, labels)

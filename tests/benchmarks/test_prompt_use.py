@@ -1,4 +1,4 @@
-"""The battles that need their prompt are balanced, and the study tells a judge that reads it from one that does not."""
+"""The battles that the answers alone do not decide: their balance, and that this is so."""
 
 from collections import Counter
 
@@ -6,27 +6,24 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from benchmarks.studies.prompt_use import (
-    BATTLES,
-    TRAINING,
-    format_results,
-    measure,
-    number_groups,
-    predict_without_prompts,
-    select_parts,
-)
+from benchmarks import REPOSITORY
 from modeling.data.battles import load_battles
 from modeling.data.near_duplicates import DuplicateIndex, normalize_text
+from modeling.evaluation.baselines import predict_tfidf
+from modeling.evaluation.metrics import find_hits
+
+FOLDER = REPOSITORY / "benchmarks" / "studies"
+FOLDS = 5
 
 
 @pytest.fixture(scope="module")
 def battles() -> Dataset:
-    return load_battles(BATTLES)
+    return load_battles(FOLDER / "prompt_use.jsonl")
 
 
 @pytest.fixture(scope="module")
 def training() -> Dataset:
-    return load_battles(TRAINING)
+    return load_battles(FOLDER / "prompt_training.jsonl")
 
 
 @pytest.mark.parametrize(("part", "count"), [("battles", 180), ("training", 720)])
@@ -73,16 +70,15 @@ def test_the_training_battles_are_balanced_and_ask_what_no_measured_battle_asks(
 def test_answers_alone_are_at_chance_on_pairs_and_little_better_elsewhere(part, request):
     """A function of the two answers predicts the same in both battles of a pair: it is right on exactly one of them."""
     battles = request.getfixturevalue(part)
-    p = predict_without_prompts(battles, number_groups(battles))
-    results = measure(battles, {"tf-idf": p, "swapped": p[:, ::-1]})
-    assert results["counterfactual pairs"]["tf-idf"] == pytest.approx([0.5, 0.5, 0.5])
-    assert results["the others"]["tf-idf"][0] < 0.62
-
-
-def test_the_prompts_worth_is_the_paired_difference(battles):
-    truth = np.array(battles["label"][:])
-    results = measure(battles, {"reads": truth, "blind": np.full_like(truth, 0.5)})
-    assert results["all"]["reads"] == [1, pytest.approx(1, abs=0.01), 1] and results["all"]["battles"] == 720
-    assert results["counterfactual pairs"]["difference"] == pytest.approx([0.5, 0.5, 0.5])
-    assert sum(rows.sum() for part, rows in select_parts(battles).items() if part.startswith("decided by")) == 720
-    assert format_results(results).splitlines()[0].split() == ["battles", "reads", "blind", "difference"]
+    paired = np.array(battles["kind"][:]) == "pair"
+    assert paired.tolist() == [pair is not None for pair in battles["counterfactual_pair"]]
+    names = [pair or id for pair, id in zip(battles["counterfactual_pair"], battles["id"], strict=True)]
+    groups = np.unique(names, return_inverse=True)[1]  # the two of a pair are held out together
+    folds = np.random.default_rng(0).permutation(groups.max() + 1)[groups] % FOLDS
+    p = np.empty((len(battles), 2))
+    for fold in range(FOLDS):
+        held_out = np.flatnonzero(folds == fold)
+        p[held_out] = predict_tfidf(battles.select(np.flatnonzero(folds != fold)), battles.select(held_out))
+    hits = find_hits(p, np.array(battles["label"][:]))
+    assert hits[paired].mean() == 0.5
+    assert hits[~paired].mean() < 0.62

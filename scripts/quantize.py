@@ -44,7 +44,7 @@ def main() -> None:
     set_seed(arguments.seed)
     with replace_folder(output, BASE_FILE) as beside, unpack_gguf(base) as files:
         plain, saved = write_base(arguments, files, beside, held, tokenizer, origin)
-        copy_notices(base, beside)
+        copy_notices(base.folder, beside)
     size = sum(file.stat().st_size for file in output.iterdir())
     report_change(arguments.quantization, held, plain, saved, size)
     logger.info(f"Base of {saved.num_parameters:,} parameters, {arguments.quantization}, {size / 1e6:.0f} MB: {output}")

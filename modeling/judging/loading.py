@@ -41,12 +41,12 @@ from modeling.runtime.devices import measure_free_memory
 from modeling.runtime.distributed import call_on_main
 from modeling.runtime.files import check_replaceable, replace_folder
 from modeling.runtime.hub import download_repository
-from modeling.runtime.packages import WEIGHTS
+from modeling.runtime.packages import NOTICES, WEIGHTS
 
 logger = get_logger(__name__)
 
 MERGED_SHARE = 0.6  # largest share of the free memory for merged weights; activations need the rest
-MEMBER_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.md", "*.png")
+MEMBER_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.md", "*.png", *NOTICES)
 
 
 @dataclass(frozen=True)
@@ -319,7 +319,7 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
     with replace_folder(output_dir, MEMBER_FILE) as beside:
         # The names are the original ones already, and transformers fails to revert the conversion of 8-bit weights.
         model.save_pretrained(beside, save_original_format=False)
-        copy_notices(find_member_base(folder, facts), beside)
+        copy_notices(folder, beside)
         write_facts(beside, tokenizer, replace(facts, dtype=dtype), canaries)
         # After saving, because set_dtype changes the model: the canaries are read in a precision native to this device.
         asked = "float32" if dtype == "float32" else "auto"

@@ -87,7 +87,7 @@ def save_member(
         # Never an absolute path: the folder must work on another machine, and must not show the user's directories.
         base_name = base.repo or base.package or os.path.relpath(base.folder.resolve(), folder.resolve())
         write_adapter(beside, model, weights, base_name, base.revision)
-        copy_notices(base, beside)
+        copy_notices(base.folder, beside)
         write_facts(beside, tokenizer, facts, canaries)
         if finish:
             finish(beside)

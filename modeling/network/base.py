@@ -111,7 +111,7 @@ def find_base(base: str) -> BaseFiles:
     if path.is_dir():
         return BaseFiles(path)
     folder, repo, revision = download_repository(
-        base, "Base", ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        base, "Base", ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *NOTICES]
     )
     return BaseFiles(folder, repo=repo, revision=revision)
 
@@ -265,11 +265,11 @@ def describe_origin(name: str, files: BaseFiles) -> str:
     return f"{files.repo}@{files.revision}"
 
 
-def copy_notices(files: BaseFiles, folder: Path) -> None:
-    """Copies the terms and notices that lie beside a base, and that bind what is made of it, into a folder."""
+def copy_notices(source: Path, folder: Path) -> None:
+    """Copies the terms and notices in the folder of a base or member, which bind what is made of it, into another."""
     for name in NOTICES:
-        if (files.folder / name).is_file():
-            shutil.copy(files.folder / name, folder)
+        if (source / name).is_file():
+            shutil.copy(source / name, folder)
 
 
 def save_base(folder: Path, model: PreferenceMixin, tokenizer: PreTrainedTokenizerBase, made_from: str = "") -> None:

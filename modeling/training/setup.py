@@ -137,7 +137,7 @@ def load_parts(arguments: TrainArguments, num_processes: int, seed: int) -> tupl
     weights, confidences = arguments.train_weights, arguments.train_confidences
     parts = list(zip(names, guarded, strict=True))
     if count := arguments.counterfactual_pairs:
-        # Of all sources, before their labels are softened: a made pair is right by construction.
+        # Before the labels are softened: an answer that won fits its own prompt better than another prompt's does.
         parts.append((MADE, make_counterfactuals(mix_sources(parts), count, seed)))
         weights, confidences = (values and [*values, 1.0] for values in (weights, confidences))
     battles = mix_sources(parts, weights, confidences, arguments.teacher_column or ())

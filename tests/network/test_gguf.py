@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from modeling.data.battles import load_battles
 from modeling.judging.judge import Judge
+from modeling.judging.loading import merge_member
 from modeling.judging.member import read_member
 from modeling.network import gguf
 from modeling.network.base import find_base, fingerprint_base, load_base, unpack_gguf
@@ -149,6 +150,9 @@ def test_a_member_on_it_names_the_package_and_is_read_and_published_without_a_co
     shutil.rmtree(tmp_path / "cache")  # as on another machine
     battles = load_battles(DEMO_DATA / "test.jsonl").select(range(2))
     assert Judge.from_pretrained([str(tmp_path / "ab")]).predict(battles)["p_a"].between(0, 1).all()
+    merge_member(str(tmp_path / "ab"), tmp_path / "merged", "float32")
+    for made in ("ab", "merged"):
+        assert (tmp_path / made / "NOTICE.md").read_text(encoding="utf-8") == "Terms apply."
     publish = ["--member", tmp_path / "ab", "--repo", "user/member", "--dry_run", "true"]
     monkeypatch.setattr("sys.argv", ["publish.py", *map(str, publish)])
     runpy.run_path(str(REPOSITORY / "scripts" / "publish.py"), run_name="__main__")

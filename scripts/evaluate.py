@@ -29,7 +29,7 @@ def main() -> None:
     from modeling.data.battles import load_battles
     from modeling.evaluation.html_report import build_page, list_wrong_battles
     from modeling.evaluation.plots import draw_figures
-    from modeling.evaluation.report import format_report
+    from modeling.evaluation.text_report import conclude, format_report
     from modeling.judging import scoring
     from modeling.judging.recalibration import save_calibration
     from modeling.runtime.distributed import call_on_main
@@ -71,6 +71,7 @@ def main() -> None:
     logger.info(f"Written: {output / scoring.REPORT_FILE}, {output / 'report.html'}, {len(pictures)} pictures")
     if found and arguments.save_calibration:
         save_calibration(arguments.judge, judge, arguments.readings or judge.readings, found)
+    print(f"\n{conclude(report, str(output / 'report.html'))}")
 
 
 if __name__ == "__main__":

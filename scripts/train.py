@@ -31,6 +31,7 @@ def main() -> None:
     # Imported here because torch and transformers take seconds to load: a mistyped flag is answered before that.
     from modeling.data.battles import list_orders
     from modeling.judging.loading import load_encoder
+    from modeling.judging.member import fingerprint_member
     from modeling.network.base import find_base, fingerprint_base
     from modeling.publishing.cards import write_card
     from modeling.publishing.publish import plan_push, publish_member
@@ -48,10 +49,12 @@ def main() -> None:
     train_set, eval_set = setup.encode_parts(encoder, arguments.orientation, train_battles, eval_battles, smoothing)
     longest = -(-max(train_set["length"]) // len(list_orders(arguments.orientation)))
     plan = setup.plan_run(arguments, training, base, dtype, longest)
+    start_member = setup.find_start_member(arguments, training, fingerprint)
     decided = {"base": fingerprint, "dtype": dtype, "label_smoothing_factor": smoothing}
+    decided |= {"start_from": fingerprint_member(start_member[1])} if start_member else {}
     run = describe_settings(arguments, training, train_set, **decided)
     checkpoint = None if arguments.dry_run else setup.find_start(training, run)
-    model = setup.build_model(arguments, training, base, dtype)
+    model = setup.build_model(arguments, training, base, dtype, start_member)
     trainer = setup.build_trainer(arguments, training, model, train_set, eval_set, run)
     check_launch(trainer.accelerator)
     if arguments.dry_run:

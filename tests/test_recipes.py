@@ -13,10 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma2ForSequenceClassification,
+    Gemma3TextConfig,
+    LlamaConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
     set_seed,
@@ -28,7 +31,8 @@ from modeling.judging.member import read_member
 from modeling.network.base import find_base, load_base
 from modeling.network.classifier import find_family
 from modeling.network.lora import LORA_MODULES, add_adapters
-from tests.helpers import DEMO_DATA, REPOSITORY, SMALL, call, find_native_dtype
+from modeling.runtime.packages import WEIGHTS
+from tests.helpers import REPOSITORY, SAMPLES, SMALL, call, find_native_dtype
 
 CONFIGS = REPOSITORY / "configs"
 GEMMA_9B = {"hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42, "num_attention_heads": 16}
@@ -47,6 +51,10 @@ BACKBONES = {
 }
 
 
+# Recipes on weights of installed packages, for a CPU: the base's config, and its number of layers.
+PACKAGED = {"gemma3-270m": (Gemma3TextConfig, 18), "smollm2-135m": (LlamaConfig, 30)}
+
+
 def read_recipe(folder: str, verb: str) -> dict:
     return yaml.safe_load((CONFIGS / folder / f"{verb}.yaml").read_text(encoding="utf-8"))
 
@@ -60,7 +68,7 @@ def read_header(folder: str, verb: str) -> str:
 
 def test_every_recipe_is_tested_here():
     folders = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    assert folders == {*BACKBONES, "demo", "accelerate", "study"}
+    assert folders == {*BACKBONES, *PACKAGED, "demo", "accelerate", "study"}
 
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -116,7 +124,7 @@ def test_a_recipe_gives_a_member_that_judges(recipe, plain_backbone, observed, t
     flags = ["--base", tmp_path / "backbone", "--output_dir", tmp_path / "base"]
     call("quantize", paths["quantize"], *flags, monkeypatch=monkeypatch)
 
-    flags = ["--base", tmp_path / "base", "--train_file", DEMO_DATA / "train.jsonl", "--orientation", "ab"]
+    flags = ["--base", tmp_path / "base", "--train_file", SAMPLES / "train.jsonl", "--orientation", "ab"]
     flags += ["--output_dir", tmp_path / "{orientation}", "--max_steps", 3, "--max_length", 96]
     call("train", paths["train"], *flags, monkeypatch=monkeypatch)
     check_member(recipe, tmp_path / "ab", tmp_path / "base")
@@ -126,7 +134,7 @@ def test_a_recipe_gives_a_member_that_judges(recipe, plain_backbone, observed, t
     assert settings["optim"] == "adamw_8bit" and observed["states"] == {torch.uint8}
     assert settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] == 16
 
-    lines = (DEMO_DATA / "test.jsonl").read_text(encoding="utf-8").splitlines()[:6]
+    lines = (SAMPLES / "test.jsonl").read_text(encoding="utf-8").splitlines()[:6]
     (tmp_path / "battles.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     flags = ["--battles", tmp_path / "battles.jsonl", "--judge", tmp_path / "ab", "--output_dir", tmp_path / "out"]
     call("predict", paths["predict"], *flags, monkeypatch=monkeypatch)
@@ -160,6 +168,40 @@ def check_member(recipe: str, member: Path, base: Path) -> None:
     assert {name: facts.encoding[name] for name in expected} == expected
     model = load_base(find_base(str(base)), dtype="bfloat16")
     assert model.config.quantization_config.load_in_8bit and model.config.model_type.endswith("_preference")
+
+
+@pytest.mark.parametrize("recipe", PACKAGED)
+def test_a_recipe_for_packaged_weights_gives_a_member_that_judges(recipe, plain_backbone, tmp_path, monkeypatch):
+    """2 steps of train, predict, on random weights with as many layers: all settings but paths are the recipe's."""
+    config, layers = PACKAGED[recipe]
+    set_seed(0)
+    settings = config(**(SMALL | {"num_hidden_layers": layers}), initializer_range=0.3, eos_token_id=1)
+    AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path / "backbone")
+    AutoTokenizer.from_pretrained(plain_backbone).save_pretrained(tmp_path / "backbone")
+    paths = {verb: CONFIGS / recipe / f"{verb}.yaml" for verb in ("train", "predict")}
+
+    flags = ["--base", tmp_path / "backbone", "--train_file", SAMPLES / "train.jsonl"]
+    flags += ["--output_dir", tmp_path / "{orientation}", "--max_steps", 2]
+    call("train", paths["train"], *flags, monkeypatch=monkeypatch)
+    train = read_recipe(recipe, "train")
+    names = " ".join(load_file(tmp_path / "both" / "adapter_model.safetensors"))
+    trained = {int(number) for number in re.findall(r"layers\.(\d+)\.", names)}
+    assert trained == set(range(train["freeze_layers"], layers))
+    assert f"of {layers} layers get" in (CONFIGS / recipe / "train.yaml").read_text(encoding="utf-8")
+    assert not (tmp_path / "both" / "tokenizer.json").exists()
+
+    flags = ["--battles", SAMPLES / "test.jsonl", "--judge", tmp_path / "both", "--output_dir", tmp_path / "out"]
+    call("predict", paths["predict"], *flags, monkeypatch=monkeypatch)
+    columns = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert {"p_a_both_ab", "p_a_both_ba"} <= set(columns) and columns["p_a"].std() > 1e-3
+
+
+@pytest.mark.parametrize("recipe", PACKAGED)
+def test_a_recipe_for_packaged_weights_names_them(recipe):
+    for verb in ("train", "predict"):
+        assert f"scripts/{verb}.py configs/{recipe}/{verb}.yaml" in read_header(recipe, verb)
+    assert read_recipe(recipe, "train")["base"] in WEIGHTS
+    assert read_recipe(recipe, "predict")["judge"] == [f"outputs/{recipe}/both"]
 
 
 # --- the recipes' comments --------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from modeling.judging.judge import Judge
 from modeling.judging.member import read_member
 from modeling.training.trainer import smooth_dataset
 from tests.helpers import (
-    DEMO_BACKBONE,
-    DEMO_DATA,
-    DEMO_TRAINING,
+    GEMMA,
     LAUNCH,
     REPOSITORY,
+    SAMPLES,
+    TRAINING,
     call,
     fail,
     find_native_dtype,
@@ -28,17 +28,19 @@ from tests.helpers import (
     succeed,
 )
 
+DEMO_TRAINING = REPOSITORY / "configs" / "demo" / "train.yaml"
+
 
 def test_the_demo_runs_from_backbone_to_submission(tmp_path):
-    """quantize, train in both orientations, predict: `make demo` on fewer battles.
+    """quantize with the default judge's adapter, train in both orientations, predict: `make demo` on fewer battles.
 
     Each script in a true interpreter once; the second training is forked."""
     base, battles = tmp_path / "base", tmp_path / "battles.jsonl"
-    lines = (DEMO_DATA / "test.jsonl").read_text(encoding="utf-8").splitlines()[:4]
+    lines = (SAMPLES / "test.jsonl").read_text(encoding="utf-8").splitlines()[:4]
     battles.write_text("\n".join(lines) + "\n", encoding="utf-8")
     said = succeed(sys.executable, "scripts/quantize.py", "--output_dir", base, cold=True)
-    assert "134,681,762 parameters, 8bit" in said and (base / "model.safetensors").is_file()
-    assert json.loads((base / "config.json").read_text())["made_from"] == DEMO_BACKBONE
+    assert "268,303,938 parameters, 8bit" in said and (base / "model.safetensors").is_file()
+    assert json.loads((base / "config.json").read_text())["made_from"] == GEMMA
 
     for orientation in ("ab", "ba"):
         flags = ["--base", base, "--train_file", battles, "--output_dir", tmp_path / "{orientation}", "--max_steps", 1]
@@ -47,7 +49,7 @@ def test_the_demo_runs_from_backbone_to_submission(tmp_path):
         assert f"Member written: {tmp_path / orientation}" in said
         assert "tokens/s; cut" in said and "train_tokens_per_second" in said
         facts = read_member(tmp_path / orientation)
-        assert facts.dtype == find_native_dtype(base) and facts.training["base_made_from"] == DEMO_BACKBONE
+        assert facts.dtype == find_native_dtype(base) and facts.training["base_made_from"] == GEMMA
     assert not any((tmp_path / "ab.checkpoints").iterdir())  # where the Trainer's own files would be
 
     judge = ["--judge", tmp_path / "ab", tmp_path / "ba", "--output_dir", tmp_path / "out"]
@@ -86,7 +88,7 @@ def test_training_fits_a_visible_rule_and_predict_reproduces_its_evaluation(base
     for name, part in files.items():
         pd.DataFrame(part).to_parquet(tmp_path / f"{name}.parquet")
     for orientation in ("ab", "ba"):
-        flags = [DEMO_TRAINING, "--base", bases["8bit"].folder, "--orientation", orientation, "--max_length", 96]
+        flags = [TRAINING, "--base", bases["8bit"].folder, "--orientation", orientation, "--max_length", 96]
         flags += ["--train_file", tmp_path / "train.parquet", "--eval_file", tmp_path / "test.parquet"]
         flags += ["--leak_policy", "keep"]  # seven prompts for all
         flags += ["--freeze_layers", 0, "--num_train_epochs", 3, "--learning_rate", 3e-3]
@@ -106,7 +108,7 @@ def test_training_fits_a_visible_rule_and_predict_reproduces_its_evaluation(base
 @pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_processes_writes_the_same_bytes(processes, members, tmp_path, monkeypatch):
     """Law 1, also where batches do not divide evenly, and with fewer battles than processes, or none."""
-    rows = load_battles(DEMO_DATA / "test.jsonl").to_pandas()
+    rows = load_battles(SAMPLES / "test.jsonl").to_pandas()
     commands = {}
     for count in (71, 2, 0):
         rows[:count].to_parquet(tmp_path / f"{count}.parquet")
@@ -142,7 +144,7 @@ def test_a_pass_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
         return compute(*arguments, **options)
 
     monkeypatch.setattr(schedule, "predict_battles", fail_second)
-    flags = ["--battles", DEMO_DATA / "test.jsonl", "--judge", *members.values(), "--output_dir", tmp_path / "out"]
+    flags = ["--battles", SAMPLES / "test.jsonl", "--judge", *members.values(), "--output_dir", tmp_path / "out"]
     with pytest.raises(RuntimeError, match="out of memory"):
         call("predict", *flags, monkeypatch=monkeypatch)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".bothways-progress"]
@@ -154,7 +156,7 @@ def test_pseudolabels_belong_to_their_battles_and_are_valid_training_data(
     """Seed fault 1: all of its pseudo-labels sat on other rows."""
     battles, judge = tmp_path / "pool.parquet", ["--judge", *members.values(), "--tokens_per_batch", 700]
     judge += ["--dtype", "float32"]
-    pool = load_battles(DEMO_DATA / "test.jsonl").to_pandas().drop(columns="label")
+    pool = load_battles(SAMPLES / "test.jsonl").to_pandas().drop(columns="label")
     pool.sample(frac=1, random_state=0).to_parquet(battles)  # not in the order of their lengths, nor by id
     call("predict", "--battles", battles, *judge, "--output_dir", tmp_path / "p", monkeypatch=monkeypatch)
     predicted = pd.read_parquet(tmp_path / "p" / "predictions.parquet").set_index("id")
@@ -235,7 +237,7 @@ def test_train_answers_mistakes_with_one_line(flags, expected, bases, tmp_path, 
     before = sorted((REPOSITORY / "configs").iterdir())
     base = [] if "--base" in flags else ["--base", bases["float32"].folder]
     output = [] if "--output_dir" in flags else ["--output_dir", tmp_path / "out"]
-    assert expected in fail("train", DEMO_TRAINING, *base, *output, *flags, monkeypatch=monkeypatch, caplog=caplog)
+    assert expected in fail("train", TRAINING, *base, *output, *flags, monkeypatch=monkeypatch, caplog=caplog)
     assert not any(tmp_path.iterdir()) and sorted((REPOSITORY / "configs").iterdir()) == before
 
 
@@ -260,20 +262,20 @@ def test_predict_answers_bad_rows_with_their_ids_and_writes_nothing(
 
 
 def test_the_demo_recipe_names_the_packaged_weights():
-    assert DEMO_BACKBONE in (REPOSITORY / "configs" / "demo" / "quantize.yaml").read_text()
+    assert GEMMA in (REPOSITORY / "configs" / "demo" / "quantize.yaml").read_text()
 
 
 def test_one_adapter_for_both_orders_learns_from_teacher_and_weights_and_reads_both_ways(
     members, bases, tmp_path, monkeypatch, caplog
 ):
     """Trains on two sources, one of them a judge's output with a teacher column; the member then reads ab and ba."""
-    rows = load_battles(DEMO_DATA / "test.jsonl").to_pandas()
+    rows = load_battles(SAMPLES / "test.jsonl").to_pandas()
     rows["id"], rows["label"] = rows["id"].astype(str), rows["label"].map(list)
     rows[:8].assign(teacher=[0.9] * 4 + [None] * 4).to_parquet(tmp_path / "first.parquet")
     rows[8:16].to_parquet(tmp_path / "second.parquet")
     rows[16:24].to_parquet(tmp_path / "test.parquet")
     flags = [
-        DEMO_TRAINING,
+        TRAINING,
         "--base",
         bases["float32"].folder,
         "--orientation",
@@ -305,12 +307,12 @@ def test_training_labels_are_smoothed():
 
 
 def test_each_battle_is_predicted_by_the_members_that_did_not_train_on_it(bases, tmp_path, monkeypatch, caplog):
-    rows = load_battles(DEMO_DATA / "test.jsonl").to_pandas()[:24]
+    rows = load_battles(SAMPLES / "test.jsonl").to_pandas()[:24]
     rows["label"] = rows["label"].map(list)
     rows.to_parquet(battles := tmp_path / "battles.parquet")
     folders = [tmp_path / f"fold{fold}" for fold in range(2)]
     for fold, folder in enumerate(folders):
-        flags = [DEMO_TRAINING, "--base", bases["float32"].folder, "--orientation", "ab"]
+        flags = [TRAINING, "--base", bases["float32"].folder, "--orientation", "ab"]
         flags += ["--max_length", 96, "--max_steps", 1]
         flags += ["--train_file", battles, "--num_folds", 2, "--fold", fold, "--freeze_layers", 0]
         call("train", *flags, "--output_dir", folder, monkeypatch=monkeypatch)

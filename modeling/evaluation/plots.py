@@ -28,8 +28,8 @@ def draw_figures(report: Mapping, folder: Path) -> list[Path]:
         folder: Folder for the files; it is created if missing.
 
     Returns:
-        Paths of the files: reliability.png, position_bias.png, languages.png, length_bias.png and selective.png, or
-        those of them that were drawn.
+        Paths of the files, of those that were drawn: baselines.png, reliability.png, position_bias.png, languages.png,
+        length_bias.png and selective.png.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -84,6 +84,24 @@ def draw_position_bias(report: Mapping) -> Figure | None:
         xlabel="mean probability of the first answer (0.5: no bias)",
         xlim=(0.5 - 1.15 * reach, 0.5 + 1.15 * reach),
     )
+    return figure
+
+
+def draw_baselines(report: Mapping) -> Figure | None:
+    """Draws the judge's accuracy beside that of each baseline and of the judge it is compared with."""
+    rows = [(name, row["accuracy"]) for name, row in report["baselines"].items()]
+    if facts := report.get("comparison"):
+        rows.append((_shorten(facts["name"]), facts["accuracy"]))
+    if not rows or report["accuracy"]["value"] is None:
+        return None
+    rows.insert(0, ("this judge", report["accuracy"]))
+    figure = _build_figure(WIDTH, 1.4 + 0.34 * len(rows))
+    axes = figure.subplots()
+    axes.axvline(0.5, linestyle=":", color=GREY)
+    axes.axvline(report["accuracy"]["value"], linestyle="--", color=ORANGE)
+    _draw_intervals(axes, rows)
+    axes.set_title("Accuracy beside the baselines (battles without ties)")
+    axes.set(xlabel="accuracy, 95% interval (0.5: guessing)")
     return figure
 
 
@@ -153,6 +171,7 @@ def draw_selective(report: Mapping) -> Figure | None:
 
 
 DRAWINGS = {
+    "baselines": draw_baselines,
     "reliability": draw_reliability,
     "position_bias": draw_position_bias,
     "languages": draw_languages,

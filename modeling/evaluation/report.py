@@ -29,6 +29,7 @@ from modeling.evaluation.metrics import (
     find_hits,
     find_losses,
 )
+from modeling.evaluation.text_report import PAIR
 from modeling.evaluation.text_report import format_report as format_report
 
 PASS_PREFIX = "p_a_"  # of a pass's column, p_a_<member>_<order>
@@ -36,7 +37,7 @@ PASS_PREFIX = "p_a_"  # of a pass's column, p_a_<member>_<order>
 MOST_COMPARED = 10_000
 MOST_ROWS = 50  # rows of a table; rarer values share the last one
 COLUMN_TABLES = ("language", "source", "verdict")
-PAIR = "counterfactual_pair"  # column that names the two battles with the same answers and opposite winners
+IN_PAIRS, ALONE = "in counterfactual pairs", "by themselves"  # rows of the table PAIR
 NOT_GIVEN, OTHERS = "not given", "others"
 
 
@@ -226,6 +227,8 @@ def _find_tables(
         if column in battles.column_names:
             values = _name_values(battles[column][:])
             yield column, values, [name for name, _ in Counter(values).most_common()]
+    if PAIR in battles.column_names and any(battles[PAIR][:]):
+        yield PAIR, [IN_PAIRS if pair else ALONE for pair in battles[PAIR][:]], [IN_PAIRS, ALONE]
     lengths = np.sum([[len(text) for text in battles[name][:]] for name in TEXTS], axis=0)
     if len(battles):  # quartiles; unique(), because many battles may have one length
         ends = np.unique(np.quantile(lengths, (0.25, 0.5, 0.75)).astype(int))

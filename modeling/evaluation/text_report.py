@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from modeling.evaluation.baselines import ANSWERS_ALONE, TFIDF
 from modeling.runtime.text_tables import format_table
 
+PAIR = "counterfactual_pair"  # column that names the two battles with the same answers and opposite winners
 MOST_ROWS = 12  # rows of a table in the terminal
 ABSENT = "-"
 METRIC_NAMES = {"accuracy": "accuracy", "log_loss": "log loss", "brier": "Brier", "ece": "ECE", "auc": "AUC"}
@@ -18,6 +19,7 @@ METRIC_NOTES = {
 }
 TABLE_TITLES = {
     "language": "By language",
+    PAIR: "By whether the answers alone can decide",
     "source": "By source",
     "verdict": "By kind of verdict",
     "length": "By length of prompt and answers",
@@ -107,7 +109,7 @@ def _list_baselines(report: Mapping) -> Iterator[Section]:
         note += " Give training battles to add TF-IDF."
     if ANSWERS_ALONE in report["baselines"]:
         note += " Answers alone is the judge without the prompts: its lead over that is what reading them is worth."
-    yield Section("Baselines", ("", "accuracy", "the judge's lead", "log loss"), rows, note)
+    yield Section("Baselines", ("", "accuracy", "the judge's lead", "log loss"), rows, note, ["baselines"])
 
 
 def _list_position(report: Mapping) -> Iterator[Section]:
@@ -148,6 +150,8 @@ def _list_tables(report: Mapping) -> Iterator[Section]:
             for row in table
         ]
         header, note = ("", "battles", "accuracy", "log loss"), ""
+        if key == PAIR:
+            note = "Two battles of a pair have the same answers and opposite winners: only the prompt tells."
         if key == "cut":
             fields = (f"{name} in {cut['battles']:,}" for name, cut in report.get("cut_fields", {}).items())
             note = f"Battles with cut text, by field: {', '.join(fields)}."
@@ -196,6 +200,46 @@ SECTIONS = (
     _list_tables,
     _list_leaderboard,
 )
+
+
+def conclude(report: Mapping, more: str) -> str:
+    """Says what the report found in a few lines, for someone who reads nothing else.
+
+    Args:
+        more: Where the tables and pictures are.
+    """
+    accuracy = report["accuracy"]
+    if accuracy["value"] is None:
+        return f"No battle has a winner, so there is no accuracy. All tables and pictures: {more}"
+    right = round(accuracy["value"] * accuracy["count"])
+    lines = [f"The judge names the winner of {right:,} of {accuracy['count']:,} battles: {_format_share(accuracy)}"]
+    rows = [(name, row["accuracy"], row["difference"]) for name, row in report["baselines"].items()]
+    if facts := report.get("comparison"):
+        rows.append((facts["name"], facts["accuracy"], facts["accuracy_difference"]))
+    cells = [(name, f"{other['value']:.0%}", *_compare(lead)) for name, other, lead in rows]
+    table = format_table([("is it better than", "right in", "", "by points"), *cells])
+    lines += [f"  {line}".rstrip() for line in table.splitlines()]
+    if table := report["tables"].get(PAIR):
+        pairs = table[0]["accuracy"]
+        lines.append(f"Where only the prompt can tell ({pairs['count']:,} battles): {_format_share(pairs)}")
+    ece = report["ece"]["value"]
+    lines += [f"Its probabilities are {100 * ece:.0f} points off on average."] if ece is not None else []
+    return "\n".join([*lines, f"All tables and pictures: {more}"])
+
+
+def _format_share(estimate: Mapping) -> str:
+    """Formats an estimate as `63% (58% to 68%)`."""
+    if estimate["low"] is None:
+        return f"{estimate['value']:.0%}"
+    return f"{estimate['value']:.0%} ({estimate['low']:.0%} to {estimate['high']:.0%})"
+
+
+def _compare(lead: Mapping) -> tuple[str, str]:
+    """Says whether a lead is above 0, and gives its interval in points."""
+    if lead["low"] is None:
+        return "cannot be told", f"{100 * lead['value']:+.0f}"
+    answer = "yes" if lead["low"] > 0 else "no" if lead["high"] < 0 else "cannot be told"
+    return answer, f"{100 * lead['value']:+.0f} ({100 * lead['low']:+.0f} to {100 * lead['high']:+.0f})"
 
 
 def format_report(report: Mapping) -> str:

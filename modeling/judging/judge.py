@@ -20,6 +20,7 @@ from modeling.judging.member import JUDGE_FILE, READINGS, JudgeFacts
 from modeling.judging.predictions import build_verdicts, calibrate_verdicts, list_pass_columns
 from modeling.judging.schedule import PassSchedule
 from modeling.judging.time_budget import TimeBudget
+from modeling.runtime.paths import DEFAULT_JUDGE
 
 logger = get_logger(__name__)
 
@@ -38,14 +39,15 @@ class Judge:
     @classmethod
     def from_pretrained(
         cls,
-        names: str | Path | Sequence[str | Path],
+        names: str | Path | Sequence[str | Path] = DEFAULT_JUDGE,
         device: torch.device | None = None,
         *,
         skip_probes: bool = False,
         dtype: str | None = "auto",
         merge: str = "auto",
     ) -> "Judge":
-        """A judge of members, or of whole judges' members, from folders or Hub ids.
+        """A judge of members, or of whole judges' members, from folders or Hub ids; without names, the one that comes
+        with this package.
 
         See `find_judge` and `load_members` for arguments and errors.
         """

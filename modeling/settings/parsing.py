@@ -16,7 +16,14 @@ from modeling.runtime.devices import start_torch
 from modeling.runtime.paths import CHECKS
 from modeling.runtime.startup import show_text
 from modeling.settings.arguments import TRAINING_DEFAULTS
-from modeling.settings.flags import EVALUATION_FLAGS, PRECISION_FLAGS, Flag, list_flags, read_trainer_flags
+from modeling.settings.flags import (
+    EVALUATION_FLAGS,
+    PRECISION_FLAGS,
+    REFUSED_FLAGS,
+    Flag,
+    list_flags,
+    read_trainer_flags,
+)
 from modeling.settings.help import format_help, format_value
 from modeling.settings.recipes import ENDINGS, FOLDER, find_recipe, read_recipe
 
@@ -120,7 +127,7 @@ def _refuse_tokens(words: Sequence[str]) -> None:
 
 
 def _check_settings(settings: Mapping[str, str], flags: Mapping[str, Flag]) -> None:
-    """Raises a ValueError if --output_dir is missing, or if a precision flag is given instead of --dtype."""
+    """Raises a ValueError if --output_dir is missing, or a flag is given that --dtype replaces or that is refused."""
     for name, instead in PRECISION_FLAGS.items():
         if name in settings:
             value, dtype = settings[name], instead[settings[name].lower() in FALSE]
@@ -128,6 +135,9 @@ def _check_settings(settings: Mapping[str, str], flags: Mapping[str, Flag]) -> N
                 f"--{name} {value}: expected --dtype instead, which sets the precision in every script; found {name}, "
                 f"as a flag or YAML key. Write --dtype {dtype}, or in YAML dtype: {dtype}."
             )
+    for name, reason in REFUSED_FLAGS.items():
+        if settings.get(name, "false").lower() not in (*FALSE, "none"):
+            raise ValueError(f"--{name} {settings[name]}: expected without it; {reason}. Leave it out.")
     if not settings.get("output_dir"):
         raise ValueError(
             f"Expected --output_dir; found neither flag nor YAML key. --output_dir: {flags['output_dir'].help}"

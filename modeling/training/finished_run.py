@@ -71,7 +71,8 @@ class FinishedRun:
             training=described | describe_fold(self.arguments, self.eval_battles),
         )
         if self.trainer.is_world_process_zero():
-            tokenizer, card = self.encoder.tokenizer, partial(self.write_card, report=report)
+            tokenizer = self.encoder.tokenizer if self.arguments.save_tokenizer else None
+            card = partial(self.write_card, report=report)
             save_member(self.output, model, self.weights, tokenizer, self.base, facts, self.canaries, card)
 
     def record_canaries(self) -> None:

@@ -79,7 +79,7 @@ def describe_run(
         seconds: Time since the start of the script.
     """
     settings = asdict(arguments)
-    for name in ("eval_file", "base"):
+    for name in ("eval_file", "base", "start_from"):
         settings[name] = _shorten(settings[name]) if settings[name] else None
     settings["train_file"] = [_shorten(file) for file in arguments.train_file]
     training = vars(trainer.args)

@@ -21,11 +21,12 @@ from modeling.encoding.audit import audit_battles
 from modeling.encoding.collator import PackedCollator, encode_dataset, list_passes
 from modeling.encoding.encoder import BattleEncoder
 from modeling.evaluation.trainer_metrics import build_trainer_metrics
-from modeling.judging.member import MEMBER_FILE
+from modeling.judging.loading import find_judge
+from modeling.judging.member import MEMBER_FILE, MemberFacts, is_merged, read_member
 from modeling.judging.predictor import build_batches, choose_budget
 from modeling.network.base import BaseFiles, load_base
 from modeling.network.frozen import FrozenStates, count_frozen_layers, measure_states
-from modeling.network.lora import add_adapters
+from modeling.network.lora import add_adapters, restore_adapter
 from modeling.network.losses import Distillation
 from modeling.network.precision import choose_dtype
 from modeling.runtime.distributed import call_on_main, check_shared_folder, prepare_deepspeed, suspend_sharding
@@ -138,7 +139,8 @@ def load_parts(arguments: TrainArguments, num_processes: int, seed: int) -> tupl
     parts = list(zip(names, guarded, strict=True))
     if count := arguments.counterfactual_pairs:
         # Before the labels are softened: an answer that won fits its own prompt better than another prompt's does.
-        parts.append((MADE, make_counterfactuals(mix_sources(parts), count, seed)))
+        made = make_counterfactuals(mix_sources(parts), count, seed, arguments.counterfactual_similar)
+        parts.append((MADE, made))
         weights, confidences = (values and [*values, 1.0] for values in (weights, confidences))
     battles = mix_sources(parts, weights, confidences, arguments.teacher_column or ())
     data = [describe_source("train", file, part) for file, part in zip(arguments.train_file, guarded, strict=True)]
@@ -212,10 +214,45 @@ def find_start(training: TrainingArguments, run: dict) -> Path | None:
     return call_on_main(find_checkpoint, folder, run, training.resume_from_checkpoint)
 
 
-def build_model(arguments: TrainArguments, training: TrainingArguments, base: BaseFiles, dtype: str) -> PeftModel:
-    """Loads the base, frozen, and adds fresh adapters and a trainable head."""
+def find_start_member(
+    arguments: TrainArguments, training: TrainingArguments, fingerprint: str
+) -> tuple[Path, MemberFacts] | None:
+    """Finds the member whose adapter and head the training starts from; None for fresh ones.
+
+    Raises:
+        ValueError: If it is no member with an adapter, if it was trained on another base, or if the launch uses ZeRO-3,
+            which has sharded the weights before others could be put in.
+    """
+    name = arguments.start_from
+    if not name:
+        return None
+    folders = [folder for _, folder in find_judge([name])[0]]
+    if len(folders) > 1 or is_merged(folders[0]):
+        found = f"{len(folders)} members" if len(folders) > 1 else "a merged one"
+        raise ValueError(f"--start_from {name}: expected one member with an adapter; found {found}. Name its folder.")
+    facts = read_member(folders[0])
+    if facts.base_fingerprint != fingerprint:
+        raise ValueError(
+            f"--start_from {name}: expected a member on --base {arguments.base} ({fingerprint}); found one on another "
+            f"({facts.base_fingerprint}). Give that base, or merge the adapter into this one with quantize.py."
+        )
+    if training.deepspeed_plugin and training.deepspeed_plugin.zero_stage == 3:
+        raise ValueError("--start_from with ZeRO-3: expected another launcher, such as configs/accelerate/zero2.yaml.")
+    return folders[0], facts
+
+
+def build_model(
+    arguments: TrainArguments,
+    training: TrainingArguments,
+    base: BaseFiles,
+    dtype: str,
+    start: tuple[Path, MemberFacts] | None = None,
+) -> PeftModel:
+    """Loads the base, frozen, and adds adapters and a trainable head: fresh ones, or those of a member."""
     set_seed(training.seed)
-    head = {"head_dropout": arguments.head_dropout, "pooling": arguments.pooling}
+    head = dict(start[1].head) if start else {}
+    head |= {"head_dropout": arguments.head_dropout}
+    head |= {"pooling": arguments.pooling} if arguments.pooling else {}
     model = load_base(base, dtype=dtype, device=training.device, **head)
     model.both_orders_weight = arguments.both_orders_weight
     if arguments.teacher_column:
@@ -227,6 +264,8 @@ def build_model(arguments: TrainArguments, training: TrainingArguments, base: Ba
         dropout=arguments.lora_dropout,
         freeze_layers=arguments.freeze_layers,
     )
+    if start:
+        restore_adapter(model, start[0])
     trainable, total = model.get_nb_trainable_parameters()
     logger.info(f"Parameters: {trainable:,} trainable of {total:,}")
     return model
@@ -249,10 +288,10 @@ def cache_frozen_states(
     step = training.train_batch_size * training.gradient_accumulation_steps
     epochs = training.num_train_epochs if training.max_steps < 0 else training.max_steps * step / len(train_set)
     # Several processes would each compute the states of all battles, because every epoch deals them out anew. A
-    # checkpointed layer passes no gradient on to its adapters if its input has none. Dropout and NEFTune's noise would
-    # be other ones in every epoch.
+    # checkpointed layer passes no gradient on to its adapters if its input has none. Dropout would be another one in
+    # every epoch.
     possible = training.world_size == 1 and not training.deepspeed_plugin and not training.gradient_checkpointing
-    noisy = getattr(network.config, "attention_dropout", 0) or training.neftune_noise_alpha
+    noisy = getattr(network.config, "attention_dropout", 0)
     if not frozen or epochs <= 1 or not possible or noisy:
         return None
     tokens, limit = sum(train_set["length"]), arguments.cache_frozen_gb

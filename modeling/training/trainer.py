@@ -293,7 +293,7 @@ REPORTING = frozenset(
         # our own
         *("base", "train_file", "eval_file", "dry_run", "cache_frozen_gb"),
         # files
-        *("output_dir", "save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node"),
+        *("output_dir", "save_strategy", "save_steps", "save_total_limit", "save_on_each_node"),
         *("enable_jit_checkpoint", "resume_from_checkpoint", "restore_callback_states_from_checkpoint"),
         # evaluation
         *("do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),

@@ -25,9 +25,9 @@ from modeling.judging import loading
 from modeling.judging.judge import Judge
 from modeling.settings import parsing
 from modeling.settings.parsing import parse_arguments
-from tests.helpers import DEMO_DATA
+from tests.helpers import SAMPLES
 
-TEST = str(DEMO_DATA / "test.jsonl")
+TEST = str(SAMPLES / "test.jsonl")
 PAGES = "\n".join(
     path.read_text(encoding="utf-8") for path in [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md")]
 )
@@ -104,9 +104,9 @@ def test_rounds_do_not_overlap():
         draw_slices(TEST, 60, 3)
 
 
-def test_both_ways_train_on_the_same_battles_in_the_same_order(bases, demo_battles):
+def test_both_ways_train_on_the_same_battles_in_the_same_order(bases, sample_battles):
     """They learn the same; only the padding is gone."""
-    base, slices = str(bases["bfloat16"].folder), [demo_battles.select(range(16))]
+    base, slices = str(bases["bfloat16"].folder), [sample_battles.select(range(16))]
     lora = {"r": 4, "alpha": 4, "dropout": 0.0, "freeze_layers": 0}
     options = {"gradient_accumulation_steps": 2, "num_train_epochs": 1, "learning_rate": 1e-3}
     shared = (base, slices, lora, 128, options, "bfloat16")
@@ -116,9 +116,9 @@ def test_both_ways_train_on_the_same_battles_in_the_same_order(bases, demo_battl
     assert abs(found[0]["loss"] - found[1]["loss"]) < 0.01 and found[0]["loss"] > 0.1
 
 
-def test_the_curve_ends_at_the_result_of_every_pass_at_once(members, demo_battles, monkeypatch):
+def test_the_curve_ends_at_the_result_of_every_pass_at_once(members, sample_battles, monkeypatch):
     monkeypatch.setattr(loading, "choose_dtype", lambda *_, **__: "float32")  # bf16 differs between packs
-    names, rows = [str(member) for member in members.values()], demo_battles.select(range(24)).to_list()
+    names, rows = [str(member) for member in members.values()], sample_battles.select(range(24)).to_list()
     found = build_selective(names, rows, "both")(0)
     judge = Judge.from_pretrained(names, dtype="float32")
     for share in (0.0, 0.4, 1.0):
@@ -129,9 +129,9 @@ def test_the_curve_ends_at_the_result_of_every_pass_at_once(members, demo_battle
     assert found["seconds"] == sorted(found["seconds"])
 
 
-def test_exponents_and_long_battles(demo_battles):
+def test_exponents_and_long_battles(sample_battles):
     assert _fit_exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
-    rows = demo_battles.to_list()
+    rows = sample_battles.to_list()
     long = [_lengthen(rows, n, 500) for n in range(4)]
     assert all(len(row["response_b"]) >= 1500 for row in long) and len({row["prompt"][:40] for row in long}) == 4
 

@@ -14,14 +14,14 @@ RECIPE = {"learning_rate": 1e-2, "epochs": 200, "head_dropout": 0.0}
 
 
 @pytest.fixture
-def extract(bases, demo_battles, tmp_path):
+def extract(bases, sample_battles, tmp_path):
     """Extracts features in this process, and restores the number of threads afterwards."""
     threads = torch.get_num_threads()
 
     def extract_rows(
         name: str, rows: list[int], extraction: Extraction, known: Extraction | None = None
     ) -> torch.Tensor:
-        battles = demo_battles.select(rows)
+        battles = sample_battles.select(rows)
         folder = extraction.find_folder(tmp_path)
         folder.mkdir(parents=True, exist_ok=True)
         known_path = known.find_folder(tmp_path) / f"{name}-000.npz" if known else None
@@ -45,11 +45,11 @@ def test_features_belong_to_their_battles_also_when_some_are_reused(bases, extra
     assert 0 < same.sum() < 12
 
 
-def test_features_of_other_battles_are_an_error(bases, extract, demo_battles, tmp_path):
+def test_features_of_other_battles_are_an_error(bases, extract, sample_battles, tmp_path):
     extraction = Extraction(str(bases["float32"].folder), 72)
     extract("b", range(3), extraction)
     with pytest.raises(SystemExit, match="found others"):
-        load_features(demo_battles.select([2, 1, 0]), "b", extraction, tmp_path)
+        load_features(sample_battles.select([2, 1, 0]), "b", extraction, tmp_path)
 
 
 @pytest.mark.parametrize("orders", [("ab",), ("ba",), ORIENTATIONS])

@@ -9,7 +9,6 @@ import pytest
 from datasets import Dataset
 
 from modeling.data.battles import (
-    DEMO_FOLDER,
     load_battles,
     name_winners,
     order_responses,
@@ -239,22 +238,3 @@ def test_an_unknown_orientation_is_an_error(read):
 
 def test_winner_names_are_those_of_a_submission():
     assert name_winners([0.9, 0.5, 0.49]) == ["model_a", "model_a", "model_b"]
-
-
-# --- the packaged demo data -------------------------------------------------------------------------------------------
-
-
-def test_demo_battles_are_many_and_balanced_and_ours():
-    """Neither "always a" nor "the longer wins" solves the demo, and all of it was written for this project."""
-    parts = [load_battles(DEMO_FOLDER / f"{part}.jsonl", require_labels=True) for part in ("train", "test")]
-    for part in parts:
-        rows = part.to_list()
-        assert len(set(part["language"])) >= 12 and set(part["source"]) == {"written for bothways"}
-        longer_wins = [(len(row["response_a"]) > len(row["response_b"])) == (row["label"][0] > 0.5) for row in rows]
-        assert 0.45 <= sum(longer_wins) / len(rows) <= 0.55
-        assert 0.45 <= sum(row["label"][0] for row in rows) / len(rows) <= 0.55
-    train, test = parts
-    assert len(train) + len(test) >= 240 and len(test) / (len(train) + len(test)) == pytest.approx(0.25, abs=0.01)
-    assert not set(train["id"]) & set(test["id"])
-    prompts = [{" ".join(prompt.casefold().split()) for prompt in part["prompt"]} for part in parts]
-    assert not prompts[0] & prompts[1]

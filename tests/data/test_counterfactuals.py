@@ -7,12 +7,12 @@ from datasets import Dataset
 
 from modeling.data.battles import load_battles
 from modeling.data.counterfactuals import make_counterfactuals, number_units
-from tests.helpers import DEMO_DATA
+from tests.helpers import SAMPLES
 
 
 @pytest.fixture(scope="module")
 def battles() -> Dataset:
-    return load_battles(DEMO_DATA / "train.jsonl")
+    return load_battles(SAMPLES / "train.jsonl")
 
 
 def test_made_pairs_have_the_answers_that_won_and_each_is_right_once(battles):
@@ -41,10 +41,24 @@ def test_made_pairs_have_the_answers_that_won_and_each_is_right_once(battles):
 
 def test_battles_that_cannot_be_paired_are_an_error():
     rows = {"prompt": ["x", "x"], "response_a": ["1", "2"], "response_b": ["3", "4"], "label": [[1.0, 0.0]] * 2}
-    with pytest.raises(ValueError, match="--counterfactual_pairs 3: expected two decided battles of one language"):
+    with pytest.raises(ValueError, match=r"--counterfactual_pairs 3: expected so many pairs .* found 0"):
         make_counterfactuals(Dataset.from_dict(rows), 3)
-    with pytest.raises(ValueError, match="found too few"):
+    with pytest.raises(ValueError, match="found 0"):
         make_counterfactuals(Dataset.from_dict(rows | {"label": [[0.5, 0.5]] * 2}), 1)
+
+
+def test_similar_prompts_meet_once_each():
+    """Of six prompts on two subjects, only those on one subject meet."""
+    numbers, kinds = ("two", "ten", "six"), ("long", "deep", "wide")
+    rows = [(f"How do I boil {what} eggs?", f"Boil the {what} eggs well.", "No.", 1.0) for what in numbers]
+    rows += [(f"Which river is {how}?", "No.", f"The {how} river is there.", 0.0) for how in kinds]
+    battles = build(rows)
+    made = make_counterfactuals(battles, 6, similar=2)
+    met = [frozenset(made["prompt"][place : place + 2]) for place in range(0, 12, 2)]
+    assert len(set(met)) == 6
+    assert all(len({prompt.split()[0] for prompt in pair}) == 1 for pair in met)
+    with pytest.raises(ValueError, match="found 6"):
+        make_counterfactuals(battles, 7, similar=2)
 
 
 def build(rows: list[tuple]) -> Dataset:

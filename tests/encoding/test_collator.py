@@ -18,9 +18,9 @@ def encoder(tokenizer):
 
 
 @pytest.fixture
-def battles(demo_battles):
+def battles(sample_battles):
     """Three battles with soft labels, a teacher that knows two of them, and weights."""
-    battles = demo_battles.select(range(3)).remove_columns("label")
+    battles = sample_battles.select(range(3)).remove_columns("label")
     return battles.add_column("label", LABELS).add_column("teacher", TEACHERS).add_column("weight", [0.5, 1.0, 1.5])
 
 
@@ -51,8 +51,8 @@ def test_both_orders_of_a_battle_share_a_batch_with_mirrored_labels(battles, enc
     assert part["teacher"].isnan().any(dim=1).tolist() == [False, False, True, True, False, False]
 
 
-def test_cuts_of_both_orders_are_the_larger_of_the_two(demo_battles, encoder):
-    both, ab, ba = (encode_dataset(demo_battles, encoder, orientation) for orientation in ("both", "ab", "ba"))
+def test_cuts_of_both_orders_are_the_larger_of_the_two(sample_battles, encoder):
+    both, ab, ba = (encode_dataset(sample_battles, encoder, orientation) for orientation in ("both", "ab", "ba"))
     for name in ("cut_prompt", "cut_response_a", "cut_response_b", "cut"):
         assert both[name][:] == [max(cuts) for cuts in zip(ab[name], ba[name], strict=True)]
     assert all(both["cut"])

@@ -13,9 +13,9 @@ MARKERS = ("<prompt>:", "<response_a>:", "<response_b>:")
 
 
 # What users type to break out of their field; ftfy would even make a marker of the escaped one.
-@pytest.fixture(params=["tokenizer", "gemma_tokenizer", "demo_tokenizer"])
+@pytest.fixture(params=["tokenizer", "gemma_tokenizer", "smollm_tokenizer"])
 def any_tokenizer(request):
-    """The tests' own tokenizer, the real Gemma-2's (which has no pre-tokenizer) and the demo's (whose pad is eos)."""
+    """The tests' own tokenizer, the real Gemma-2's (which has no pre-tokenizer) and SmolLM2's (whose pad is eos)."""
     return request.getfixturevalue(request.param)
 
 
@@ -30,12 +30,12 @@ def make_hostile_battles(count):
     return [battle(*("".join(rng.choices(words, k=rng.randint(1, 90))) for _ in TEXTS)) for _ in range(count)]
 
 
-def test_left_truncation_reproduces_the_seeds_ids(any_tokenizer, demo_battles):
+def test_left_truncation_reproduces_the_seeds_ids(any_tokenizer, sample_battles):
     """The seed: ftfy on each field, one string from the template, bos, the last max_length - 2 tokens of it, eos."""
     for orientation, first, second in (("ab", "response_a", "response_b"), ("ba", "response_b", "response_a")):
         for max_length in (128, 512):
-            found = encode(any_tokenizer, demo_battles.to_list(), orientation, max_length, "left")
-            for row, encoded in zip(demo_battles, found, strict=True):
+            found = encode(any_tokenizer, sample_battles.to_list(), orientation, max_length, "left")
+            for row, encoded in zip(sample_battles, found, strict=True):
                 prompt, one, two = (ftfy.fix_text(row[name]) for name in ("prompt", first, second))
                 text = f"<prompt>: {prompt}\n\n<response_a>: {one}\n\n<response_b>: {two}"
                 ids = any_tokenizer(text, add_special_tokens=False)["input_ids"][-(max_length - 2) :]
@@ -43,9 +43,9 @@ def test_left_truncation_reproduces_the_seeds_ids(any_tokenizer, demo_battles):
 
 
 @pytest.mark.parametrize("truncation", ["balanced", "left"])
-def test_every_battle_begins_with_bos_and_ends_with_eos(any_tokenizer, truncation, demo_battles):
+def test_every_battle_begins_with_bos_and_ends_with_eos(any_tokenizer, truncation, sample_battles):
     for max_length in (96, 256):
-        for encoded in encode(any_tokenizer, demo_battles.to_list(), "ba", max_length, truncation):
+        for encoded in encode(any_tokenizer, sample_battles.to_list(), "ba", max_length, truncation):
             assert encoded["input_ids"][0] == any_tokenizer.bos_token_id
             assert encoded["input_ids"][-1] == any_tokenizer.eos_token_id
             assert encoded["length"] == len(encoded["input_ids"]) <= max_length
@@ -83,11 +83,11 @@ def test_balanced_truncation_keeps_tokens_of_every_field(any_tokenizer):
 
 
 @pytest.mark.parametrize("truncation", ["balanced", "left"])
-def test_cut_tokens_are_counted(any_tokenizer, truncation, demo_battles):
+def test_cut_tokens_are_counted(any_tokenizer, truncation, sample_battles):
     """What is read plus what was cut is what was there; the elisions are extra."""
     elision = len(any_tokenizer(ELISION, add_special_tokens=False)["input_ids"])
-    full = encode(any_tokenizer, demo_battles.to_list(), max_length=8192, truncation=truncation)
-    cut = encode(any_tokenizer, demo_battles.to_list(), max_length=96, truncation=truncation)
+    full = encode(any_tokenizer, sample_battles.to_list(), max_length=8192, truncation=truncation)
+    cut = encode(any_tokenizer, sample_battles.to_list(), max_length=96, truncation=truncation)
     for before, after in zip(full, cut, strict=True):
         assert [before[name] for name in CUT_COLUMNS] == [0, 0, 0]
         lost = [after[name] for name in CUT_COLUMNS]
@@ -136,11 +136,11 @@ def test_text_without_need_of_ftfy_skips_it_and_all_else_goes_through_it(tokeniz
         assert encoder.clean(text) == ftfy.fix_text(text)
 
 
-def test_labels_follow_the_orientation(tokenizer, demo_battles):
+def test_labels_follow_the_orientation(tokenizer, sample_battles):
     """Class 0 is "the first slot wins", so reading b first mirrors the label."""
     encoder = BattleEncoder(tokenizer, build_encoding(tokenizer, 256, "balanced"))
-    assert encode_dataset(demo_battles, encoder, "ab")["label"][:] == demo_battles["label"][:]
-    assert encode_dataset(demo_battles, encoder, "ba")["label"][:] == [row[::-1] for row in demo_battles["label"]]
+    assert encode_dataset(sample_battles, encoder, "ab")["label"][:] == sample_battles["label"][:]
+    assert encode_dataset(sample_battles, encoder, "ba")["label"][:] == [row[::-1] for row in sample_battles["label"]]
 
 
 def test_a_prompt_of_a_megabyte_is_read_and_cut(any_tokenizer):

@@ -15,7 +15,7 @@ from tests.helpers import HOSTILE_TEXTS, battle
 
 
 @pytest.fixture(scope="module")
-def qwen_tokenizer(demo_battles):
+def qwen_tokenizer(sample_battles):
     """A tiny one with Qwen's normaliser and pre-tokenizer, whose pre-tokens take newlines after punctuation along."""
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
@@ -27,12 +27,12 @@ def qwen_tokenizer(demo_battles):
     trainer = trainers.BpeTrainer(
         vocab_size=900, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
     )
-    backend.train_from_iterator(["a.\n\n b>:\n\n" * 9, *demo_battles["response_a"]], trainer)
+    backend.train_from_iterator(["a.\n\n b>:\n\n" * 9, *sample_battles["response_a"]], trainer)
     backend.add_tokens(["<think>"])
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
 
 
-@pytest.fixture(params=["tokenizer", "gemma_tokenizer", "demo_tokenizer", "qwen_tokenizer"])
+@pytest.fixture(params=["tokenizer", "gemma_tokenizer", "smollm_tokenizer", "qwen_tokenizer"])
 def every_tokenizer(request):
     """All kinds for which cutting a text before its tokenisation is proven exact."""
     return request.getfixturevalue(request.param)

@@ -11,7 +11,7 @@ from PIL import Image
 from modeling.evaluation.plots import draw_figures
 from modeling.evaluation.report import build_report
 
-NAMES = ["reliability", "position_bias", "languages", "length_bias", "selective"]
+NAMES = ["baselines", "reliability", "position_bias", "languages", "length_bias", "selective"]
 
 
 def build(battles: int, languages: list[str], passes: bool = True) -> dict:
@@ -27,7 +27,7 @@ def build(battles: int, languages: list[str], passes: bool = True) -> dict:
     return build_report(verdicts, Dataset.from_dict(data), draws=100)
 
 
-def test_all_five_are_drawn_and_are_not_blank(tmp_path):
+def test_all_six_are_drawn_and_are_not_blank(tmp_path):
     paths = draw_figures(build(80, ["English", "Korean", "Thai"]), tmp_path / "figures")
     assert [path.stem for path in paths] == NAMES and all(path.parent == tmp_path / "figures" for path in paths)
     for path in paths:

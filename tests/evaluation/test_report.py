@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from modeling.data.battles import load_battles
 from modeling.evaluation.report import align_verdicts, build_comparison, build_report, format_report, group_prompts
+from modeling.evaluation.text_report import conclude
 
 A, B, TIE = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
 REQUIRED = {
@@ -19,21 +20,21 @@ REQUIRED = {
 
 
 @pytest.fixture(scope="module")
-def verdicts(demo_battles) -> pd.DataFrame:
+def verdicts(sample_battles) -> pd.DataFrame:
     """Verdicts better than chance, from two members with one order and one with both; some battles are cut."""
     rng = np.random.default_rng(0)
-    label = np.array(demo_battles["label"][:])[:, 0]
+    label = np.array(sample_battles["label"][:])[:, 0]
     columns = {}
     for name in ("ab_ab", "ba_ba", "both_ab", "both_ba"):
         columns[f"p_a_{name}"] = 1 / (1 + np.exp(-(label * 2 - 1 + rng.normal(size=len(label)))))
     p_a = np.mean(list(columns.values()), axis=0)
     cuts = {f"cut_{name}": rng.integers(0, 2, len(label)) * 7 for name in ("prompt", "response_a", "response_b")}
-    return pd.DataFrame({"id": demo_battles["id"][:], "p_a": p_a, "p_b": 1 - p_a} | columns | {"tokens": 9} | cuts)
+    return pd.DataFrame({"id": sample_battles["id"][:], "p_a": p_a, "p_b": 1 - p_a} | columns | {"tokens": 9} | cuts)
 
 
 @pytest.fixture(scope="module")
-def report(verdicts, demo_battles) -> dict:
-    return build_report(verdicts, demo_battles, draws=200)
+def report(verdicts, sample_battles) -> dict:
+    return build_report(verdicts, sample_battles, draws=200)
 
 
 def build_battles(labels: list, **columns) -> Dataset:
@@ -67,18 +68,18 @@ def test_a_report_is_json_with_all_required_keys(report, verdicts):
     assert report["position_bias"]["flip_share"]["value"] == pytest.approx(flips)
 
 
-def test_no_text_of_a_battle_is_in_the_report_or_its_table(report, demo_battles):
+def test_no_text_of_a_battle_is_in_the_report_or_its_table(report, sample_battles):
     said = json.dumps(report, ensure_ascii=False) + format_report(report)
-    for battle in demo_battles:
+    for battle in sample_battles:
         for name in ("prompt", "response_a", "response_b"):
             assert battle[name][:20] not in said
 
 
-def test_each_table_counts_every_battle_once(report, demo_battles, verdicts):
+def test_each_table_counts_every_battle_once(report, sample_battles, verdicts):
     assert set(report["tables"]) == {"language", "source", "length", "cut"}
     for name, table in report["tables"].items():
         assert sum(row["battles"] for row in table) == 72, name
-    languages = pd.Series(demo_battles["language"][:]).value_counts()
+    languages = pd.Series(sample_battles["language"][:]).value_counts()
     assert {row["name"]: row["battles"] for row in report["tables"]["language"]} == languages.to_dict()
     cut = verdicts[["cut_prompt", "cut_response_a", "cut_response_b"]].any(axis=1)
     assert [(row["name"], row["battles"]) for row in report["tables"]["cut"]] == [
@@ -89,8 +90,8 @@ def test_each_table_counts_every_battle_once(report, demo_battles, verdicts):
         "battles": (verdicts["cut_prompt"] > 0).sum(),
         "tokens": verdicts["cut_prompt"].sum(),
     }
-    hits = (verdicts["p_a"] >= 0.5).to_numpy() == (np.array(demo_battles["label"][:])[:, 0] > 0.5)
-    decided = np.array(demo_battles["label"][:])[:, 0] != 0.5
+    hits = (verdicts["p_a"] >= 0.5).to_numpy() == (np.array(sample_battles["label"][:])[:, 0] > 0.5)
+    decided = np.array(sample_battles["label"][:])[:, 0] != 0.5
     whole = report["tables"]["cut"][0]["accuracy"]
     assert whole["value"] == pytest.approx(hits[~cut & decided].mean()) and whole["count"] == (~cut & decided).sum()
 
@@ -127,9 +128,9 @@ def test_missing_and_rare_values_share_a_row():
     assert [(row["name"], row["battles"]) for row in tables["verdict"]] == [("not given", len(values))]
 
 
-def test_the_order_of_verdicts_and_the_type_of_ids_change_nothing(verdicts, demo_battles, report):
+def test_the_order_of_verdicts_and_the_type_of_ids_change_nothing(verdicts, sample_battles, report):
     shuffled = verdicts.sample(frac=1, random_state=0)
-    assert build_report(shuffled, demo_battles, draws=200) == report
+    assert build_report(shuffled, sample_battles, draws=200) == report
     assert (
         build_report(build_verdicts([0.9, 0.2]).assign(id=["1", "0"]), build_battles([B, A]), draws=100)["accuracy"][
             "value"
@@ -231,8 +232,29 @@ def test_the_text_has_every_metric_and_no_control_characters(report):
     assert "\x1b" not in said and "日本語" in said
 
 
-def test_seed_and_draws_are_in_the_report_and_reproduce_it(verdicts, demo_battles):
-    reports = [build_report(verdicts, demo_battles, draws=150, seed=seed) for seed in (3, 3, 4)]
+def test_the_conclusion_is_ten_lines_that_a_newcomer_understands():
+    """What is right, whether each baseline is beaten, pairs, calibration, and where the rest is."""
+    rng = np.random.default_rng(0)
+    winners = [[A, B][n % 2] for n in range(200)]
+    p_a = np.where(np.arange(200) % 2 == 0, 0.8, 0.2) + rng.normal(0, 0.3, 200)
+    pairs = [f"pair-{n // 2}" if n < 100 else None for n in range(200)]
+    battles, verdicts = build_battles(winners, counterfactual_pair=pairs), build_verdicts(p_a.clip(0.01, 0.99))
+    found = build_report(verdicts, battles, answers_alone=build_verdicts(rng.random(200)), draws=200)
+    found["comparison"] = {"name": "default"} | build_comparison(verdicts, verdicts, battles, draws=200)
+    lines = conclude(found, "out/report.html").splitlines()
+    assert len(lines) == 10 and max(map(len, lines)) <= 80
+    right = round(found["accuracy"]["value"] * 200)
+    assert lines[0].startswith(f"The judge names the winner of {right} of 200 battles: ")
+    answers = {line[:18].strip(): line for line in lines[2:7]}
+    assert " yes " in answers["always a"] and " yes " in answers["answers alone"]
+    assert "cannot be told" in answers["default"]
+    assert lines[7].startswith("Where only the prompt can tell (100 battles): ")
+    assert lines[9] == "All tables and pictures: out/report.html"
+    assert "no accuracy" in conclude(build_report(build_verdicts([]), build_battles([]), draws=100), "x")
+
+
+def test_seed_and_draws_are_in_the_report_and_reproduce_it(verdicts, sample_battles):
+    reports = [build_report(verdicts, sample_battles, draws=150, seed=seed) for seed in (3, 3, 4)]
     assert reports[0] == reports[1] != reports[2]
     assert (reports[0]["draws"], reports[0]["seed"]) == (150, 3)
 

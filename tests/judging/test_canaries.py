@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from modeling.data.battles import DEMO_FOLDER, load_battles
 from modeling.judging.canaries import (
     CANARY_LANGUAGES,
     CANARY_TOKENS,
@@ -12,11 +13,11 @@ from modeling.judging.canaries import (
 from modeling.network.base import load_base
 
 
-def test_the_canaries_are_always_the_same_eight_battles_in_eight_languages(demo_battles):
+def test_the_canaries_are_always_the_same_eight_battles_in_eight_languages():
     battles = load_canaries()
     assert [battle["language"] for battle in battles] == list(CANARY_LANGUAGES) and len(set(CANARY_LANGUAGES)) == 8
     assert [battle["id"] for battle in battles] == [battle["id"] for battle in load_canaries()]
-    assert {battle["id"] for battle in battles} <= set(demo_battles["id"])
+    assert {battle["id"] for battle in battles} <= set(load_battles(DEMO_FOLDER / "test.jsonl")["id"])
 
 
 def test_canary_logits_are_those_of_each_battle_alone_in_either_order(bases, tokenizer):

@@ -8,18 +8,18 @@ import pytest
 
 from modeling.judging.cascade import Cascade
 from modeling.judging.judge import Judge
-from tests.helpers import DEMO_DATA, fail
+from tests.helpers import SAMPLES, fail
 
-TEST = DEMO_DATA / "test.jsonl"
+TEST = SAMPLES / "test.jsonl"
 TOLERANCE = 1e-5  # float32, as in test_predictor.py
 
 
-def test_a_later_judge_decides_the_uncertain_battles(members, demo_battles):
+def test_a_later_judge_decides_the_uncertain_battles(members, sample_battles):
     small, large = (Judge.from_pretrained(members[name], dtype="float32") for name in ("ab", "ba"))
-    first, second = small.predict(demo_battles), large.predict(demo_battles)
-    found = Cascade([small, large], [0.25]).predict(demo_battles)
+    first, second = small.predict(sample_battles), large.predict(sample_battles)
+    found = Cascade([small, large], [0.25]).predict(sample_battles)
     decided = found["p_a_ba_ba"].notna()
-    assert decided.sum() == 18 and list(found["id"]) == demo_battles["id"][:]
+    assert decided.sum() == 18 and list(found["id"]) == sample_battles["id"][:]
     certainty = (first["p_a"] - 0.5).abs()
     assert certainty[decided].max() <= certainty[~decided].min()
     for rows, judged in ((decided, second), (~decided, first)):
@@ -28,9 +28,9 @@ def test_a_later_judge_decides_the_uncertain_battles(members, demo_battles):
     assert found["p_a_ab_ab"].notna().all() and (found["p_a"] + found["p_b"] - 1).abs().max() < 1e-12
 
 
-def test_members_with_the_same_name_get_numbers_in_a_cascade(members, demo_battles):
+def test_members_with_the_same_name_get_numbers_in_a_cascade(members, sample_battles):
     judges = [Judge.from_pretrained(members["ab"], dtype="float32") for _ in range(3)]
-    found = Cascade(judges, [0.5, 0.1]).predict(demo_battles.select(range(20)))
+    found = Cascade(judges, [0.5, 0.1]).predict(sample_battles.select(range(20)))
     assert [name for name in found if name.startswith("p_a_")] == ["p_a_ab_ab", "p_a_ab-2_ab", "p_a_ab-3_ab"]
     assert found.filter(like="p_a_").notna().sum().tolist() == [20, 10, 2]
 

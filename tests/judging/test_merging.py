@@ -74,11 +74,11 @@ def test_a_merge_that_changes_the_canaries_is_an_error(members, tmp_path, monkey
     assert not (tmp_path / "merged").exists()
 
 
-def test_an_encoding_travels_with_a_merged_member(members, tmp_path, demo_battles):
+def test_an_encoding_travels_with_a_merged_member(members, tmp_path, sample_battles):
     merge_member(str(members["ba"]), tmp_path / "merged", "float32")
     (merged,) = load_judge([str(tmp_path / "merged")])
     (member,) = load_judge([str(members["ba"])])
     assert merged.encoder.encoding == member.encoder.encoding == Encoding.from_dict(merged.facts.encoding)
-    rows = demo_battles.to_list()[:4]
+    rows = sample_battles.to_list()[:4]
     read = [BattleEncoder.encode(m.encoder, m.encoder.clean_battles(rows), "ba") for m in (merged, member)]
     assert read[0] == read[1]

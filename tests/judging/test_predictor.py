@@ -46,11 +46,11 @@ def test_batches_hold_every_sequence_once_within_the_budget():
     assert build_batches([], 18) == []
 
 
-def test_predictions_belong_to_their_battle_whatever_the_batching(member, demo_battles):
+def test_predictions_belong_to_their_battle_whatever_the_batching(member, sample_battles):
     """Law 1, seed fault 1: its predictions, made in order of length, were written back onto the unsorted table.
 
     Each battle alone is the truth; then all of them, shuffled, under several budgets."""
-    battles = demo_battles.to_list()
+    battles = sample_battles.to_list()
     alone = np.concatenate([read(member, [battle], "ab") for battle in battles])
     assert len({round(p, 6) for p in alone[:, 0]}) > 60  # else a mix-up would not show
     order = np.random.default_rng(0).permutation(len(battles))
@@ -60,12 +60,12 @@ def test_predictions_belong_to_their_battle_whatever_the_batching(member, demo_b
 
 
 @pytest.mark.parametrize("name", TOLERANCE)
-def test_neither_its_pack_nor_padding_changes_a_probability(name, bases, make_member, tmp_path, demo_battles):
+def test_neither_its_pack_nor_padding_changes_a_probability(name, bases, make_member, tmp_path, sample_battles):
     """Law 3, in every dtype and quantisation."""
     dtype = "float32" if name == "float32" else "bfloat16"
     make_member(tmp_path / "ab", bases[name], "ab", dtype=dtype)
     (member,) = load_judge([str(tmp_path / "ab")])
-    battles = demo_battles.select(range(16)).to_list()
+    battles = sample_battles.select(range(16)).to_list()
     reference = read(member, battles, "ab", tokens_per_batch=1)
     assert reference[:, 0].std() > 0.05
     # One thread per test worker would leave the default with one; two threads must share an 8-bit layer's state.
@@ -85,9 +85,9 @@ def test_neither_its_pack_nor_padding_changes_a_probability(name, bases, make_me
         assert np.abs(logits.double().softmax(-1).numpy() - reference).max() <= TOLERANCE[name]
 
 
-def test_reading_the_swapped_battle_the_other_way_mirrors_the_columns(member, demo_battles):
+def test_reading_the_swapped_battle_the_other_way_mirrors_the_columns(member, sample_battles):
     """Law 2, seed fault 3: what is the same text must give the same numbers, in exchanged columns."""
-    battles = demo_battles.select(range(16))
+    battles = sample_battles.select(range(16))
     for orientation, other in (("ab", "ba"), ("ba", "ab")):
         forward = read(member, battles.to_list(), orientation)
         backward = read(member, swap_responses(battles).to_list(), other)
@@ -95,10 +95,10 @@ def test_reading_the_swapped_battle_the_other_way_mirrors_the_columns(member, de
         assert np.abs(forward[:, 0] - forward[:, 1]).max() > 0.05
 
 
-def test_a_judge_reading_both_orders_does_not_care_which_answer_is_called_a(members, demo_battles):
+def test_a_judge_reading_both_orders_does_not_care_which_answer_is_called_a(members, sample_battles):
     """Law 2: p(A, B) = 1 - p(B, A) when every member reads both orders."""
     judge = Judge.from_pretrained(list(members.values()), dtype="float32")
-    battles = demo_battles.select(range(16))
+    battles = sample_battles.select(range(16))
     forward = judge.predict(battles, readings="both")
     backward = judge.predict(swap_responses(battles), readings="both")
     assert np.abs(forward["p_a"] - (1 - backward["p_a"])).max() <= TOLERANCE["float32"]
@@ -106,10 +106,10 @@ def test_a_judge_reading_both_orders_does_not_care_which_answer_is_called_a(memb
     assert np.abs(one_sided).max() > 0.01  # so it is reading both orders that does it
 
 
-def test_passes_are_averaged_battle_by_battle(members, bases, make_member, tmp_path, demo_battles):
+def test_passes_are_averaged_battle_by_battle(members, bases, make_member, tmp_path, sample_battles):
     """Seed fault 2: the passes were sorted apart and averaged by position. Here one member cuts and one does not, so
     that the two passes run in different orders."""
-    battles = demo_battles.to_list()
+    battles = sample_battles.to_list()
     make_member(tmp_path / "ba", bases["float32"], "ba", seed=5, max_length=1024)
     ab, ba = load_judge([str(members["ab"]), str(tmp_path / "ba")])
     orders = [
@@ -125,10 +125,10 @@ def test_passes_are_averaged_battle_by_battle(members, bases, make_member, tmp_p
         assert verdicts["winner"][row] == ("model_a" if expected[0] >= expected[1] else "model_b")
 
 
-def test_members_are_read_in_the_precision_they_were_trained_in(bases, make_member, tmp_path, demo_battles):
+def test_members_are_read_in_the_precision_they_were_trained_in(bases, make_member, tmp_path, sample_battles):
     """Seed fault 7: trained in bf16, predicted in fp16. A judge's numbers are those of the recorded dtype only."""
     make_member(tmp_path / "ab", bases["bfloat16"], "ab", dtype="bfloat16")
-    battles = demo_battles.select(range(6)).to_list()
+    battles = sample_battles.select(range(6)).to_list()
     (member,) = load_judge([str(tmp_path / "ab")])
     verdicts = Judge([member]).predict(battles)
     assert np.array_equal(verdicts[["p_a", "p_b"]], read(member, battles, "ab"))
@@ -139,8 +139,8 @@ def test_members_are_read_in_the_precision_they_were_trained_in(bases, make_memb
     assert np.abs(verdicts["p_a"] - other[:, 0]).max() > 1e-5
 
 
-def test_verdicts_say_which_member_read_what_and_what_was_cut(members, demo_battles):
-    battles = [*demo_battles.select(range(3)).to_list(), {**demo_battles[3], "prompt": "long " * 2000}]
+def test_verdicts_say_which_member_read_what_and_what_was_cut(members, sample_battles):
+    battles = [*sample_battles.select(range(3)).to_list(), {**sample_battles[3], "prompt": "long " * 2000}]
     judge = Judge.from_pretrained([members["ab"], members["ba"]], dtype="float32")
     own = judge.predict(battles)
     cuts = ["tokens", "cut_prompt", "cut_response_a", "cut_response_b"]
@@ -158,7 +158,7 @@ def test_members_of_one_name_are_told_apart(members):
     assert name_member("user/repo@main", ["repo"]) == "repo-2" and name_member("x/ab", ["ab-2", "ab"]) == "ab-3"
 
 
-def test_folder_names_do_not_matter(members, demo_battles, tmp_path):
+def test_folder_names_do_not_matter(members, sample_battles, tmp_path):
     """peft takes an adapter called "0" or "model" for a part of its parameters' names."""
     for name, orientation in (("0", "ab"), ("model.v1", "ba")):
         copy = shutil.copytree(members[orientation], tmp_path / name)
@@ -166,17 +166,17 @@ def test_folder_names_do_not_matter(members, demo_battles, tmp_path):
         base = (members[orientation] / config["base_model_name_or_path"]).resolve()
         config["base_model_name_or_path"] = os.path.relpath(base, copy)
         (copy / "adapter_config.json").write_text(json.dumps(config))
-    battles = demo_battles.select(range(4))
+    battles = sample_battles.select(range(4))
     found = Judge.from_pretrained([tmp_path / "0", tmp_path / "model.v1"], dtype="float32").predict(battles)
     expected = Judge.from_pretrained(list(members.values()), dtype="float32").predict(battles)
     assert list(found["p_a"]) == list(expected["p_a"]) and "p_a_model.v1_ba" in found
 
 
 @pytest.mark.parametrize("num_processes", [2, 3, 50])
-def test_every_process_runs_the_same_number_of_forwards(num_processes, member, demo_battles, monkeypatch):
+def test_every_process_runs_the_same_number_of_forwards(num_processes, member, sample_battles, monkeypatch):
     """ZeRO-3 collects weights in every forward, from all processes. Whichever process ran a pack, the result is the
     one of a single process; with 50 processes some have no pack of their own."""
-    battles, options = demo_battles.to_list(), {"tokens_per_batch": 1000, "num_workers": 1}
+    battles, options = sample_battles.to_list(), {"tokens_per_batch": 1000, "num_workers": 1}
     alone = read(member, battles, "ab", **options)
     compute, calls, parts = predictor._predict_pack, [], []
     monkeypatch.setattr(predictor, "_predict_pack", lambda *given: calls.append(1) or compute(*given))
@@ -202,9 +202,9 @@ def test_every_process_runs_the_same_number_of_forwards(num_processes, member, d
     assert np.array_equal(found, alone)
 
 
-def test_an_interrupted_prediction_resumes_where_it_stopped(member, demo_battles, tmp_path, monkeypatch):
+def test_an_interrupted_prediction_resumes_where_it_stopped(member, sample_battles, tmp_path, monkeypatch):
     """Law 1 and 7: only the missing batches are computed, and the numbers are those of an uninterrupted run."""
-    battles = demo_battles.to_list()
+    battles = sample_battles.to_list()
     options = {"tokens_per_batch": 1000, "num_workers": 1, "name": "ab@x"}
     whole = read(member, battles, "ab", **options)
     compute, calls = predictor._predict_pack, []
@@ -247,11 +247,11 @@ def test_a_judge_needs_members_and_known_readings(members):
         Judge.from_pretrained(members["ab"]).predict([], readings="all")
 
 
-def test_probabilities_that_are_not_numbers_are_refused(members, demo_battles):
+def test_probabilities_that_are_not_numbers_are_refused(members, sample_battles):
     (damaged,) = load_judge([str(members["ab"])])
     with torch.no_grad():
         next(p for name, p in damaged.model.named_parameters() if "score" in name and "modules_to_save" in name).fill_(
             np.nan
         )
     with pytest.raises(ValueError, match="expected finite probabilities; found NaN"):
-        read(damaged, demo_battles.select(range(2)).to_list(), "ab")
+        read(damaged, sample_battles.select(range(2)).to_list(), "ab")

@@ -13,7 +13,7 @@ from modeling.data.battles import load_battles
 from modeling.judging import judge
 from modeling.judging.pseudolabels import PartFolder, describe_training
 from modeling.runtime.files import iterate_columns
-from tests.helpers import DEMO_DATA, call, fail
+from tests.helpers import SAMPLES, call, fail
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_pool_is_labelled_in_parts_without_training_prompts_and_resumes_after_
     members, tmp_path, monkeypatch, caplog
 ):
     """Parts of 10 give the labels of one part of 72, and finished parts are not read again."""
-    pool = load_battles(DEMO_DATA / "test.jsonl").to_pandas().drop(columns="label")
+    pool = load_battles(SAMPLES / "test.jsonl").to_pandas().drop(columns="label")
     pool.to_parquet(battles := tmp_path / "pool.parquet")
     pool[5:9].assign(prompt=pool["prompt"][5:9].str.upper()).to_parquet(tmp_path / "train.parquet")
     flags = ["--battles", battles, "--judge", *members.values(), "--exclude", tmp_path / "train.parquet"]

@@ -18,9 +18,9 @@ from modeling.publishing.publish import collect_judge
 from modeling.publishing.staging import stage_contents
 from modeling.runtime.files import hash_file
 from modeling.serving.server import RequestLimits, ServedJudge
-from tests.helpers import DEMO_DATA, call, fail
+from tests.helpers import SAMPLES, call, fail
 
-TEST, TRAIN = DEMO_DATA / "test.jsonl", DEMO_DATA / "train.jsonl"
+TEST, TRAIN = SAMPLES / "test.jsonl", SAMPLES / "train.jsonl"
 SAVED = ["--calibrate_predictions", "p.parquet", "--save_calibration", "true"]
 
 

@@ -12,46 +12,46 @@ from modeling.judging.cascade import Cascade
 from modeling.judging.judge import Judge
 from modeling.judging.schedule import PassSchedule
 from modeling.judging.time_budget import TimeBudget
-from tests.helpers import DEMO_DATA, call, fail
+from tests.helpers import SAMPLES, call, fail
 
-TEST = DEMO_DATA / "test.jsonl"
+TEST = SAMPLES / "test.jsonl"
 TOLERANCE = 1e-5  # float32, as in test_predictor.py
 
 
 @pytest.fixture(scope="module")
-def full(judge, demo_battles):
-    return judge.predict(demo_battles, readings="both")
+def full(judge, sample_battles):
+    return judge.predict(sample_battles, readings="both")
 
 
 # --- second passes ----------------------------------------------------------------------------------------------------
 
 
-def test_the_most_uncertain_battles_get_all_passes_and_the_others_one(judge, demo_battles, full):
+def test_the_most_uncertain_battles_get_all_passes_and_the_others_one(judge, sample_battles, full):
     """The verdict is the mean over the passes that were run, and each pass has the full judge's number."""
     for share, again in ((0.0, 0), (0.4, 29), (1.0, 72)):
-        found = judge.predict(demo_battles, readings="both", second_reading=share)
+        found = judge.predict(sample_battles, readings="both", second_reading=share)
         columns = [name for name in found if name.startswith("p_a_")]
         assert list(found) == list(full) and list(found["id"]) == list(full["id"])
         made = found[columns].notna()
         assert sorted(made.sum(axis=1)) == [1] * (72 - again) + [4] * again
         assert np.nanmax(np.abs(found[columns] - full[columns]).to_numpy()) <= TOLERANCE
         assert np.abs(found["p_a"] - found[columns].mean(axis=1)).max() <= TOLERANCE
-        certainty = (judge.predict(demo_battles, readings="both", second_reading=0.0)["p_a"] - 0.5).abs()
+        certainty = (judge.predict(sample_battles, readings="both", second_reading=0.0)["p_a"] - 0.5).abs()
         if 0 < share < 1:
             assert certainty[made.all(axis=1)].max() <= certainty[~made.all(axis=1)].min()
 
 
-def test_the_swap_law_holds_at_every_share(judge, demo_battles):
+def test_the_swap_law_holds_at_every_share(judge, sample_battles):
     """Law 2 with --second_reading: swapping the answers changes neither the first pass nor who gets a second."""
     for share in (0.0, 0.3, 0.7):
-        forward = judge.predict(demo_battles, readings="both", second_reading=share)
-        backward = judge.predict(swap_responses(demo_battles), readings="both", second_reading=share)
+        forward = judge.predict(sample_battles, readings="both", second_reading=share)
+        backward = judge.predict(swap_responses(sample_battles), readings="both", second_reading=share)
         assert np.abs(forward["p_a"] - (1 - backward["p_a"])).max() <= TOLERANCE
 
 
-def test_with_one_order_per_member_the_second_member_reads_the_uncertain_battles(judge, demo_battles):
+def test_with_one_order_per_member_the_second_member_reads_the_uncertain_battles(judge, sample_battles):
     """The first member reads all of them."""
-    found = judge.predict(demo_battles, second_reading=0.25)
+    found = judge.predict(sample_battles, second_reading=0.25)
     assert found["p_a_ab_ab"].notna().all() and found["p_a_ba_ba"].notna().sum() == 18
 
 
@@ -89,12 +89,12 @@ def count_passes(verdicts: pd.DataFrame) -> np.ndarray:
 
 
 @pytest.mark.parametrize("budget", [1.05, 1.6, 4.0])
-def test_as_many_passes_are_run_as_time_allows(judge, demo_battles, full, monkeypatch, budget, caplog):
+def test_as_many_passes_are_run_as_time_allows(judge, sample_battles, full, monkeypatch, budget, caplog):
     """The unit is the time of one pass over all battles: all first passes, then as many others as fit."""
     caplog.set_level("INFO")
     unit = full["tokens"].sum() * 0.01
     clock = SlowingClock(monkeypatch, 0.01)
-    found = judge.predict(demo_battles, readings="both", time_budget=TimeBudget(1000 + budget * unit))
+    found = judge.predict(sample_battles, readings="both", time_budget=TimeBudget(1000 + budget * unit))
     made = count_passes(found)
     again = (made == 4).mean()
     assert (made >= 1).all() and clock.now <= 1000 + budget * unit + 128 * 0.01
@@ -103,13 +103,13 @@ def test_as_many_passes_are_run_as_time_allows(judge, demo_battles, full, monkey
     assert "which leaves time for all passes on" in caplog.text and "battles have all 4 passes" in caplog.text
 
 
-def test_a_machine_that_slows_down_half_way_still_gives_every_verdict_in_time(judge, demo_battles, full, monkeypatch):
+def test_a_machine_that_slows_down_half_way_still_gives_every_verdict_in_time(judge, sample_battles, full, monkeypatch):
     """To a third of its speed when half of the budget is gone: fewer second passes, but no verdict is missing."""
     unit = full["tokens"].sum() * 0.01
-    steady = judge.predict(demo_battles, readings="both", second_reading=1.0)
+    steady = judge.predict(sample_battles, readings="both", second_reading=1.0)
     with monkeypatch.context() as patch:
         clock = SlowingClock(patch, 0.01, slow_after=1.25 * unit)
-        found = judge.predict(demo_battles, readings="both", time_budget=TimeBudget(1000 + 2.5 * unit))
+        found = judge.predict(sample_battles, readings="both", time_budget=TimeBudget(1000 + 2.5 * unit))
     made = count_passes(found)
     assert (made >= 1).all() and clock.now <= 1000 + 2.5 * unit + 3 * 128 * 0.01
     assert 0.05 < (made == 4).mean() < 0.5
@@ -117,17 +117,17 @@ def test_a_machine_that_slows_down_half_way_still_gives_every_verdict_in_time(ju
     assert np.abs(found["p_a"] - steady["p_a"])[complete].max() <= TOLERANCE
 
 
-def test_battles_that_could_not_be_read_get_even_odds_and_are_counted(judge, demo_battles, full, monkeypatch, caplog):
+def test_battles_that_could_not_be_read_get_even_odds_and_are_counted(judge, sample_battles, full, monkeypatch, caplog):
     unit = full["tokens"].sum() * 0.01
     SlowingClock(monkeypatch, 0.01)
-    found = judge.predict(demo_battles, time_budget=TimeBudget(1000 + 0.5 * unit))
+    found = judge.predict(sample_battles, time_budget=TimeBudget(1000 + 0.5 * unit))
     unread = count_passes(found) == 0
     assert 0.4 < unread.mean() < 0.7 and (found["p_a"][unread] == 0.5).all()
     assert found["winner"].isin(["model_a", "model_b"]).all()
     assert f"{unread.sum()} of 72 battles were not read in time and get even odds" in caplog.text
 
 
-def test_a_cascade_shares_its_time(members, demo_battles, full, monkeypatch):
+def test_a_cascade_shares_its_time(members, sample_battles, full, monkeypatch):
     """What the first passes leave is divided evenly between second passes and the later judge."""
     judges = [
         Judge.from_pretrained(list(members.values()), dtype="float32"),
@@ -135,14 +135,14 @@ def test_a_cascade_shares_its_time(members, demo_battles, full, monkeypatch):
     ]
     unit = full["tokens"].sum() * 0.01
     clock = SlowingClock(monkeypatch, 0.01)
-    found = Cascade(judges, [0.5]).predict(demo_battles, time_budget=TimeBudget(1000 + 1.6 * unit))
+    found = Cascade(judges, [0.5]).predict(sample_battles, time_budget=TimeBudget(1000 + 1.6 * unit))
     assert clock.now <= 1000 + 1.6 * unit + 128 * 0.01
     made = found.filter(like="p_a_").notna().sum()
     assert made["p_a_ab_ab"] == 72 and 10 < made["p_a_ba_ba"] < 30 and 10 < made["p_a_ba-2_ba"] <= 36
 
 
-def test_first_passes_show_the_alphabetically_first_answer_first(judge, demo_battles):
-    rows = demo_battles.select(range(12)).to_list()
+def test_first_passes_show_the_alphabetically_first_answer_first(judge, sample_battles):
+    rows = sample_battles.select(range(12)).to_list()
     first = PassSchedule(judge.plan_passes("both"), rows).choose_first_passes()
     assert (first.sum(axis=0) == 1).all() and not first[2:].any()
     assert first[0].tolist() == [row["response_a"] <= row["response_b"] for row in rows]

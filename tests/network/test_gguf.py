@@ -24,7 +24,7 @@ from modeling.network import gguf
 from modeling.network.base import find_base, fingerprint_base, load_base, unpack_gguf
 from modeling.runtime import packages
 from modeling.runtime.packages import WEIGHTS, Weights
-from tests.helpers import DEMO_DATA, REPOSITORY, call, fail
+from tests.helpers import REPOSITORY, SAMPLES, call, fail
 
 NAME = "package:tiny_weights/tiny.gguf"
 HIDDEN, WIDE, LAYERS = 32, 64, 2
@@ -132,7 +132,7 @@ def test_terms_go_with_what_is_made_of_the_weights(weights, tmp_path, monkeypatc
 def test_a_member_on_it_names_the_package_and_is_read_and_published_without_a_copy_of_the_base(
     weights, tmp_path, monkeypatch, capsys
 ):
-    flags = ["--orientation", "ab", "--train_file", DEMO_DATA / "test.jsonl", "--max_steps", 1, "--max_length", 96]
+    flags = ["--orientation", "ab", "--train_file", SAMPLES / "test.jsonl", "--max_steps", 1, "--max_length", 96]
     flags += [
         "--optim",
         "adamw_torch",
@@ -148,7 +148,7 @@ def test_a_member_on_it_names_the_package_and_is_read_and_published_without_a_co
     assert config["base_model_name_or_path"] == NAME
     assert read_member(tmp_path / "ab").training["base_made_from"] == NAME
     shutil.rmtree(tmp_path / "cache")  # as on another machine
-    battles = load_battles(DEMO_DATA / "test.jsonl").select(range(2))
+    battles = load_battles(SAMPLES / "test.jsonl").select(range(2))
     assert Judge.from_pretrained([str(tmp_path / "ab")]).predict(battles)["p_a"].between(0, 1).all()
     merge_member(str(tmp_path / "ab"), tmp_path / "merged", "float32")
     for made in ("ab", "merged"):

@@ -25,7 +25,7 @@ from modeling.network.base import BaseFiles, load_base, load_tokenizer, save_bas
 from modeling.network.classifier import find_family
 from modeling.network.lora import add_adapters, build_merged
 from modeling.network.precision import TOLERANCES, choose_dtype, find_tolerance, measure_precisions
-from tests.helpers import DEMO_DATA, REPOSITORY, call, fail
+from tests.helpers import REPOSITORY, SAMPLES, call, fail
 from tests.network.test_attention import FAMILIES
 
 SIZES = SimpleNamespace(hidden_size=576, intermediate_size=1536)
@@ -233,10 +233,10 @@ def test_measuring_does_not_change_the_number_of_threads():
 
 @pytest.mark.parametrize("trained", ["bfloat16", "float32"])
 def test_a_member_predicts_in_every_precision_within_the_tolerance(
-    trained, bases, make_member, tmp_path, demo_battles, caplog
+    trained, bases, make_member, tmp_path, sample_battles, caplog
 ):
     make_member(tmp_path / "ab", bases["8bit"], "ab", dtype=trained)
-    rows, answers = demo_battles.select(range(12)), {}
+    rows, answers = sample_battles.select(range(12)), {}
     for dtype in ("float32", "bfloat16", "float16"):
         with caplog.at_level(logging.INFO, "modeling.judging.loading"):
             judge = Judge.from_pretrained(tmp_path / "ab", dtype=dtype)
@@ -265,7 +265,7 @@ def overflowing(bases, make_member, tmp_path):
 
 
 def test_a_float16_overflow_is_a_clear_error_and_auto_falls_back_to_float32(
-    overflowing, demo_battles, monkeypatch, caplog
+    overflowing, sample_battles, monkeypatch, caplog
 ):
     """As on a T4, where auto chooses float16 for prediction."""
     with pytest.raises(ValueError, match=r"expected finite logits; .*65,504: pass --dtype float32"):
@@ -274,14 +274,14 @@ def test_a_float16_overflow_is_a_clear_error_and_auto_falls_back_to_float32(
     judge = Judge.from_pretrained(overflowing, dtype="auto")
     assert judge.members[0].dtype == "float32" and "Precision: float32 instead of float16" in caplog.text
     monkeypatch.undo()
-    expected = Judge.from_pretrained(overflowing, dtype="float32").predict(demo_battles.select(range(4)))
-    assert list(judge.predict(demo_battles.select(range(4)))["p_a"]) == list(expected["p_a"])
+    expected = Judge.from_pretrained(overflowing, dtype="float32").predict(sample_battles.select(range(4)))
+    assert list(judge.predict(sample_battles.select(range(4)))["p_a"]) == list(expected["p_a"])
 
 
-def test_an_overflow_without_canaries_stops_the_prediction(overflowing, demo_battles):
+def test_an_overflow_without_canaries_stops_the_prediction(overflowing, sample_battles):
     judge = Judge.from_pretrained(overflowing, dtype="float16", skip_probes=True)
     with pytest.raises(ValueError, match=r"expected finite probabilities; found NaN.*--dtype float32"):
-        judge.predict(demo_battles.select(range(4)))
+        judge.predict(sample_battles.select(range(4)))
 
 
 def test_a_member_predicts_in_its_own_precision_by_default(members):
@@ -294,7 +294,7 @@ def test_a_member_predicts_in_its_own_precision_by_default(members):
 
 def build_run(bases, output, *flags) -> list:
     run = ["configs/demo/train.yaml", "--orientation", "ab", "--base", bases["8bit"].folder, "--freeze_layers", 0]
-    run += ["--train_file", DEMO_DATA / "test.jsonl", "--max_length", 96, "--max_steps", 2]
+    run += ["--train_file", SAMPLES / "test.jsonl", "--max_length", 96, "--max_steps", 2]
     return [*run, "--save_strategy", "steps", "--save_steps", 1, "--output_dir", output, *flags]
 
 
@@ -313,7 +313,7 @@ def test_a_resumed_run_keeps_its_precision_on_another_machine(bases, tmp_path, m
     assert "dtype: bfloat16 there, float32 here" in said
 
 
-def test_a_member_is_saved_before_its_canaries_are_recorded(bases, tmp_path, monkeypatch, caplog, demo_battles):
+def test_a_member_is_saved_before_its_canaries_are_recorded(bases, tmp_path, monkeypatch, caplog, sample_battles):
     """Hours of training are not lost if the canaries fail; the member then has none."""
     monkeypatch.chdir(REPOSITORY)
 
@@ -325,7 +325,7 @@ def test_a_member_is_saved_before_its_canaries_are_recorded(bases, tmp_path, mon
         call("train", *build_run(bases, tmp_path / "ab"), monkeypatch=monkeypatch)
     judge = Judge.from_pretrained(tmp_path / "ab")
     assert "its canary battles are not replayed (training stopped before they were recorded)" in caplog.text
-    assert len(judge.predict(demo_battles.select(range(2)))) == 2
+    assert len(judge.predict(sample_battles.select(range(2)))) == 2
 
 
 def test_float16_training_and_a_launcher_of_another_precision_are_clear_errors(bases, tmp_path, monkeypatch, caplog):

@@ -121,9 +121,9 @@ def test_cuts_are_said_from_the_encodings_and_counted_from_the_report():
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 6])
-def test_an_evaluation_of_a_few_prompts_makes_a_card(count, tmp_path, demo_battles):
+def test_an_evaluation_of_a_few_prompts_makes_a_card(count, tmp_path, sample_battles):
     """Below six prompts there are no intervals; the end of a training is no time to stumble over that."""
-    battles = demo_battles.select(range(count))
+    battles = sample_battles.select(range(count))
     verdicts = pd.DataFrame({"id": battles["id"][:], "p_a": [0.6] * count, "p_a_ab_ab": [0.6] * count})
     (tmp_path / "member.json").write_text(json.dumps({"orientation": "ab", "labels": ["a", "b"], "training": {}}))
     write_card(tmp_path, build_real_report(verdicts, battles, draws=20))

@@ -21,11 +21,11 @@ from modeling.judging.member import MEMBER_FILE, read_member
 from modeling.network.base import find_base, fingerprint_base
 from modeling.publishing.publish import check_publishable, publish_base, publish_member
 from modeling.runtime.files import hash_file
-from tests.helpers import DEMO_DATA, DEMO_TRAINING, REPOSITORY, call, fail
+from tests.helpers import REPOSITORY, SAMPLES, TRAINING, call, fail
 from tests.hub_stub import READ_TOKEN, USER
 
 REPO, BASE_REPO = f"{USER}/member", f"{USER}/base"
-BATTLES = DEMO_DATA / "test.jsonl"
+BATTLES = SAMPLES / "test.jsonl"
 
 
 @pytest.fixture
@@ -194,11 +194,11 @@ def test_a_judge_folder_goes_as_it_is(hub, publish, members, tmp_path):
 
 
 def test_a_report_of_evaluate_becomes_the_evaluation_of_what_is_published(
-    hub, publish, refuse, members, demo_battles, tmp_path
+    hub, publish, refuse, members, sample_battles, tmp_path
 ):
     """For a judge and for a member: the card shows its metrics, and its pictures are uploaded."""
-    verdicts = pd.DataFrame({"id": demo_battles["id"][:], "p_a": [0.6] * 72, "p_a_ab_ab": [0.6] * 72})
-    report = build_report(verdicts, demo_battles, draws=20)
+    verdicts = pd.DataFrame({"id": sample_battles["id"][:], "p_a": [0.6] * 72, "p_a_ab_ab": [0.6] * 72})
+    report = build_report(verdicts, sample_battles, draws=20)
     draw_figures(report, tmp_path / "report" / "figures")
     (tmp_path / "report" / "report.json").write_text(json.dumps(report))
     flags = ["--base_repo", BASE_REPO, "--report", tmp_path / "report"]
@@ -240,12 +240,12 @@ def test_a_public_repository_and_a_branch_need_a_flag(hub, publish, members):
     assert hub.files(REPO) == {} and "member.json" in hub.files(REPO, "v2")
 
 
-def test_a_merged_member_needs_no_base(hub, publish, members, tmp_path, demo_battles):
+def test_a_merged_member_needs_no_base(hub, publish, members, tmp_path, sample_battles):
     flags = ["--merged", "true", "--output_dir", tmp_path / "merged", "--dtype", "float32"]
     publish("--member", members["ab"], *flags, "--repo", REPO)
     files = hub.files(REPO)
     assert {"config.json", "model.safetensors", "member.json"} < set(files) and "adapter_config.json" not in files
-    battles = [battle for battle in demo_battles][:4]
+    battles = [battle for battle in sample_battles][:4]
     judges = (Judge.from_pretrained(name, dtype="float32") for name in (REPO, members["ab"]))
     merged, plain = (judge.predict(battles)["p_a"] for judge in judges)
     assert (merged - plain).abs().max() < 1e-5
@@ -410,7 +410,7 @@ def test_a_base_is_pushed_once_it_is_written_and_its_members_need_no_push(
 
 
 def test_a_member_is_pushed_once_it_is_trained(hub, bases, tmp_path, monkeypatch, caplog):
-    flags = [DEMO_TRAINING, "--orientation", "ab", "--train_file", BATTLES, "--max_steps", 1, "--max_length", 64]
+    flags = [TRAINING, "--orientation", "ab", "--train_file", BATTLES, "--max_steps", 1, "--max_length", 64]
     flags += ["--freeze_layers", 0, "--output_dir", tmp_path / "ab", "--push_to_hub", "true", "--hub_model_id", REPO]
     said = fail("train", *flags, "--base", bases["float32"].folder, monkeypatch=monkeypatch, caplog=caplog)
     assert "expected a base on the Hub" in said and not hub.counts and not (tmp_path / "ab").exists()

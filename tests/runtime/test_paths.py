@@ -3,15 +3,15 @@
 import pytest
 
 import modeling
+from modeling.data.battles import DEMO_FOLDER
 from modeling.runtime import paths
-from tests.helpers import DEMO_DATA
 
 
 def test_packaged_battles_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "package:modeling/data/demo/test.jsonl"
-    assert paths.split_source(name) == (str(DEMO_DATA / "test.jsonl"), None, None)
-    assert len(modeling.load_battles(name)) == 72
+    assert paths.split_source(name) == (str(DEMO_FOLDER / "test.jsonl"), None, None)
+    assert len(modeling.load_battles(name)) == 252
     with pytest.raises(FileNotFoundError, match=r"expected the file none\.csv in the package; found none"):
         paths.check_source("package:modeling/none.csv")
     with pytest.raises(FileNotFoundError, match=r"expected the installed package no\.such; found none"):

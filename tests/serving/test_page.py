@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from modeling.data.battles import TEXTS
-from tests.helpers import DEMO_DATA, HOSTILE_INPUTS, REPOSITORY, call, run
+from tests.helpers import HOSTILE_INPUTS, REPOSITORY, SAMPLES, call, run
 
 CARD = (
     "---\nlicense: apache-2.0\n---\n# A careful judge\n\n| language | accuracy |\n|---|---|\n| Thai | 0.7 |\n\n"
@@ -155,11 +155,11 @@ def test_a_megabyte_is_refused_with_a_reason(page):
 
 
 def test_a_file_gives_the_files_of_predict(page, members, tmp_path, monkeypatch):
-    flags = ["--battles", DEMO_DATA / "test.jsonl", "--judge", members["ab"], members["ba"], "--readings", "both"]
+    flags = ["--battles", SAMPLES / "test.jsonl", "--judge", members["ab"], members["ba"], "--readings", "both"]
     flags += ["--dtype", "float32"]
     call("predict", *flags, "--output_dir", tmp_path / "expected", monkeypatch=monkeypatch)
     page.get_by_role("tab", name="A file").click()
-    page.set_input_files("#upload input[type=file]", DEMO_DATA / "test.jsonl")
+    page.set_input_files("#upload input[type=file]", SAMPLES / "test.jsonl")
     page.locator("#upload a").wait_for()
     page.click("#judge_file")
     for name in ("predictions.parquet", "submission.csv"):
@@ -209,11 +209,11 @@ def test_gradio_client_gets_verdicts_and_files(app, judge, tmp_path):
     assert (verdict["id"], verdict["p_a"], verdict["winner"]) == ("mine", row["p_a"], row["winner"])
     with pytest.raises(AppError, match="Answer A: expected some text; found none"):
         client.predict(prompt="?", response_a=" ", response_b="x", api_name="/judge")
-    *files, summary = client.predict(file=handle_file(DEMO_DATA / "test.jsonl"), api_name="/judge_file")
+    *files, summary = client.predict(file=handle_file(SAMPLES / "test.jsonl"), api_name="/judge_file")
     assert [Path(file).name for file in files] == ["predictions.parquet", "submission.csv"]
     assert summary.startswith("72 battles in ") and len(Path(files[1]).read_text().splitlines()) == 73
     with pytest.raises(AppError, match=r"train.jsonl: expected at most 80 battles"):
-        client.predict(file=handle_file(DEMO_DATA / "train.jsonl"), api_name="/judge_file")
+        client.predict(file=handle_file(SAMPLES / "train.jsonl"), api_name="/judge_file")
 
 
 def test_curl_gets_a_verdict_by_two_steps(app, judge):
@@ -230,7 +230,7 @@ def test_the_documented_python_example_runs(app, judge, tmp_path):
     """As docs/app.md has it, with this app's address and a file of two battles."""
     page = (REPOSITORY / "docs" / "app.md").read_text(encoding="utf-8")
     code = re.search(r"^```python\n(.*?)^```", page, re.M | re.S)[1]
-    lines = (DEMO_DATA / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = (SAMPLES / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "mine.jsonl").write_text("".join(lines[:2]), encoding="utf-8")
     found: dict = {}
     exec(code.replace("http://127.0.0.1:7860", app).replace("mine.jsonl", str(tmp_path / "mine.jsonl")), found)

@@ -17,7 +17,7 @@ from modeling.serving.rendering import read_card, render_verdict
 from modeling.serving.server import TITLES, RequestLimits, ServedJudge, check_battle, load_upload
 from modeling.serving.web import LARGEST_BODY, RequestGuard, choose_port
 from modeling.settings.arguments import AppArguments
-from tests.helpers import DEMO_DATA, HOSTILE_INPUTS, call
+from tests.helpers import HOSTILE_INPUTS, SAMPLES, call
 
 LIMITS = RequestLimits(max_characters=1000, max_battles=100, max_bytes=100_000)
 TEXT = {"prompt": "Which?", "response_a": "This one.", "response_b": "That one, because it is better."}
@@ -34,9 +34,9 @@ def served(judge: Judge) -> ServedJudge:
 
 
 @pytest.fixture(scope="module")
-def known(judge, demo_battles) -> dict:
+def known(judge, sample_battles) -> dict:
     """`Judge.predict` of some demo battles, one at a time."""
-    return {row["id"]: judge.predict([row], readings="both").iloc[0] for row in list(demo_battles)[:12]}
+    return {row["id"]: judge.predict([row], readings="both").iloc[0] for row in list(sample_battles)[:12]}
 
 
 def ask(served: ServedJudge, battle) -> dict:
@@ -46,9 +46,9 @@ def ask(served: ServedJudge, battle) -> dict:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_verdict_equals_the_prediction(served, known, demo_battles):
+def test_a_verdict_equals_the_prediction(served, known, sample_battles):
     flips = 0
-    for battle in list(demo_battles)[:12]:
+    for battle in list(sample_battles)[:12]:
         row, verdict = known[battle["id"]], ask(served, battle)
         assert json.loads(json.dumps(verdict)) == verdict
         assert (verdict["id"], verdict["winner"]) == (battle["id"], row["winner"])
@@ -111,7 +111,7 @@ def test_texts_up_to_the_limit_are_read(served):
 
 
 def test_a_file_gives_the_bytes_that_predict_writes(served, members, tmp_path, monkeypatch):
-    battles = DEMO_DATA / "test.jsonl"
+    battles = SAMPLES / "test.jsonl"
     flags = ["--battles", battles, "--judge", members["ab"], members["ba"], "--readings", "both", "--dtype", "float32"]
     call("predict", *flags, "--output_dir", tmp_path / "expected", monkeypatch=monkeypatch)
     shares: list[float] = []
@@ -172,10 +172,10 @@ def test_a_bad_file_is_refused_in_one_line_without_its_folder(tmp_path, name, co
 # --- many at once -----------------------------------------------------------------------------------------------------
 
 
-def test_results_of_many_threads_do_not_mix(served, known, demo_battles, tmp_path):
+def test_results_of_many_threads_do_not_mix(served, known, sample_battles, tmp_path):
     """12 battles from 6 threads, four times each, while a file is judged: each result is that of the battle alone."""
-    alone = served.judge_file(DEMO_DATA / "test.jsonl", tmp_path / "alone").predictions.read_bytes()
-    rows, wrong = list(demo_battles)[:12], []
+    alone = served.judge_file(SAMPLES / "test.jsonl", tmp_path / "alone").predictions.read_bytes()
+    rows, wrong = list(sample_battles)[:12], []
 
     def ask_all(first: int) -> None:
         for number in range(8):
@@ -185,19 +185,19 @@ def test_results_of_many_threads_do_not_mix(served, known, demo_battles, tmp_pat
 
     with ThreadPoolExecutor(6) as pool:
         asked = pool.map(ask_all, range(0, 12, 2))
-        together = served.judge_file(DEMO_DATA / "test.jsonl", tmp_path / "together").predictions.read_bytes()
+        together = served.judge_file(SAMPLES / "test.jsonl", tmp_path / "together").predictions.read_bytes()
     assert list(asked) == [None] * 6 and wrong == [] and together == alone
 
 
 @pytest.mark.parametrize("merge", ["always", "never"])
-def test_a_battle_is_answered_while_a_file_is_judged(merge, members, demo_battles, tmp_path):
+def test_a_battle_is_answered_while_a_file_is_judged(merge, members, sample_battles, tmp_path):
     """A battle that arrives just before the first pack is answered before the second, and does not change the file.
 
     Unmerged members share one model, and the battle switches its adapter."""
     judge = Judge.from_pretrained(list(members.values()), dtype="float32", merge=merge)
     served = ServedJudge(judge, LIMITS)
     order: list[object] = []
-    asker = threading.Thread(target=lambda: order.append(ask(served, demo_battles[0])["id"]))
+    asker = threading.Thread(target=lambda: order.append(ask(served, sample_battles[0])["id"]))
 
     def report(share: float) -> None:
         order.append(share)
@@ -206,10 +206,10 @@ def test_a_battle_is_answered_while_a_file_is_judged(merge, members, demo_battle
             while not served._entrance.locked():
                 pass
 
-    served.judge_file(DEMO_DATA / "test.jsonl", tmp_path, report)
+    served.judge_file(SAMPLES / "test.jsonl", tmp_path, report)
     asker.join()
-    assert order.index(demo_battles[0]["id"]) == 1
-    expected = judge.predict(list(demo_battles), readings="both", num_workers=1)
+    assert order.index(sample_battles[0]["id"]) == 1
+    expected = judge.predict(list(sample_battles), readings="both", num_workers=1)
     assert list(pd.read_parquet(tmp_path / "predictions.parquet")["p_a"]) == list(expected["p_a"])
 
 

@@ -12,6 +12,7 @@ import torch
 import modeling
 from modeling.settings import parsing
 from modeling.settings.arguments import PredictArguments, QuantizeArguments
+from modeling.settings.flags import REFUSED_FLAGS
 from modeling.settings.parsing import parse_arguments
 from tests.helpers import REPOSITORY
 from tests.settings.commands import KINDS, PREDICT, TRAIN, parse, write_recipe
@@ -105,6 +106,16 @@ def test_precision_is_set_only_by_dtype(tmp_path, name, value, instead):
         parse("train", write_recipe(tmp_path, TRAIN), f"--{name}", value)
     with pytest.raises(ValueError, match=message):
         parse("train", write_recipe(tmp_path, f"{TRAIN}{name}: {value}\n"))
+
+
+@pytest.mark.parametrize("name", REFUSED_FLAGS)
+def test_a_flag_that_would_break_a_promise_is_refused_with_the_reason(tmp_path, name):
+    """As `save_only_model`, after which a restart would have a fresh optimizer."""
+    value = "5" if name == "neftune_noise_alpha" else "true"
+    for line, flags in (("", [f"--{name}", value]), (f"{name}: {value}\n", [])):
+        with pytest.raises(ValueError, match=f"--{name} {value}: expected without it; .*Leave it out"):
+            parse("train", write_recipe(tmp_path, TRAIN + line), *flags)
+    parse("train", write_recipe(tmp_path, TRAIN), *([] if value == "5" else [f"--{name}", "false"]))
 
 
 # --- the demo's recipe ----------------------------------------------------------------------------------------------

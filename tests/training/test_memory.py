@@ -8,7 +8,7 @@ from modeling.judging.member import read_member
 from modeling.network.base import load_base
 from modeling.network.lora import add_adapters
 from modeling.training.memory import build_network, count_optimizer, count_weights, plan_memory
-from tests.helpers import DEMO_DATA, DEMO_TRAINING, succeed
+from tests.helpers import SAMPLES, TRAINING, succeed
 
 
 def plan(bases, base="8bit", **changes):
@@ -96,12 +96,12 @@ def test_gemma2_9b_has_the_parameters_of_the_original():
     assert sum(size for name, size in trained.items() if "lora_" in name) == 216_072_192
 
 
-def test_the_estimate_is_within_a_quarter_of_what_the_demo_base_takes(demo_base, tmp_path):
+def test_the_estimate_is_within_a_quarter_of_what_smollm2_takes(smollm_base, tmp_path):
     """The real command in a process of its own, on battles that are all longer than the cut."""
-    lines = (DEMO_DATA / "test.jsonl").read_text(encoding="utf-8").splitlines()[:8]
+    lines = (SAMPLES / "test.jsonl").read_text(encoding="utf-8").splitlines()[:8]
     long = [line.replace('"prompt": "', '"prompt": "' + "tell me more " * 400) for line in lines]
     (tmp_path / "long.jsonl").write_text("\n".join(long), encoding="utf-8")
-    flags = [DEMO_TRAINING, "--base", demo_base.folder, "--train_file", tmp_path / "long.jsonl"]
+    flags = [TRAINING, "--base", smollm_base.folder, "--train_file", tmp_path / "long.jsonl"]
     flags += ["--output_dir", tmp_path / "ab"]
     said = succeed(sys.executable, "scripts/train.py", *flags, "--orientation", "ab", "--max_steps", 3)
     estimated = float(re.search(r"^total +([\d.]+) GB", said, re.M)[1])

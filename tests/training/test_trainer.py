@@ -13,6 +13,7 @@ from modeling.judging.member import read_member
 from modeling.network.base import load_base
 from modeling.network.lora import add_adapters
 from modeling.settings.arguments import TrainArguments
+from modeling.settings.flags import REFUSED_FLAGS
 from modeling.training import setup
 from modeling.training.trainer import (
     REPORTING,
@@ -21,7 +22,7 @@ from modeling.training.trainer import (
     compute_train_loss,
     describe_settings,
 )
-from tests.helpers import DEMO_DATA, call, fail, read_run
+from tests.helpers import SAMPLES, call, fail, read_run
 
 
 def build_trainer(bases, folder, battles=16, base="float32", tokens=None, dropout=0.0, **options):
@@ -228,9 +229,9 @@ DECIDING = {
     "adam_epsilon", "optim_target_modules", "gradient_accumulation_steps", "average_tokens_across_devices",
     "max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32",
     "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing",
-    "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode",
-    "use_liger_kernel", "liger_kernel_config", "use_cache", "neftune_noise_alpha", "torch_empty_cache_steps",
-    "auto_find_batch_size", "batch_eval_metrics", "ignore_data_skip", "full_determinism", "seed", "data_seed",
+    "gradient_checkpointing_kwargs", "torch_compile_backend", "torch_compile_mode",
+    "use_liger_kernel", "liger_kernel_config", "use_cache", "torch_empty_cache_steps",
+    "batch_eval_metrics", "full_determinism", "seed", "data_seed",
     "use_cpu", "accelerator_config", "parallelism_config", "dataloader_drop_last",
     "dataloader_multiprocessing_context", "dataloader_in_order", "remove_unused_columns", "label_names",
     "train_sampling_strategy", "length_column_name", "ddp_find_unused_parameters", "ddp_bucket_cap_mb",
@@ -239,10 +240,13 @@ DECIDING = {
 
 
 def test_each_field_of_the_trainers_arguments_is_known_to_decide_numbers_or_not():
-    """A field that a newer transformers adds appears here: put it into REPORTING if it decides no number."""
+    """A field that a newer transformers adds appears here: put it into REPORTING if it decides no number, or refuse it
+    in REFUSED_FLAGS if it breaks a promise."""
     trainers, own = ({field.name for field in fields(kind)} for kind in (TrainingArguments, TrainArguments))
-    assert trainers - REPORTING - DECIDING == set()
-    assert set() == REPORTING & DECIDING
+    refused = set(REFUSED_FLAGS)
+    assert trainers - REPORTING - DECIDING - refused == set()
+    assert set() == REPORTING & DECIDING == refused & REPORTING == refused & DECIDING
+    assert refused <= trainers
     assert REPORTING & own == {"base", "train_file", "eval_file", "dry_run", "cache_frozen_gb", "output_dir"} & own
 
 
@@ -263,7 +267,7 @@ def test_a_changed_training_file_or_setting_stops_a_restart(build_training, tmp_
     call("train", *flags, monkeypatch=monkeypatch)
     said = fail("train", *flags, "--learning_rate", 1e-3, monkeypatch=monkeypatch, caplog=caplog)
     assert "learning_rate: 0.00015 there, 0.001 here. Give those settings to go on with it" in said
-    lines = (DEMO_DATA / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (SAMPLES / "test.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "fewer.jsonl").write_text("\n".join(lines[1:]), encoding="utf-8")
     said = fail("train", *flags, "--train_file", tmp_path / "fewer.jsonl", monkeypatch=monkeypatch, caplog=caplog)
     assert "train_battles: 72, " in said and " there, 71, " in said

@@ -1,0 +1,107 @@
+"""Writes the battles that the default judge is trained on, in the order in which it reads them.
+
+    python -m benchmarks.default_judge --votes battles_train.parquet --exclude battles_test.parquet \\
+        --output_dir outputs/default
+
+First come easy counterfactual pairs, then hard ones, then everything else mixed: a model that begins with subtle pairs
+does not learn to read the prompt at all (docs/results.md, "The default judge"). The votes are other people's, so they
+are not in this repository; configs/default/train.yaml names their licences.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from modeling.data.battles import DEMO_FOLDER, TEXTS, load_battles
+from modeling.data.counterfactuals import make_counterfactuals, number_units
+from modeling.data.near_duplicates import DuplicateIndex
+from modeling.evaluation.report import group_prompts
+
+COLUMNS = [*TEXTS, "label", "language"]
+LONGEST = 900  # characters of a battle whose prompt and answer go into made pairs: longer ones would be cut
+
+
+def build_curriculum(own: Dataset, votes: Dataset, sizes: dict[str, int], seed: int) -> Dataset:
+    """Returns the battles in reading order, with columns id, prompt, response_a, response_b, label and language.
+
+    Args:
+        own: The demo's training battles.
+        votes: Other battles; all that people decided are taken, and so many that models decided.
+        sizes: Numbers of easy and hard pairs before the mixture, of further hard pairs in it, and of votes by models.
+        seed: Decides which are drawn, and their order.
+    """
+    random = np.random.default_rng(seed)
+    lengths = np.sum([[len(text) for text in votes[name][:]] for name in TEXTS], axis=0)
+    sources = concatenate_datasets([take(own), take(votes.select(np.flatnonzero(lengths <= LONGEST)))])
+    easy = make_counterfactuals(sources, sizes["easy"], seed)
+    hard = make_counterfactuals(sources, sizes["hard"] + sizes["mixed"], seed, similar=6)
+    by_people = np.array(votes["verdict"][:]) == "human"
+    by_models = random.permutation(np.flatnonzero(~by_people))[: sizes["by_models"]]
+    later = hard.select(range(2 * sizes["hard"], len(hard)))
+    mixed = concatenate_datasets([take(part) for part in (own, later, votes.select(np.flatnonzero(by_people)))])
+    mixed = concatenate_datasets([mixed, take(votes.select(by_models))])
+    first = [take(easy), take(hard.select(range(2 * sizes["hard"])))]
+    curriculum = concatenate_datasets([*first, mixed.select(shuffle_units(number_units(mixed), random))])
+    return curriculum.add_column("id", [f"battle-{number}" for number in range(len(curriculum))])
+
+
+def take(battles: Dataset) -> Dataset:
+    """Returns the columns that all sources have."""
+    return battles.select_columns(COLUMNS)
+
+
+def shuffle_units(units: list[int], random: np.random.Generator) -> list[int]:
+    """Returns row numbers in random order, those of one unit one after the other."""
+    places = random.permutation(max(units) + 1)
+    return sorted(range(len(units)), key=lambda row: (places[units[row]], row))
+
+
+def hold_out(votes: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
+    """Returns the votes to train on, and so many votes of each kind on other prompts, to calibrate on."""
+    random, prompts = np.random.default_rng(seed), np.array(group_prompts(votes["prompt"][:])[0])
+    kinds, held_out = np.array(votes["verdict"][:]), np.zeros(len(votes), bool)
+    for prompt in random.permutation(prompts.max() + 1):
+        group = prompts == prompt
+        if (np.isin(kinds, kinds[group]) & held_out).sum() + group.sum() <= count:
+            held_out |= group
+    return votes.select(np.flatnonzero(~held_out)), votes.select(np.flatnonzero(held_out))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--votes", required=True, help="Battles with a column verdict, human or llm.")
+    parser.add_argument("--exclude", nargs="*", default=[], help="Battles to measure on: votes on their prompts go.")
+    parser.add_argument("--output_dir", required=True, type=Path, help="For train.parquet and calibrate.parquet.")
+    parser.add_argument("--calibrate", type=int, default=200, help="Votes of each kind to keep for the calibration.")
+    parser.add_argument("--easy", type=int, default=300, help="Easy pairs at the beginning.")
+    parser.add_argument("--hard", type=int, default=400, help="Hard pairs after them.")
+    parser.add_argument("--mixed", type=int, default=300, help="Further hard pairs in the mixture.")
+    parser.add_argument("--by_models", type=int, default=100, help="Votes by models in the mixture.")
+    parser.add_argument("--share", type=float, default=1.0, help="Share of all of these and of the battles to take.")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    index = DuplicateIndex()
+    for file in [str(DEMO_FOLDER / "test.jsonl"), *arguments.exclude]:
+        index.add(load_battles(file)["prompt"][:])
+    parts = {}
+    for name, file in (("own", str(DEMO_FOLDER / "train.jsonl")), ("votes", arguments.votes)):
+        battles = load_battles(file, require_labels=True)
+        new = [row for row, found in enumerate(index.find(battles["prompt"][:])) if not found]
+        print(f"{name}: {len(battles)} battles, {len(battles) - len(new)} of them on a prompt that is measured")
+        battles = battles.select(new)
+        units = number_units(battles)
+        kept = shuffle_units(units, np.random.default_rng(arguments.seed))[: round(arguments.share * len(battles))]
+        parts[name] = battles.select(sorted(kept)) if arguments.share < 1 else battles
+    parts["votes"], held_out = hold_out(parts["votes"], arguments.calibrate, arguments.seed)
+    sizes = {name: round(arguments.share * vars(arguments)[name]) for name in ("easy", "hard", "mixed", "by_models")}
+    curriculum = build_curriculum(**parts, sizes=sizes, seed=arguments.seed)
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    for name, battles in (("train", curriculum), ("calibrate", held_out)):
+        battles.to_parquet(path := arguments.output_dir / f"{name}.parquet")
+        print(f"Written: {len(battles)} battles, {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -54,7 +54,7 @@ def main() -> None:
     decided |= {"start_from": fingerprint_member(start_member[1])} if start_member else {}
     run = describe_settings(arguments, training, train_set, **decided)
     checkpoint = None if arguments.dry_run else setup.find_start(training, run)
-    model = setup.build_model(arguments, training, base, dtype, start_member)
+    model = setup.build_model(arguments, training, base, dtype, train_set, start_member)
     trainer = setup.build_trainer(arguments, training, model, train_set, eval_set, run)
     check_launch(trainer.accelerator)
     if arguments.dry_run:

@@ -55,6 +55,15 @@ class PreferenceHead(nn.Module):
         self.dense = build_linear(config.hidden_size, width) if config.head_hidden_size else None
         self.out = build_linear(width, config.num_labels)
 
+    def center(self, features: Tensor) -> None:
+        """Moves the input's origin to the mean of features of shape (battles, hidden), by the first layer's bias.
+
+        The states of a language model have most of their length in common, and a fresh layer would pass that on.
+        """
+        first = self.out if self.dense is None else self.dense
+        with torch.no_grad():
+            first.bias -= first.weight @ features.float().mean(dim=0)
+
     def forward(self, features: Tensor) -> Tensor:
         """Computes logits of shape (battles, labels) from features of shape (battles, hidden)."""
         hidden = self.dropout(features)

@@ -13,6 +13,7 @@ from modeling.runtime.packages import PACKAGED, WEIGHTS, find_packaged, find_par
 BATTLE_ENDINGS = (".parquet", ".csv", ".jsonl")
 SOURCE = re.compile(r"(?P<path>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>.+))?")
 DATASET_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 # A copy of huggingface_hub's rule, because importing that library is slower than checking a path may be.
 REPOSITORY_ID = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
 DEFAULT_JUDGE = "default"  # the name of the judge that comes with this package
@@ -158,9 +159,27 @@ def check_base(base: str) -> None:
             check_hub_name(base, "Base")
     elif (path / "adapter_config.json").is_file():
         raise ValueError(f"Base {base}: expected a base; found an adapter. Pass it as --judge, or as --merge_adapter.")
-    elif not (path / "config.json").is_file():
+    else:
+        _check_base_folder(path)
+
+
+def _check_base_folder(folder: Path) -> None:
+    """Raises a ValueError if a file is missing that every base has."""
+    if not (folder / "config.json").is_file():
         raise ValueError(
-            f"Base {base}: expected a model folder with config.json; found none. Give a folder that quantize.py wrote."
+            f"Base {folder}: expected a model folder with config.json; found none. Give a folder that quantize.py "
+            "wrote, or a model's own."
+        )
+    if not any(folder.glob("*.safetensors")):
+        others = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none"
+        raise ValueError(
+            f"Base {folder}: expected weights in *.safetensors; found {others}. Download the whole model, or save it "
+            "with save_pretrained, which writes safetensors."
+        )
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(
+            f"Base {folder}: expected a tokenizer ({' or '.join(TOKENIZER_FILES)}); found none. Copy the tokenizer's "
+            "files of the original model into the folder."
         )
 
 

@@ -7,6 +7,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+STOPPED = (
+    "Stopped. The same command goes on from here: training from its last checkpoint, if it saved one, and prediction "
+    "after its last batch. Finished files are whole."
+)
+
 
 def run_script(main: Callable[[], None]) -> None:
     """Calls a script's main. A user's mistake ends it with one line and exit code 2 instead of a traceback.
@@ -30,6 +35,9 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         logging.getLogger("bothways").critical(f"error: {error}")
         raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        logging.getLogger("bothways").critical(STOPPED)
+        raise SystemExit(130) from error  # as a shell reports a program that Ctrl-C ended
 
 
 def forget_script_folder() -> None:

@@ -264,6 +264,9 @@ class TrainArguments(BattleArguments):
     lora_dropout: float = option(0.05, "Dropout on the adapters' input.")
     head_dropout: float = option(0.1, "Dropout in the head.")
     head_learning_rate: float | None = option(None, "Learning rate of the head. Default: --learning_rate.")
+    center_head: bool = option(
+        False, "Begin with a head whose input is centred on the mean of the first training battles' states."
+    )
     both_orders_weight: float = option(
         0.0,
         "With --orientation both: share of the loss that is computed on the mean logits of both orders.",

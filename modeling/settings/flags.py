@@ -41,6 +41,10 @@ REFUSED_FLAGS = {
     "neftune_noise_alpha": "its noise is scaled by the length of a row, and a packed row holds many battles",
     "torch_compile": "packed batches have another shape at each step, and each would be compiled anew",
 }
+# The packages of which each of the Trainer's reporters needs one.
+REPORTERS = {name: (name,) for name in ("wandb", "trackio", "mlflow", "comet_ml", "neptune", "clearml", "dvclive")}
+REPORTERS |= {name: (name,) for name in ("codecarbon", "swanlab")}
+REPORTERS |= {"azure_ml": ("azureml",), "tensorboard": ("tensorboard", "tensorboardX")}
 KINDS = {"int": int, "float": float, "bool": bool, "str": str}
 
 

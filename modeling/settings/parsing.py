@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from modeling.runtime.devices import start_torch
@@ -20,6 +21,7 @@ from modeling.settings.flags import (
     EVALUATION_FLAGS,
     PRECISION_FLAGS,
     REFUSED_FLAGS,
+    REPORTERS,
     Flag,
     list_flags,
     read_trainer_flags,
@@ -138,6 +140,13 @@ def _check_settings(settings: Mapping[str, str], flags: Mapping[str, Flag]) -> N
     for name, reason in REFUSED_FLAGS.items():
         if settings.get(name, "false").lower() not in (*FALSE, "none"):
             raise ValueError(f"--{name} {settings[name]}: expected without it; {reason}. Leave it out.")
+    reporter = settings.get("report_to")
+    if reporter in REPORTERS and not any(map(find_spec, REPORTERS[reporter])):
+        needed = REPORTERS[reporter][0]
+        raise ValueError(
+            f"--report_to {reporter}: expected the package {needed}; found none. Install it (pip install {needed}), or "
+            "leave it out."
+        )
     if not settings.get("output_dir"):
         raise ValueError(
             f"Expected --output_dir; found neither flag nor YAML key. --output_dir: {flags['output_dir'].help}"

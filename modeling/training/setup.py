@@ -7,9 +7,11 @@ run.
 import tempfile
 from pathlib import Path
 
+import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 from transformers import AutoConfig, TrainingArguments, set_seed
 
 from modeling.data.battles import list_orders, load_battles
@@ -20,11 +22,13 @@ from modeling.data.near_duplicates import DuplicateIndex
 from modeling.encoding.audit import audit_battles
 from modeling.encoding.collator import PackedCollator, encode_dataset, list_passes
 from modeling.encoding.encoder import BattleEncoder
+from modeling.encoding.packing import pack_sequences
 from modeling.evaluation.trainer_metrics import build_trainer_metrics
 from modeling.judging.loading import find_judge
 from modeling.judging.member import MEMBER_FILE, MemberFacts, is_merged, read_member
 from modeling.judging.predictor import build_batches, choose_budget
 from modeling.network.base import BaseFiles, load_base
+from modeling.network.classifier import PreferenceMixin
 from modeling.network.frozen import FrozenStates, count_frozen_layers, measure_states
 from modeling.network.lora import add_adapters, restore_adapter
 from modeling.network.losses import Distillation
@@ -38,6 +42,7 @@ from modeling.training.run_record import describe_source, name_run
 from modeling.training.trainer import PreferenceTrainer, smooth_dataset
 
 logger = get_logger("bothways.train")
+CENTERED = 64  # battles whose mean state centres the head
 MADE = "made counterfactual pairs"  # as a source of training battles
 MIXED_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}  # our names and the launcher's
 
@@ -236,9 +241,14 @@ def find_start_member(
             f"--start_from {name}: expected a member on --base {arguments.base} ({fingerprint}); found one on another "
             f"({facts.base_fingerprint}). Give that base, or merge the adapter into this one with quantize.py."
         )
-    if training.deepspeed_plugin and training.deepspeed_plugin.zero_stage == 3:
-        raise ValueError("--start_from with ZeRO-3: expected another launcher, such as configs/accelerate/zero2.yaml.")
+    _refuse_sharding("start_from", training)
     return folders[0], facts
+
+
+def _refuse_sharding(flag: str, training: TrainingArguments) -> None:
+    """Raises a ValueError for a flag that needs whole weights if the launch shards them."""
+    if training.deepspeed_plugin and training.deepspeed_plugin.zero_stage == 3:
+        raise ValueError(f"--{flag} with ZeRO-3: expected another launcher, such as configs/accelerate/zero2.yaml.")
 
 
 def build_model(
@@ -246,6 +256,7 @@ def build_model(
     training: TrainingArguments,
     base: BaseFiles,
     dtype: str,
+    train_set: Dataset,
     start: tuple[Path, MemberFacts] | None = None,
 ) -> PeftModel:
     """Loads the base, frozen, and adds adapters and a trainable head: fresh ones, or those of a member."""
@@ -254,6 +265,9 @@ def build_model(
     head |= {"head_dropout": arguments.head_dropout}
     head |= {"pooling": arguments.pooling} if arguments.pooling else {}
     model = load_base(base, dtype=dtype, device=training.device, **head)
+    if arguments.center_head and not start:
+        _refuse_sharding("center_head", training)
+        center_head(model, train_set)
     model.both_orders_weight = arguments.both_orders_weight
     if arguments.teacher_column:
         model.distillation = Distillation(arguments.teacher_weight, arguments.teacher_temperature)
@@ -269,6 +283,21 @@ def build_model(
     trainable, total = model.get_nb_trainable_parameters()
     logger.info(f"Parameters: {trainable:,} trainable of {total:,}")
     return model
+
+
+@torch.no_grad()
+def center_head(model: PreferenceMixin, train_set: Dataset) -> None:
+    """Centres the head's input on the states of the first training battles, the same on every process."""
+    first = train_set.select(range(min(CENTERED, len(train_set))))
+    passes = [each["input_ids"] for battle in first for each in list_passes(battle)]
+    found: list[Tensor] = []
+    hook = model.score.register_forward_pre_hook(lambda _, features: found.append(features[0]))
+    model.eval()
+    for places in build_batches(passes, choose_budget(passes, model.device.type)):
+        batch = pack_sequences([passes[place] for place in places]).to_batch()
+        model(**{name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()})
+    hook.remove()
+    model.score.center(torch.cat(found))
 
 
 def cache_frozen_states(

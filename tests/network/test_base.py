@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling.network.base import BaseFiles, load_base
+from modeling.runtime.paths import check_base
 from tests.helpers import call, fail
 
 WEIGHTS = "model.safetensors"
@@ -97,3 +98,26 @@ def test_a_file_that_is_no_safetensors_is_refused(content, expected, plain_backb
     (tmp_path / "backbone" / WEIGHTS).write_text(content)
     with pytest.raises(ValueError, match=expected):
         load_base(BaseFiles(tmp_path / "backbone"), dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("lost", "expected"),
+    [
+        (WEIGHTS, r"expected weights in \*\.safetensors; found none"),
+        ("tokenizer.json", r"expected a tokenizer \(.*\); found none"),
+        ("config.json", "expected a model folder with config.json; found none"),
+    ],
+)
+def test_a_base_without_a_needed_file_is_refused_before_anything_is_loaded(lost, expected, plain_backbone, tmp_path):
+    shutil.copytree(plain_backbone, tmp_path / "backbone")
+    (tmp_path / "backbone" / "tokenizer_config.json").unlink()
+    (tmp_path / "backbone" / lost).unlink()
+    with pytest.raises(ValueError, match=expected):
+        check_base(str(tmp_path / "backbone"))
+
+
+def test_weights_in_another_format_are_named(plain_backbone, tmp_path):
+    shutil.copytree(plain_backbone, tmp_path / "backbone")
+    (tmp_path / "backbone" / WEIGHTS).rename(tmp_path / "backbone" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"found pytorch_model\.bin\. Download the whole model, or save it"):
+        check_base(str(tmp_path / "backbone"))

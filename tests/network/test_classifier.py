@@ -150,3 +150,12 @@ def test_a_share_of_the_loss_can_be_that_of_both_orders_together(share):
 def test_an_unknown_family_is_refused():
     with pytest.raises(ValueError, match=r"expected model_type to be one of gemma2, .*; found 'bert'"):
         find_family("bert")
+
+
+@pytest.mark.parametrize("width", [0, 32])
+def test_a_centred_heads_first_layer_gives_nothing_for_the_mean_of_its_features(width):
+    config = Gemma2PreferenceConfig(**SMALL, head_hidden_size=width, head_dropout=0.0)
+    head, features = PreferenceHead(config), torch.randn(50, 64) + 7
+    head.center(features)
+    first = head.dense if width else head.out
+    assert first(features).mean(dim=0).abs().max() < 1e-5

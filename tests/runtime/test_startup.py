@@ -33,6 +33,13 @@ def test_traceback_is_shown_on_request_and_always_for_our_own_faults(error, monk
             run_script(Mock(side_effect=error))
 
 
+def test_ctrl_c_ends_a_script_with_one_line_that_says_how_to_go_on(caplog):
+    with pytest.raises(SystemExit) as stop:
+        run_script(Mock(side_effect=KeyboardInterrupt))
+    assert stop.value.code == 130
+    assert "Stopped. The same command goes on from here" in caplog.messages[-1]
+
+
 def test_only_the_scripts_own_entry_leaves_the_import_path(tmp_path, monkeypatch):
     """In a notebook the running script lies in site-packages, which is not first on the path and has to stay."""
     script = str(tmp_path / "scripts" / "predict.py")

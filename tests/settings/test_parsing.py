@@ -113,9 +113,17 @@ def test_a_flag_that_would_break_a_promise_is_refused_with_the_reason(tmp_path, 
     """As `save_only_model`, after which a restart would have a fresh optimizer."""
     value = "5" if name == "neftune_noise_alpha" else "true"
     for line, flags in (("", [f"--{name}", value]), (f"{name}: {value}\n", [])):
-        with pytest.raises(ValueError, match=f"--{name} {value}: expected without it; .*Leave it out"):
+        with pytest.raises(ValueError, match=f"(?i)--{name} {value}: expected without it; .*Leave it out"):
             parse("train", write_recipe(tmp_path, TRAIN + line), *flags)
     parse("train", write_recipe(tmp_path, TRAIN), *([] if value == "5" else [f"--{name}", "false"]))
+
+
+def test_a_reporter_whose_package_is_missing_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(parsing, "find_spec", lambda name: None if name == "wandb" else object())
+    with pytest.raises(ValueError, match="--report_to wandb: expected the package wandb; found none"):
+        parse("train", write_recipe(tmp_path, TRAIN), "--report_to", "wandb")
+    for name in ("none", "tensorboard"):
+        parse("train", write_recipe(tmp_path, TRAIN), "--report_to", name)
 
 
 # --- the demo's recipe ----------------------------------------------------------------------------------------------

@@ -368,3 +368,15 @@ def test_reports_go_to_the_trainers_own_integrations_under_a_telling_name(build_
     call("train", *flags, "--report_to", "tensorboard", monkeypatch=monkeypatch)
     written = b"".join(path.read_bytes() for path in (tmp_path / "board").rglob("events.*"))
     assert b"train/loss" in written and b'"run_name": "8bit-ab"' in written
+
+
+def test_a_centred_head_gives_the_first_battles_even_odds(build_training, tmp_path, monkeypatch):
+    """Without a step that moves it: the mean state gives the logits of a zero input."""
+    flags = [*build_training("one", tmp_path / "ab"), "--max_steps", 1, "--learning_rate", 0]
+    call("train", *flags, monkeypatch=monkeypatch)
+    plain = read_run(tmp_path / "ab")["weights"]
+    call("train", *flags, "--center_head", "true", "--output_dir", tmp_path / "centred", monkeypatch=monkeypatch)
+    centred = read_run(tmp_path / "centred")["weights"]
+    (bias,) = (name for name in plain if name.endswith("dense.bias"))
+    assert plain[bias].abs().max() == 0 < centred[bias].abs().min()
+    assert all(plain[name].equal(centred[name]) for name in plain if name != bias)

@@ -1,11 +1,11 @@
 """Writes the battles that the default judge is trained on, in the order in which it reads them.
 
-    python -m benchmarks.default_judge --votes battles_train.parquet --exclude battles_test.parquet \\
+    python -m benchmarks.default_judge.battles --votes battles_train.parquet --exclude battles_test.parquet \\
         --output_dir outputs/default
 
 First come easy counterfactual pairs, then hard ones, then everything else mixed: a model that begins with subtle pairs
-does not learn to read the prompt at all (docs/results.md, "The default judge"). The votes are other people's, so they
-are not in this repository; configs/default/train.yaml names their licences.
+does not learn to read the prompt at all (docs/results.md, "The default judge"). The votes are other people's and not
+in this repository; the judge's card names them and their licences.
 """
 
 import argparse

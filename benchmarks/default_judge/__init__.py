@@ -1,0 +1,1 @@
+"""The default judge: the battles it is trained on, and how it was measured."""

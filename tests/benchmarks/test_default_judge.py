@@ -1,0 +1,59 @@
+"""The default judge: its published tables are those that were measured with it, and its training battles' order."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from benchmarks import REPOSITORY
+from benchmarks.default_judge import battles, results
+from modeling.data.battles import load_battles
+from modeling.data.counterfactuals import number_units
+from modeling.judging.member import fingerprint_member, read_member
+from modeling.runtime.paths import DEFAULT_MEMBER
+from tests.helpers import SAMPLES
+
+PAGE = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict:
+    return json.loads(results.RESULTS.read_text(encoding="utf-8"))
+
+
+def test_the_tables_are_those_that_were_measured_with_this_judge(measured):
+    assert measured["members"] == {DEFAULT_MEMBER.name: fingerprint_member(read_member(DEFAULT_MEMBER))}
+    for parts in measured["parts"].values():
+        shown = results.select_parts(parts)
+        assert results.format_parts(shown) in PAGE
+        assert results.format_metrics(shown) in PAGE
+
+
+@pytest.fixture(scope="module")
+def votes() -> Dataset:
+    """Battles with a verdict each, by people or by a model."""
+    votes = load_battles(SAMPLES / "test.jsonl")
+    return votes.add_column("verdict", [["human", "llm"][row % 2] for row in range(len(votes))])
+
+
+def test_training_begins_with_easy_pairs_then_hard_ones_then_all_mixed(votes):
+    own = load_battles(SAMPLES / "train.jsonl").select(range(60))
+    sizes = {"easy": 10, "hard": 20, "mixed": 5, "by_models": 7}
+    found = battles.build_curriculum(own, votes, sizes, seed=0)
+    assert len(found) == 2 * (10 + 20 + 5) + 60 + 36 + 7 and len(set(found["id"])) == len(found)
+    first, mixed = found.select(range(60)), found.select(range(60, len(found)))
+    units = number_units(first)
+    assert all(units[place] == units[place + 1] for place in range(0, 60, 2))
+    known = set(own["prompt"]) | set(votes["prompt"])
+    assert set(found["prompt"]) <= known
+    own_places = [place for place, prompt in enumerate(mixed["prompt"]) if prompt in set(own["prompt"])]
+    assert min(own_places) < 10 and max(own_places) > len(mixed) - 10
+    assert battles.build_curriculum(own, votes, sizes, seed=0).to_list() == found.to_list()
+
+
+def test_votes_to_calibrate_on_share_no_prompt_with_those_to_train_on(votes):
+    train, held_out = battles.hold_out(votes, 12, seed=0)
+    assert len(train) + len(held_out) == len(votes)
+    assert not set(train["prompt"]) & set(held_out["prompt"])
+    assert np.unique(held_out["verdict"], return_counts=True)[1].tolist() == [12, 12]

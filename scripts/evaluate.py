@@ -31,6 +31,7 @@ def main() -> None:
     from modeling.evaluation.plots import draw_figures
     from modeling.evaluation.text_report import conclude, format_report
     from modeling.judging import scoring
+    from modeling.judging.predictions import PREDICTIONS_FILE, write_predictions
     from modeling.judging.recalibration import save_calibration
     from modeling.runtime.distributed import call_on_main
     from modeling.runtime.files import name_progress, replace_folder, write_json
@@ -55,10 +56,11 @@ def main() -> None:
     if answers_alone is not None:
         answers_alone = scoring.calibrate(arguments, answers_alone, found)
     calibration = found or (judge and judge.calibration)
-    report = scoring.evaluate_verdicts(arguments, battles, verdicts, calibration, answers_alone)
+    provenance = scoring.describe_verdicts(arguments, judge, verdicts, found)
+    report = scoring.evaluate_verdicts(arguments, battles, verdicts, calibration, provenance, answers_alone)
     with replace_folder(output, scoring.REPORT_FILE) as folder:
         if judge:
-            verdicts.drop(columns="winner").to_parquet(folder / "predictions.parquet", index=False)
+            write_predictions(folder / PREDICTIONS_FILE, verdicts, provenance)
         if found:
             write_json(folder / "calibration.json", found.to_dict())
         pictures = draw_figures(report, folder / "figures")

@@ -33,6 +33,7 @@ def main() -> None:
     from modeling.data.battles import hide_prompts, load_battles
     from modeling.judging.cascade import load_judges
     from modeling.judging.predictions import format_accuracy, write_verdicts
+    from modeling.judging.provenance import describe_predictions
     from modeling.judging.time_budget import TimeBudget
 
     state = PartialState(cpu=arguments.use_cpu)
@@ -55,7 +56,10 @@ def main() -> None:
     seconds = time.monotonic() - loaded
     if state.is_main_process:
         logger.info(f"{len(verdicts)} battles in {seconds:.1f} s")
-        paths = write_verdicts(output, verdicts)
+        provenance = describe_predictions(
+            judge, verdicts, arguments.battles, arguments.readings, hide_prompts=arguments.hide_prompts
+        )
+        paths = write_verdicts(output, verdicts, provenance)
         shutil.rmtree(output / PROGRESS, ignore_errors=True)
         if "label" in battles.column_names and len(battles):
             print(format_accuracy(verdicts, battles))

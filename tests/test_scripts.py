@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
 
 from modeling.data.battles import load_battles
@@ -148,6 +149,45 @@ def test_a_pass_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         call("predict", *flags, monkeypatch=monkeypatch)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".bothways-progress"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "file"),
+    [
+        ("predict", ["--readings", "both", "--output_dir", "{}"], "{}/predictions.parquet"),
+        ("evaluate", ["--draws", 100, "--output_dir", "{}"], "{}/predictions.parquet"),
+        ("pseudolabel", ["--output", "{}/soft.parquet"], "{}/soft.parquet"),
+    ],
+)
+def test_a_restart_reads_only_what_was_not_read_before(verb, flags, file, members, tmp_path, monkeypatch):
+    """Counts tokens. The second member is interrupted, so that the first one's pass had ended."""
+    compute, tokens, stop = predictor._predict_pack, [], []
+
+    def count(model, pack):
+        if stop == [len(tokens)]:
+            raise KeyboardInterrupt
+        tokens.append(len(pack.input_ids))
+        return compute(model, pack)
+
+    def read(folder) -> list[int]:
+        tokens.clear()
+        (tmp_path / folder).mkdir(exist_ok=True)
+        call(verb, *common, *(str(flag).format(tmp_path / folder) for flag in flags), monkeypatch=monkeypatch)
+        return list(tokens)
+
+    common = ["--battles", SAMPLES / "test.jsonl", "--judge", *members.values(), "--tokens_per_batch", 1000]
+    monkeypatch.setattr(predictor, "_predict_pack", count)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one batch after the other
+    whole = read("whole")
+    stop.append(len(whole) * 3 // 4)
+    with pytest.raises(KeyboardInterrupt):
+        read("again")
+    before = list(tokens)
+    stop.clear()
+    assert before + read("again") == whole
+    assert len(before) > len(whole) / 2 > 4
+    assert Path(file.format(tmp_path / "again")).read_bytes() == Path(file.format(tmp_path / "whole")).read_bytes()
+    assert not [path for path in tmp_path.rglob("*") if "progress" in path.name or path.suffix == ".jsonl"]
 
 
 def test_pseudolabels_belong_to_their_battles_and_are_valid_training_data(

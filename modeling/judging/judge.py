@@ -12,11 +12,10 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from modeling.data.battles import ORIENTATIONS, list_orders
 from modeling.data.folds import assign_folds, fingerprint_fold
 from modeling.judging.calibration import Calibration
 from modeling.judging.loading import Member, find_judge, load_members
-from modeling.judging.member import JUDGE_FILE, READINGS, JudgeFacts
+from modeling.judging.member import JUDGE_FILE, READINGS, JudgeFacts, list_readings
 from modeling.judging.predictions import build_verdicts, calibrate_verdicts, list_pass_columns
 from modeling.judging.schedule import PassSchedule
 from modeling.judging.time_budget import TimeBudget
@@ -62,14 +61,13 @@ class Judge:
         """The (member, orientation) pairs, one per pass over a battle.
 
         Args:
-            readings: "own": the order that each member was trained in, or both orders if it was trained in both.
-                "both": both orders for every member, which makes p(A, B) = 1 - p(B, A). None: the judge's default.
+            readings: "own" or "both", see `list_readings`; with "both", p(A, B) = 1 - p(B, A). None: the judge's
+                default.
         """
         readings = self.readings if readings is None else readings
         if readings not in READINGS:
             raise ValueError(f"--readings: expected one of {', '.join(READINGS)}; found {readings!r}.")
-        orders = {"own": lambda member: list_orders(member.facts.orientation), "both": lambda _: ORIENTATIONS}[readings]
-        return [(member, orientation) for member in self.members for orientation in orders(member)]
+        return [(m, orientation) for m in self.members for orientation in list_readings(m.facts.orientation, readings)]
 
     def predict(
         self,

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from modeling.data.battles import LABELS, TRAINED_ORIENTATIONS
+from modeling.data.battles import LABELS, ORIENTATIONS, TRAINED_ORIENTATIONS, list_orders
 from modeling.network.base import BaseFiles, copy_notices
 from modeling.network.lora import write_adapter
 from modeling.runtime.choices import READINGS
@@ -154,6 +154,16 @@ def read_member(folder: Path) -> MemberFacts:
 def fingerprint_member(facts: MemberFacts) -> str:
     """A short hash of the files that affect a member's answers."""
     return hashlib.sha256(json.dumps(facts.files, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def list_readings(orientation: str, readings: str) -> Sequence[str]:
+    """The orders in which a member reads a battle.
+
+    Args:
+        orientation: The one it was trained in.
+        readings: "own": the order that it was trained in, or both orders if it was trained in both. "both".
+    """
+    return ORIENTATIONS if readings == "both" else list_orders(orientation)
 
 
 def is_merged(folder: Path) -> bool:

@@ -3,10 +3,14 @@
 It knows no models.
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset
 
 from modeling.data.battles import LABELS, name_winners
@@ -17,6 +21,7 @@ from modeling.runtime.files import replace_file
 from modeling.runtime.text_tables import format_table
 
 PREDICTIONS_FILE = "predictions.parquet"
+PROVENANCE = b"bothways"  # the key of what `provenance.py` describes in the file's metadata
 RAW = "raw_p_a"  # the column that keeps p_a as it was before calibration
 
 
@@ -142,12 +147,25 @@ def _complete(p_a: pd.Series) -> np.ndarray:
     return np.column_stack([p_a, 1 - p_a])
 
 
-def write_verdicts(folder: Path, verdicts: pd.DataFrame) -> list[Path]:
-    """Writes predictions.parquet (all columns but the winner) and submission.csv (id, winner); returns their paths."""
+def write_predictions(path: Path, verdicts: pd.DataFrame, provenance: Mapping) -> None:
+    """Writes all columns but the winner, with the predictions' provenance as metadata of the parquet file."""
+    table = pa.Table.from_pandas(verdicts.drop(columns="winner"), preserve_index=False)
+    stored = json.dumps(provenance, ensure_ascii=False, allow_nan=False)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, PROVENANCE: stored}), path)
+
+
+def read_provenance(path: str) -> dict | None:
+    """The provenance in a predictions file; None if it was not written by `write_predictions`."""
+    stored = (pq.read_schema(path).metadata or {}).get(PROVENANCE)
+    return stored and json.loads(stored)
+
+
+def write_verdicts(folder: Path, verdicts: pd.DataFrame, provenance: Mapping) -> list[Path]:
+    """Writes predictions.parquet (see `write_predictions`) and submission.csv (id, winner); returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / PREDICTIONS_FILE, folder / "submission.csv"]
     with replace_file(paths[0]) as beside:
-        verdicts.drop(columns="winner").to_parquet(beside, index=False)
+        write_predictions(beside, verdicts, provenance)
     with replace_file(paths[1]) as beside:
         verdicts[["id", "winner"]].to_csv(beside, index=False)
     return paths

@@ -93,7 +93,9 @@ def predict_battles(
             pack is faster than several cores sharing one.
         deadline: A time of `time.monotonic()`. No pack starts after it; the rows of packs that did not start are NaN.
         name: Shown on the progress bar; None shows no bar. With `progress_dir` it must identify the weights.
-        progress_dir: Folder that keeps finished packs until all are done; a later call with the same input resumes.
+        progress_dir: Folder that keeps finished packs, so that a later call with the same input resumes. It grows with
+            every call: whoever asked for the predictions removes it once they are written, and no sooner, or a crash in
+            the last of many passes would cost all of them.
 
     Returns:
         Shape (sequences, labels), float64, in the order of `encoded`, by label (not by slot), the same on every
@@ -122,10 +124,6 @@ def predict_battles(
     by_slot = {index: rows for part in gather_object([found]) for index, rows in part.items()}
     probabilities = _place_rows(by_slot, batches, orders, (len(encoded), model.config.num_labels))
     assert deadline is not None or not np.isnan(probabilities).any(), "a battle was not predicted"
-    if record:
-        # A process that deleted its file early could not be resumed together with one that was killed here.
-        state.wait_for_everyone()
-        record.path.unlink(missing_ok=True)
     return probabilities
 
 

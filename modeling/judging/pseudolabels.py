@@ -5,6 +5,7 @@ Rows are matched by id, and each part is on disk before the next one is read. Ho
 
 import hashlib
 import json
+import shutil
 from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -174,12 +175,14 @@ def label_part(
     settings |= {name: vars(arguments)[name] for name in ("min_confidence", "tokens_per_batch", "dtype", "merge")}
     if not parts.begin(battles, settings):
         return
+    progress = parts.parts[-1].with_suffix("")  # of this part alone: other processes may begin the next one meanwhile
     verdicts = judge.predict(
         battles,
         readings=arguments.readings,
         calibrated=arguments.calibrated,
         tokens_per_batch=arguments.tokens_per_batch,
-        progress_dir=parts.folder,
+        progress_dir=progress,
     )
     if PartialState().is_main_process:
         parts.write(label_battles(battles, verdicts, arguments.min_confidence), made_by)
+        shutil.rmtree(progress, ignore_errors=True)

@@ -17,7 +17,8 @@ from modeling.evaluation.text_report import METRIC_NAMES, PAIR
 from modeling.judging.calibration import FITS, Calibration
 from modeling.judging.judge import Judge
 from modeling.judging.member import locate_judge
-from modeling.judging.predictions import PREDICTIONS_FILE, RAW, calibrate_verdicts, take_raw
+from modeling.judging.predictions import PREDICTIONS_FILE, RAW, calibrate_verdicts, read_provenance, take_raw
+from modeling.judging.provenance import describe_predictions
 from modeling.judging.recalibration import (
     check_not_fitted_on,
     check_not_trained_on,
@@ -145,18 +146,34 @@ def calibrate(arguments: EvaluateArguments, verdicts: pd.DataFrame, found: Calib
     return calibrate_verdicts(verdicts, found) if found else verdicts
 
 
+def describe_verdicts(
+    arguments: EvaluateArguments, judge: Judge | None, verdicts: pd.DataFrame, found: Calibration | None
+) -> dict | None:
+    """The provenance of the verdicts as they are scored; None for a file of predictions that has none."""
+    if judge:
+        provenance = describe_predictions(judge, verdicts, arguments.battles, arguments.readings)
+    else:
+        provenance = read_provenance(arguments.predictions)
+    if provenance is None or RAW not in verdicts:
+        return provenance and provenance | {"calibration": None}
+    return provenance | ({"calibration": found.to_dict()} if found else {})
+
+
 def evaluate_verdicts(
     arguments: EvaluateArguments,
     battles: Dataset,
     verdicts: pd.DataFrame,
     calibration: Calibration | None,
+    provenance: dict | None,
     answers_alone: pd.DataFrame | None = None,
 ) -> dict:
-    """The report, with the comparison, the calibration and the input files."""
+    """The report, with the verdicts' provenance, the comparison, the calibration and the input files."""
     bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
     train_battles = load_training(arguments, battles) if arguments.train_file else None
     others = {"train_battles": train_battles, "answers_alone": answers_alone, "by": arguments.by or ()}
     report = build_report(verdicts, battles, **others, **bootstrap)
+    if provenance:
+        report["judge"] = provenance
     if RAW in verdicts:
         before = build_report(take_raw(verdicts), battles, **bootstrap)
         metrics = {

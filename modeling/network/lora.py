@@ -8,6 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
+from accelerate.logging import get_logger
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
@@ -17,13 +18,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from modeling.network.base import HEAD, BaseFiles, build_empty_base
+from modeling.network.base import HEAD, BaseFiles, build_empty_base, load_tokenizer
 from modeling.network.classifier import PreferenceMixin
 from modeling.runtime.hub import download_repository
 from modeling.runtime.paths import find_adapter_folder
 
+logger = get_logger(__name__)
+
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-OLD_HEAD = re.compile(r"\.(score|classifier)\.")  # the head's names in transformers, for decoders and for encoders
+# Names in transformers of the layers that a fresh head replaces: classification heads of decoders and of encoders, and
+# a language model's output layer.
+OLD_HEAD = re.compile(r"(?:.*\.)?(score|classifier|lm_head)(?:\..*)?")
+WRAPPER = re.compile(r"(base_layer|modules_to_save)\.")  # parts of a name that come from peft's wrapper of a layer
+# Initialisations that change the base's weights. PEFT repeats the first kind when it loads such an adapter. The second
+# kind also depends on random numbers, on data or on a GPU, so that the weights beside the adapter are lost.
+REPEATABLE, UNREPEATABLE = ("pissa", "olora"), ("pissa_niter", "loftq", "corda", "lora_ga")
 
 
 def add_adapters(model: PreferenceMixin, *, r: int, alpha: float, dropout: float, freeze_layers: int = 0) -> PeftModel:
@@ -94,10 +103,11 @@ def write_adapter(
 
 
 def merge_adapter(model: PreferenceMixin, adapter: str) -> PreferenceMixin:
-    """Merges a LoRA adapter into the model's weights and returns the model. The adapter's head, if any, is ignored.
+    """Merges a LoRA adapter into the model's weights and returns the model, as PEFT does, but without the old head.
 
-    The adapter may have been trained with another number of labels. The model must be float32: merging in float32 moves
-    a logit by about 5e-7, merging into 8-bit weights by up to 8e-3.
+    The adapter may have been trained with another number of labels, and with another vocabulary if it holds the
+    embeddings. The model must be float32: merging in float32 moves a logit by about 5e-7, merging into 8-bit weights by
+    up to 8e-3.
 
     Raises:
         ValueError: If the model is quantised, or the adapter's tensors do not fit its layers.
@@ -106,7 +116,17 @@ def merge_adapter(model: PreferenceMixin, adapter: str) -> PreferenceMixin:
         raise ValueError(
             "--merge_adapter: expected an unquantised base; found a quantised one. Start from the original base."
         )
-    folder, config, weights = _read_lora(adapter)
+    folder, config, weights, left_out = _read_lora(adapter)
+    if left_out:
+        logger.info(f"Adapter {adapter}: left out its {' and '.join(left_out)}, which the base's fresh head replaces")
+    if config.init_lora_weights in REPEATABLE:
+        logger.info(
+            f"Adapter {adapter}: {config.init_lora_weights} had changed the base's weights; they are changed again, as "
+            "PEFT does, which is right on the base that the training started from"
+        )
+    vocabulary, weights = model.config.vocab_size, _load_whole_layers(folder, model, weights)
+    if model.config.vocab_size != vocabulary:
+        logger.info(f"Adapter {adapter}: vocabulary of {vocabulary} resized to the adapter's {model.config.vocab_size}")
     return attach_adapter(model, "default", config, weights, folder).merge_and_unload()
 
 
@@ -170,9 +190,18 @@ def _merge_layer(layer: LoraLayer, adapter: str) -> torch.Tensor:
 
 def check_adapter(adapter: str, base: BaseFiles) -> None:
     """Raises a ValueError if `merge_adapter` could not merge the adapter into this base. Does not load the base."""
-    folder, config, weights = _read_lora(adapter)
+    folder, config, weights, _ = _read_lora(adapter)
+    config.init_lora_weights = True  # there are no weights that another initialisation could decompose
+    empty = build_empty_base(base)
+    vocabulary, weights = empty.config.vocab_size, _load_whole_layers(folder, empty, weights)
+    found = empty.config.vocab_size
+    if found < vocabulary and found < (tokens := len(load_tokenizer(base.folder, **base.source))):
+        raise ValueError(
+            f"Adapter {adapter}: expected embeddings for the {tokens} tokens of {base.folder.name}; found a vocabulary "
+            f"resized to {found}. Use it with the base it was trained on."
+        )
     try:
-        empty = get_peft_model(build_empty_base(base), config)
+        empty = get_peft_model(empty, config)
     except ValueError as error:  # from peft: no module has any of the names in the adapter's config
         raise ValueError(
             f"Adapter {adapter}: expected LoRA on layers of {base.folder.name}; found other module names ({error}). "
@@ -181,22 +210,70 @@ def check_adapter(adapter: str, base: BaseFiles) -> None:
     _compare_tensors(folder, get_peft_model_state_dict(empty, save_embedding_layers=False), weights)
 
 
-def _read_lora(adapter: str) -> tuple[Path, LoraConfig, dict[str, torch.Tensor]]:
-    """Returns folder, config and tensors of a LoRA adapter on disk or on the Hub, without its head."""
+def _read_lora(adapter: str) -> tuple[Path, LoraConfig, dict[str, torch.Tensor], list[str]]:
+    """Returns folder, config and tensors of a LoRA adapter on disk or on the Hub, and its old head's names."""
     folder = find_adapter_folder(adapter) or download_repository(adapter, "Adapter", ["adapter_*"])[0]
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(f"Adapter {adapter}: expected {name}; found none. Save it with PEFT, as safetensors.")
-    config = PeftConfig.from_pretrained(folder)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"Adapter {adapter}: expected adapter_config.json as PEFT writes it; found {error} Save it again."
+        ) from error
+    weights = load_weights(folder)
+    left_out = sorted({match[1] for name in weights if (match := OLD_HEAD.fullmatch(name))})
+    weights = {name: value for name, value in weights.items() if not OLD_HEAD.fullmatch(name)}
+    _check_mergeable(adapter, config, weights)
+    # For a SEQ_CLS adapter peft would insist on loading the old head, even with another number of labels. Layers and
+    # biases that were saved whole are loaded into the base before peft sees it.
+    config.task_type, config.modules_to_save, config.bias = None, None, "none"
+    if isinstance(config.target_modules, str):
+        config.target_modules = f"(?!{OLD_HEAD.pattern}$)(?:{config.target_modules})"
+    elif config.target_modules:
+        config.target_modules = {name for name in config.target_modules if not OLD_HEAD.fullmatch(name)}
+    return folder, config, weights, left_out
+
+
+def _check_mergeable(adapter: str, config: PeftConfig, weights: dict) -> None:
+    """Raises a ValueError for an adapter that is not LoRA, that is on the old head alone, or whose base is lost."""
     if not isinstance(config, LoraConfig):
         raise ValueError(
             f"Adapter {adapter}: expected LoRA; found {config.peft_type.value}, which cannot be merged here. "
             "Give a LoRA adapter."
         )
-    # For a SEQ_CLS adapter peft would insist on loading the old head, even with another number of labels.
-    config.task_type, config.modules_to_save = None, None
-    weights = {name: value for name, value in load_weights(folder).items() if not OLD_HEAD.search(name)}
-    return folder, config, weights
+    if str(config.init_lora_weights).lower().startswith(UNREPEATABLE):
+        raise ValueError(
+            f"Adapter {adapter}: expected an initialisation that can be repeated on the base; found "
+            f"{config.init_lora_weights}, whose changes to the base's weights are not in the adapter. Merge it with "
+            "PEFT where it was trained, and pass the merged model as --base."
+        )
+    if not weights:
+        raise ValueError(
+            f"Adapter {adapter}: expected weights of layers below the head; found the old head's alone, which a fresh "
+            "head replaces. Leave out --merge_adapter."
+        )
+
+
+def _load_whole_layers(folder: Path, model: PreferenceMixin, weights: dict) -> dict[str, torch.Tensor]:
+    """Gives the model the layers that an adapter holds whole, such as embeddings; returns the adapter's other tensors.
+
+    The vocabulary is resized to the embeddings'. A model on the meta device takes only their shapes.
+    """
+    own = model.state_dict()
+    weights = {name: value for name, value in weights.items() if ".original_module." not in name}  # as it was before
+    plain = {name: WRAPPER.sub("", name.removeprefix("base_model.model.")) for name in weights}
+    whole = {name: weights[name] for name in weights if plain[name] in own}
+    embeddings = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    for name, value in whole.items():
+        if plain[name] == f"{embeddings}.weight" and len(value) != len(own[plain[name]]):
+            model.resize_token_embeddings(len(value), mean_resizing=False)
+            own = model.state_dict()
+    _compare_tensors(folder, {name: own[plain[name]] for name in whole}, whole)
+    if model.device.type != "meta":
+        model.load_state_dict({plain[name]: value for name, value in whole.items()}, strict=False)
+    return {name: value for name, value in weights.items() if name not in whole}
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:

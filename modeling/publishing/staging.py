@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,12 @@ from modeling.judging.member import (
     MEMBER_FILE,
     MERGED_FILE,
     JudgeFacts,
+    MemberFacts,
     is_merged,
     read_json,
     write_judge,
 )
+from modeling.judging.provenance import check_provenance
 from modeling.publishing.cards import (
     CARD_FILE,
     EVALUATION_FILE,
@@ -172,6 +174,7 @@ def stage_contents(contents: RepositoryContents, repo: str, base: tuple[str, str
         if contents.kind == "judge":
             write_judge(stage, JudgeFacts(list(contents.members), contents.readings, contents.calibration))
             if contents.whole:
+                _check_own_evaluation(contents)
                 paths = [contents.whole / EVALUATION_FILE, *sorted((contents.whole / "figures").glob("*.png"))]
                 names = [path.relative_to(contents.whole).as_posix() for path in paths if path.is_file()]
                 _copy(contents.whole, stage, names)
@@ -207,15 +210,28 @@ def _stage_report(contents: RepositoryContents, stage: Path) -> None:
         raise ValueError(
             f"--report {report}: expected a folder with {REPORT_FILE}; found none. Pass evaluate.py's --output_dir."
         )
-    if ("calibration" in read_json(report / REPORT_FILE, "Report")) != bool(contents.calibration):
-        raise ValueError(
-            f"--report {report}: expected results of the {contents.kind} as it is published, "
-            f"{'' if contents.calibration else 'not '}calibrated; found others. Pass the judge's folder, which has its "
-            "calibration, or evaluate again with --calibrated false."
-        )
+    _check_report(f"--report {report}", read_json(report / REPORT_FILE, "Report"), contents)
     shutil.rmtree(stage / "figures", ignore_errors=True)
     _copy(report, stage, [f"figures/{name}.png" for name in FIGURES if (report / f"figures/{name}.png").is_file()])
     shutil.copyfile(report / REPORT_FILE, stage / EVALUATION_FILE)
+
+
+def _check_own_evaluation(contents: RepositoryContents) -> None:
+    """Raises a ValueError if the evaluation in a judge's folder is about what the judge no longer is."""
+    path = contents.whole / EVALUATION_FILE
+    if contents.report is None and path.is_file() and "judge" in (report := read_json(path, "Judge")):
+        _check_report(f"Judge {contents.whole}, {path.name}", report, contents)
+
+
+def _check_report(where: str, report: Mapping, contents: RepositoryContents) -> None:
+    """Raises a ValueError if a report is about another judge than the one in the contents."""
+    members = {
+        name or folder.name: MemberFacts(**read_json(folder / MEMBER_FILE, "Member"))
+        for name, folder in contents.members.items()
+    }
+    calibration = {name: value for name, value in (contents.calibration or {}).items() if name != "members"} or None
+    readings = contents.readings or JudgeFacts(list(members)).readings
+    check_provenance(where, report.get("judge"), members, readings, calibration)
 
 
 def locate_base(folder: Path) -> Path | None:

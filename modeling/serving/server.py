@@ -24,6 +24,7 @@ from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.metrics import compute_accuracy
 from modeling.judging.judge import Judge
 from modeling.judging.predictions import write_verdicts
+from modeling.judging.provenance import describe_predictions
 from modeling.runtime.files import iterate_columns
 
 TITLES = dict(zip(TEXTS, ("Prompt", "Answer A", "Answer B"), strict=True))
@@ -176,7 +177,7 @@ class ServedJudge:
             # One pack at a time: a battle judged between two packs may switch the adapter of a shared base.
             verdicts = self.judge.predict(battles, readings="both", num_workers=1)
         seconds = time.perf_counter() - start
-        paths = write_verdicts(folder, verdicts)
+        paths = write_verdicts(folder, verdicts, describe_predictions(self.judge, verdicts, str(path), "both"))
         return FileVerdicts(*paths, summarise_verdicts(verdicts, battles, self._member_names, seconds))
 
     @property

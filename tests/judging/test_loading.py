@@ -80,7 +80,7 @@ def test_adapters_that_cannot_be_merged_are_refused(bases, members, tmp_path):
     shutil.copytree(members["ab"], tmp_path / "ab")
     tensors = load_file(members["ab"] / "adapter_model.safetensors")
     wide = {name: torch.cat([value, value], dim=-1) if "lora_A" in name else value for name, value in tensors.items()}
-    more = tensors | {"base_model.model.model.embed_tokens.weight": torch.zeros(400, 64)}
+    more = tensors | {"base_model.model.model.projector.weight": torch.zeros(64, 64)}
     for changed, expected in ((wide, "have another shape"), (more, "1 belong to no layer")):
         save_file(changed, tmp_path / "ab" / "adapter_model.safetensors")
         with pytest.raises(ValueError, match=expected):

@@ -230,7 +230,9 @@ def test_an_interrupted_prediction_resumes_where_it_stopped(member, sample_battl
     resumed = read(member, battles, "ab", progress_dir=tmp_path, **options)
     assert len(calls) - 10 == total - 4
     assert np.array_equal(resumed, whole)
-    assert not file.exists()
+    calls.clear()
+    assert np.array_equal(read(member, battles, "ab", progress_dir=tmp_path, **options), whole)
+    assert not calls  # what is finished is read from there until the caller removes it
 
 
 def test_progress_files_keep_probabilities_to_the_last_bit(tmp_path):

@@ -176,7 +176,7 @@ def test_a_report_and_its_judge_are_published_both_calibrated_or_neither(calibra
         with contextlib.ExitStack() as stack:
             if ends == "refused":
                 stack.enter_context(
-                    pytest.raises(ValueError, match=r"expected results .* not calibrated; found others")
+                    pytest.raises(ValueError, match="expected results of an uncalibrated judge, as it is published")
                 )
             stage = stage_contents(replace(contents, report=report), "user/judge", ("user/base", "0" * 40))
             stack.enter_context(stage)

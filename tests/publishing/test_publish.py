@@ -1,6 +1,7 @@
 """Publishes members, judges and bases to a local imitation of the Hub and loads judges from it; see hub_stub.py."""
 
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -8,16 +9,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from modeling.data.battles import load_battles
-from modeling.evaluation.plots import draw_figures
-from modeling.evaluation.report import build_report
 from modeling.judging.judge import Judge
-from modeling.judging.member import MEMBER_FILE, read_member
+from modeling.judging.member import MEMBER_FILE, fingerprint_member, read_member
 from modeling.network.base import find_base, fingerprint_base
 from modeling.publishing.publish import check_publishable, publish_base, publish_member
 from modeling.runtime.files import hash_file
@@ -193,23 +193,90 @@ def test_a_judge_folder_goes_as_it_is(hub, publish, members, tmp_path):
     assert same == {name: content for name, content in hub_files.items() if name != "README.md"}
 
 
-def test_a_report_of_evaluate_becomes_the_evaluation_of_what_is_published(
-    hub, publish, refuse, members, sample_battles, tmp_path
-):
+@pytest.fixture
+def evaluate(monkeypatch, tmp_path):
+    """Evaluates members or predictions; returns the folder of the report."""
+
+    def run(*flags) -> Path:
+        flags = ["--battles", BATTLES, *flags, "--draws", 100, "--output_dir", tmp_path / "report"]
+        call("evaluate", *flags, monkeypatch=monkeypatch)
+        return tmp_path / "report"
+
+    return run
+
+
+def test_a_report_of_evaluate_becomes_the_evaluation_of_what_is_published(hub, publish, refuse, members, evaluate):
     """For a judge and for a member: the card shows its metrics, and its pictures are uploaded."""
-    verdicts = pd.DataFrame({"id": sample_battles["id"][:], "p_a": [0.6] * 72, "p_a_ab_ab": [0.6] * 72})
-    report = build_report(verdicts, sample_battles, draws=20)
-    draw_figures(report, tmp_path / "report" / "figures")
-    (tmp_path / "report" / "report.json").write_text(json.dumps(report))
-    flags = ["--base_repo", BASE_REPO, "--report", tmp_path / "report"]
-    publish("--judge", *members.values(), "--repo", f"{USER}/judge", *flags)
-    publish("--member", members["ab"], "--repo", REPO, *flags)
-    for repo in (f"{USER}/judge", REPO):
-        files = hub.files(repo)
-        assert json.loads(files["evaluation.json"]) == report and "figures/reliability.png" in files
-        assert "0.500 [" in files["README.md"].decode()  # the baseline that always says a is right on 36 of 72
-    (tmp_path / "report" / "report.json").unlink()
-    assert "expected a folder with report.json; found none" in refuse("--member", members["ab"], "--repo", REPO, *flags)
+    for flag, folders, repo in (("--judge", [*members.values()], f"{USER}/judge"), ("--member", [members["ab"]], REPO)):
+        report = evaluate("--judge", *folders)
+        flags = [flag, *folders, "--repo", repo, "--base_repo", BASE_REPO, "--report", report]
+        publish(*flags)
+        files, found = hub.files(repo), json.loads((report / "report.json").read_text())
+        assert json.loads(files["evaluation.json"]) == found and "figures/reliability.png" in files
+        assert f"{found['accuracy']['value']:.3f} [" in files["README.md"].decode()
+    (report / "report.json").unlink()
+    assert "expected a folder with report.json; found none" in refuse(*flags)
+
+
+def test_another_judges_report_is_not_published(hub, publish, refuse, members, evaluate, sample_battles, tmp_path):
+    """Nor one that says nothing of its judge, as for a random generator's predictions; nor of a part of the judge."""
+    destination = ["--repo", REPO, "--base_repo", BASE_REPO]
+    member, judge = ["--member", members["ab"]], ["--judge", *members.values()]
+    way_out = "Evaluate what you publish, with evaluate.py --judge"
+    prints = {name: fingerprint_member(read_member(folder)) for name, folder in members.items()}
+
+    report = evaluate("--judge", members["ba"])
+    said = refuse(*member, *destination, "--report", report)
+    assert f"--report {report}: expected results of ab ({prints['ab']}); found those of ba ({prints['ba']})" in said
+    assert way_out in said
+    assert f"found those of ba ({prints['ba']})" in refuse(
+        *judge, *destination, "--report", report, "--dry_run", "true"
+    )
+
+    report = evaluate("--judge", members["ab"], "--readings", "both")
+    said = refuse(*member, *destination, "--report", report)
+    assert "expected results of the passes ab:ab; found ab:ab, ab:ba" in said and way_out in said
+    publish("--judge", members["ab"], "--readings", "both", *destination, "--report", report)
+
+    verdicts = pd.DataFrame({"id": sample_battles["id"][:], "p_a": np.random.default_rng(0).random(72)})
+    verdicts.to_parquet(tmp_path / "random.parquet")
+    report = evaluate("--predictions", tmp_path / "random.parquet")
+    said = refuse(*member, *destination, "--report", report)
+    assert "expected the fingerprint of the judge it is about; found none" in said and way_out in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--hide_prompts", "true"], "expected results on whole battles; found hidden prompts"),
+        (["--second_reading", 0.5], "expected results of all passes on each battle; found 36 battles without some"),
+        (["--cascade", "{ba}", "--cascade_shares", 0.5], "expected results of ab .*; found those of ab .*, ba "),
+        (["--cascade", "{ab}", "--cascade_shares", 1], "expected results of ab .*; found those of ab .*, ab-2 "),
+    ],
+)
+def test_a_report_on_less_or_more_than_the_judges_verdicts_is_refused(
+    flags, expected, hub, refuse, members, evaluate, tmp_path, monkeypatch
+):
+    """The predictions file says how they were made, and evaluate.py passes it on."""
+    flags = [str(flag).format(**members) for flag in flags]
+    common = ["--battles", BATTLES, "--judge", members["ab"], "--readings", "both", "--output_dir", tmp_path / "p"]
+    call("predict", *common, *flags, monkeypatch=monkeypatch)
+    report = evaluate("--predictions", tmp_path / "p" / "predictions.parquet")
+    publication = ["--judge", members["ab"], "--readings", "both", "--repo", REPO, "--base_repo", BASE_REPO]
+    assert re.search(expected, refuse(*publication, "--report", report))
+
+
+def test_a_downloaded_judge_keeps_no_evaluation_of_other_passes(hub, publish, refuse, members, evaluate, tmp_path):
+    """Its evaluation.json goes with it as it is, and not with members read in other orders."""
+    report = evaluate("--judge", *members.values())
+    publish("--judge", *members.values(), "--repo", REPO, "--base_repo", BASE_REPO, "--report", report)
+    for name, content in hub.files(REPO).items():
+        (tmp_path / "judge" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "judge" / name).write_bytes(content)
+    publish("--judge", tmp_path / "judge", "--repo", f"{USER}/copy")
+    assert hub.files(f"{USER}/copy")["evaluation.json"] == (report / "report.json").read_bytes()
+    said = refuse("--judge", tmp_path / "judge", "--repo", f"{USER}/both", "--readings", "both")
+    assert "evaluation.json: expected results of the passes ab:ab, ab:ba, ba:ab, ba:ba; found ab:ab, ba:ba" in said
 
 
 def test_members_of_one_orientation_are_named_as_their_folders(hub, publish, member):

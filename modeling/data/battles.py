@@ -15,7 +15,8 @@ from modeling.data.schemas import LABELS as LABELS
 from modeling.data.schemas import RESPONSES
 from modeling.data.schemas import TEXTS as TEXTS
 from modeling.runtime.choices import ORIENTATIONS, TRAINED_ORIENTATIONS
-from modeling.runtime.files import CHUNK_ROWS, iterate_columns
+from modeling.runtime.formats import CHUNK_ROWS
+from modeling.runtime.sources import iterate_columns
 
 NO_PROMPT = "?"  # not an empty text, which would be a bad row
 DEMO_FOLDER = Path(__file__).resolve().parent / "demo"  # battles written for the demo

@@ -1,7 +1,7 @@
 """Reads one source of battles chunk by chunk and checks every row.
 
 Finds the schema and the columns, counts what is dropped, repaired or wrong, and keeps one type per column. It must not
-know file formats (`runtime/files.py`) or how a schema makes a battle of a row (`schemas.py`).
+know file formats (`runtime/formats.py`) or how a schema makes a battle of a row (`schemas.py`).
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ from modeling.data.schemas import (
 )
 from modeling.data.text import has_surrogates, is_blank, replace_surrogates
 from modeling.runtime.choices import BAD_ROW_POLICIES, BLANK_POLICIES, TIE_POLICIES
-from modeling.runtime.files import Columns
+from modeling.runtime.formats import Columns
 
 logger = get_logger(__name__)
 REPEATED = "each id must be on 1 row, because predictions are keyed by id"

@@ -64,10 +64,12 @@ class WinnerValues:
         """Replaces values that the user named, and words that can mean one side only, in the columns of a chunk."""
         if "winner" not in columns:
             return
+        values = columns["winner"]
+        if not self.asked and not any(isinstance(value, str) and value in WINNER_WORDS for value in values):
+            return
         models = [columns.get(name, ()) for name in ("model_a", "model_b")]
         columns["winner"] = [
-            self._translate(value, [names[number] for names in models if names])
-            for number, value in enumerate(columns["winner"])
+            self._translate(value, [names[number] for names in models if names]) for number, value in enumerate(values)
         ]
 
     def _translate(self, value: object, models: list) -> object:

@@ -111,6 +111,12 @@ def test_booleans_are_no_winners_unless_the_user_says_which(tmp_path):
     assert load_battles(path, winner_values={"model_a": "true", "model_b": "false"})["label"][:] == [A, B]
 
 
+def test_values_of_winners_do_not_matter_without_winners(tmp_path):
+    """The same flags predict battles without outcomes."""
+    path = write_rows(tmp_path / "f.jsonl", [build_row()])
+    assert load_battles(path, winner_values={"model_a": 1}).to_list() == [build_row()]
+
+
 def test_a_value_that_was_not_named_is_an_error(tmp_path):
     path = write_rows(tmp_path / "f.jsonl", [build_row("x", winner=1), build_row("y", winner=3)])
     with pytest.raises(ValueError, match="battle 'y': winner must be one of model_a, model_b, tie; found 3"):

@@ -59,7 +59,9 @@ def test_the_command_writes_its_files_and_prints_the_table(predictions, tmp_path
     assert report["data"]["battles"]["name"] == "test.jsonl" and len(report["data"]["battles"]["sha256"]) == 64
     assert f"accuracy  {report['accuracy']['value']:.3f}" in said and "Against p.parquet" in said
     names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
-    assert names == {f"{n}.png" for n in ("reliability", "position_bias", "languages", "length_bias", "selective")}
+    drawn = ("baselines", "reliability", "position_bias", "languages", "length_bias", "selective")
+    assert names == {f"{name}.png" for name in drawn}
+    assert "\nThe judge names the winner of " in said and "\nAll tables and pictures: " in said
     written = (tmp_path / "out" / "report.html").read_text(encoding="utf-8") + json.dumps(report, ensure_ascii=False)
     assert str(tmp_path) not in written and not any(battle["prompt"][:20] in written for battle in battles)
 

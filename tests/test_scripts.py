@@ -264,7 +264,7 @@ def test_scripts_without_the_package_say_what_to_run(tmp_path):
         (["--orientation", "abc"], "invalid choice: 'abc'"),
         (["--orientation", "ab", "--base", "nowhere/at/all"], "run `make demo` first"),
         (["--orientation", "ab", "--train_file", "none.jsonl"], "Battles file none.jsonl: expected a file, a folder"),
-        (["--orientation", "ab", "--train_file", "setup.cfg"], "expected a file ending in .parquet, .csv, .jsonl"),
+        (["--orientation", "ab", "--train_file", "setup.cfg"], "expected a file ending in .parquet, .csv"),
         (["--orientation", "ab", "--output_dir", "configs"], "expected a new or empty folder"),
         (["--orientation", "ab", "--fp16", "true"], "--fp16 true: expected --dtype instead"),
         (["--orientation", "ab", "--label_smoothing_factor", "1"], "label_smoothing_factor 1.0: expected 0 to below"),

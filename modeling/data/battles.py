@@ -4,24 +4,25 @@ Whatever the schema, loaded battles have the columns id, prompt, response_a, res
 label. Other columns are carried along.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset
 
+from modeling.data.cells import LABELS as LABELS
 from modeling.data.reader import BattleReader, RowPolicy
-from modeling.data.schemas import LABELS as LABELS
 from modeling.data.schemas import RESPONSES
 from modeling.data.schemas import TEXTS as TEXTS
 from modeling.runtime.choices import ORIENTATIONS, TRAINED_ORIENTATIONS
-from modeling.runtime.files import CHUNK_ROWS, iterate_columns
+from modeling.runtime.formats import CHUNK_ROWS
+from modeling.runtime.sources import iterate_columns
 
 NO_PROMPT = "?"  # not an empty text, which would be a bad row
 DEMO_FOLDER = Path(__file__).resolve().parent / "demo"  # battles written for the demo
 
 
-def load_battles(source: str | Path, *, require_labels: bool = False, **policy: str) -> Dataset:
+def load_battles(source: str | Path, *, require_labels: bool = False, **policy: str | Mapping) -> Dataset:
     """Loads the battles of a file or data set into memory, checked and labelled.
 
     Args:
@@ -47,7 +48,7 @@ def load_battles(source: str | Path, *, require_labels: bool = False, **policy: 
 
 
 def iterate_battles(
-    source: str | Path, *, chunk_rows: int = CHUNK_ROWS, require_labels: bool = False, **policy: str
+    source: str | Path, *, chunk_rows: int = CHUNK_ROWS, require_labels: bool = False, **policy: str | Mapping
 ) -> Iterator[Dataset]:
     """Yields what `load_battles` returns in parts of at most `chunk_rows` rows, for sources larger than memory.
 

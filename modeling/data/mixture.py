@@ -12,9 +12,9 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets import Sequence as Floats
 
 from modeling.data.battles import RESPONSES, TEXTS
+from modeling.data.cells import RowError, read_probability
 from modeling.data.near_duplicates import DuplicateIndex, normalize_text
 from modeling.data.reader import Fault
-from modeling.data.schemas import RowError, read_probability
 from modeling.runtime.text_tables import format_table
 
 logger = get_logger(__name__)

@@ -1,40 +1,43 @@
 """Reads one source of battles chunk by chunk and checks every row.
 
-Finds the schema and the columns, counts what is dropped, repaired or wrong, and keeps one type per column. It must not
-know file formats (`runtime/files.py`) or how a schema makes a battle of a row (`schemas.py`).
+Finds the schema, and counts what is dropped, repaired or wrong. It must not know file formats (`runtime/formats.py`),
+names and types of columns (`columns.py`), or how a schema makes a battle of a row (`schemas.py`).
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import pyarrow as pa
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
 
+from modeling.data.cells import FIX, LABELS, RowError, is_missing
+from modeling.data.columns import ColumnTypes, WinnerValues, name_value, rename_columns
 from modeling.data.schemas import (
     CONTRADICTED,
-    FIX,
-    LABELS,
     OUTCOMES,
+    PLAIN,
     SCHEMA_NAMES,
     SCHEMAS,
     TEXTS,
-    RowError,
+    WINNERS,
     Schema,
     find_schema,
     hash_texts,
+    join_row,
+    refuse_structure,
 )
-from modeling.data.text import has_surrogates, is_blank, replace_surrogates
+from modeling.data.text import has_surrogates, is_blank, replace_nested_surrogates, replace_surrogates
 from modeling.runtime.choices import BAD_ROW_POLICIES, BLANK_POLICIES, TIE_POLICIES
-from modeling.runtime.files import Columns
+from modeling.runtime.formats import Columns
 
 logger = get_logger(__name__)
 REPEATED = "each id must be on 1 row, because predictions are keyed by id"
 BLANK = "prompt, response_a and response_b must not be null or blank"
 MIXED_IDS = "ids must be all text or all whole numbers"
-ID_WAY_OUT = "Give every row an id of the same type, or pass --bad_row_policy drop to leave these rows out."
+RENAME_ID = "or pass --columns row_id=id, which renames the column, so that ids are made"
+ID_WAY_OUT = "Give every row an id of the same type"
 BLANK_WAY_OUT = "Fix these rows, or pass --blank_policy drop (leaves them out) or keep (reads them as empty texts)."
 ROWS_NAMED = 5  # in a message; the others are only counted
 
@@ -48,12 +51,16 @@ class RowPolicy:
     blank_policy: For a null or blank text: "error", "drop", or "keep" (null becomes the empty text).
     bad_row_policy: For any other unusable row: "error" or "drop". It also decides about an extra column whose values
         have no common type.
+    columns: The source's name of a column by the name that it gets, as {"response_a": "answer_a"}.
+    winner_values: The source's value by the winner that it means, as {"model_a": 1, "model_b": 2, "tie": 0}.
     """
 
     schema: str = "auto"
     tie_policy: str = "keep"
     blank_policy: str = "error"
     bad_row_policy: str = "error"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    winner_values: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self):
         choices = {
@@ -65,6 +72,14 @@ class RowPolicy:
         for name, allowed in choices.items():
             if (value := vars(self)[name]) not in allowed:
                 raise ValueError(f"--{name}: expected one of {', '.join(allowed)}; found {value!r}.")
+        if len(set(self.columns.values())) < len(self.columns):
+            raise ValueError(f"--columns: expected one name for each column; found {dict(self.columns)}.")
+        values = [name_value(value) for value in self.winner_values.values()]
+        if not set(self.winner_values) <= set(WINNERS) or len(set(values)) < len(values):
+            raise ValueError(
+                f"--winner_values: expected another value for each of {', '.join(WINNERS)}; found "
+                f"{', '.join(f'{winner}={value}' for winner, value in self.winner_values.items())}."
+            )
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -102,6 +117,7 @@ class Faults:
         self.errors: dict[str, Fault] = {}  # by what was expected
         self.dropped: dict[tuple[str, str], Fault] = {}  # by the reason and the flag that asked for it
         self.repaired, self.contradicted = Fault(), Fault()
+        self.repaired_ids: set = set()
 
     def leave_out(self, id: object, error: RowError) -> None:
         """Counts a row that is not a battle as dropped where the policy says so, else as an error."""
@@ -111,6 +127,12 @@ class Faults:
             self.drop(f"a fault, {error.expected}", "--bad_row_policy drop", id)
         else:
             self.errors.setdefault(error.expected, Fault(error.way_out)).add(id, error.found)
+
+    def repair(self, id: object) -> None:
+        """Counts a row with a repaired text, once."""
+        if id not in self.repaired_ids:
+            self.repaired_ids.add(id)
+            self.repaired.add(id, None)
 
     def drop(self, reason: str, flag: str, id: object) -> None:
         """Counts a row as dropped."""
@@ -142,7 +164,10 @@ class Layout:
     """Which columns a source has, and what each of them is for."""
 
     names: frozenset[str]  # all columns of the first chunk
+    name: str  # of the schema
     schema: Schema
+    in_turns: bool  # whether the texts are lists of turns, in a schema whose texts are plain
+    is_forced: bool  # whether the user chose the schema, by which texts are read as they are
     id_column: str | None  # None: the ids are hashes of the texts
     needed: frozenset[str]
     produced: tuple[str, ...]  # columns that every battle gets
@@ -150,11 +175,21 @@ class Layout:
 
     def check(self, source: str, columns: Columns, num_rows: int) -> None:
         """Raises a ValueError if a later chunk lacks a needed column, or has other outcome columns than the first."""
-        if OUTCOMES & set(columns) != OUTCOMES & self.names or not self.needed <= set(columns):
+        outcomes = OUTCOMES.union(self.schema.outcomes)
+        if outcomes & set(columns) != outcomes & self.names or not self.needed <= set(columns):
             raise ValueError(
                 f"{source}: expected the columns {', '.join(sorted(self.names))} throughout; found "
                 f"{', '.join(columns)} after row {num_rows:,}. Give every row the same columns."
             )
+
+    def read_row(self, row: Mapping, id: object) -> dict:
+        """Returns the battle of a row; a RowError if it is none."""
+        battle = self.schema.read_row(row, id)
+        if self.in_turns:
+            return battle | join_row(row)
+        if self.name in PLAIN and not self.is_forced:
+            refuse_structure(battle, self.name)
+        return battle
 
 
 def find_layout(source: str, columns: Columns, policy: RowPolicy, require_labels: bool) -> Layout:
@@ -163,86 +198,52 @@ def find_layout(source: str, columns: Columns, policy: RowPolicy, require_labels
     Raises:
         ValueError: If a needed column is missing.
     """
-    name = policy.schema if policy.schema != "auto" else find_schema(source, columns)
+    is_forced = policy.schema != "auto"
+    name, in_turns = (policy.schema, False) if is_forced else find_schema(source, columns)
     schema = SCHEMAS[name]
-    if name != "p_a" and "p_a" in columns:
-        logger.info(f"{source}: takes labels from {name}; pass --schema p_a to take them from p_a")
-    if policy.schema == "auto" and name == "lmsys" and OUTCOMES.isdisjoint(columns):
-        logger.warning(
-            f"{source}: the texts of its first rows are lists of turns, so it is read as lmsys without outcomes; pass "
-            "--schema unlabelled to read the texts as they are"
-        )
     labelled = any(name in columns for name in schema.outcomes)
     id_column = next((name for name in schema.ids if name in columns), None)
-    # Where there is no id and none can be made, the first of the possible id columns is reported as missing.
-    id_columns = schema.ids[:1] if id_column is None and not schema.hashed_ids else ()
-    needed = [*id_columns, *schema.columns, *(schema.outcomes if labelled else ())]
-    if missing := [name for name in dict.fromkeys(needed) if name not in columns]:
+    needed = [*schema.columns, *(schema.outcomes if labelled else ())]
+    if missing := [name for name in dict.fromkeys([*needed, *schema.also]) if name not in columns]:
         raise ValueError(
             f"{source}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; found "
             f"{', '.join(columns) or 'no'} columns. Rename them to id, prompt, response_a, response_b and winner "
-            "(or label); README.md lists the other schemas."
+            "(or label), or say what they are called, as in --columns response_a=answer_a; README.md lists the other "
+            "schemas."
         )
     if require_labels and not labelled:
         raise ValueError(
             f"{source}: expected a winner (or label) column with the outcomes; found {', '.join(columns)}. "
-            "Training and evaluation need outcomes; give a file that has them."
+            "Training and evaluation need outcomes; give a file that has them, or name the column, as in --columns "
+            "winner=preference."
         )
     produced = ("id", *TEXTS, *(("label",) if labelled else ()))
     # A p_a that is not the label is carried along: it may be a judge's prediction for a battle that has a winner.
     consumed = frozenset({*produced, *needed, *OUTCOMES - {"p_a"}, id_column})
-    return Layout(frozenset(columns), schema, id_column, frozenset(needed), produced, consumed)
+    names = frozenset(columns)
+    layout = Layout(
+        names, name, schema, in_turns, is_forced, id_column, frozenset([*needed, *schema.also]), produced, consumed
+    )
+    _explain_layout(source, layout)
+    return layout
 
 
-class ColumnTypes:
-    """Builds Arrow tables and keeps one type per column over all chunks of a source."""
-
-    def __init__(self, source: str, policy: RowPolicy):
-        self.source, self.policy = source, policy
-        self.types: dict[str, pa.DataType] = {}
-        self.left_out: dict[str, str] = {}  # extra columns without a common type, and Arrow's reason
-
-    def build_table(self, columns: Columns, produced: tuple[str, ...]) -> pa.Table:
-        """Returns the table of one chunk.
-
-        Raises:
-            ValueError: If the values of a column have no common type.
-        """
-        arrays = {}
-        for name, values in columns.items():
-            if name in self.left_out:
-                continue
-            try:
-                arrays[name] = self._build_array(name, values)
-            except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-                is_extra = name not in produced
-                if is_extra and self.policy.bad_row_policy == "drop":
-                    self.left_out[name] = str(error)
-                    continue
-                way_out = " or remove it, or pass --bad_row_policy drop to leave the column out" if is_extra else ""
-                raise ValueError(
-                    f"{self.source}: column {name}: expected values of one storable type in all rows; found others "
-                    f"({error}). Give it one type{way_out}."
-                ) from error
-        if not columns["id"]:  # Arrow gives empty columns the null type, which cannot be joined to text
-            arrays.update({name: pa.array([], pa.string()) for name in ("id", *TEXTS)})
-        return pa.table(arrays)
-
-    def _build_array(self, name: str, values: list) -> pa.Array:
-        """Converts values to Arrow and widens the column's type; raises Arrow's error where no type fits."""
-        array = pa.array(values, from_pandas=True)  # from_pandas: NaN becomes null
-        fields = [pa.schema([(name, type)]) for type in (array.type, self.types.get(name, array.type))]
-        # "permissive" widens integers to floats, but never turns numbers into text.
-        self.types[name] = pa.unify_schemas(fields, promote_options="permissive").field(name).type
-        return array
-
-    def report(self) -> None:
-        """Logs the columns that were left out."""
-        for name, reason in self.left_out.items():
-            logger.warning(
-                f"{self.source}: left out column {name}, whose values have no common type (--bad_row_policy drop): "
-                f"{reason}"
-            )
+def _explain_layout(source: str, layout: Layout) -> None:
+    """Logs what was found out about a source that its owner may want otherwise."""
+    if layout.name != "p_a" and "p_a" in layout.names:
+        logger.info(f"{source}: takes labels from {layout.name}; pass --schema p_a to take them from p_a")
+    in_turns = layout.in_turns or (layout.name == "lmsys" and OUTCOMES.isdisjoint(layout.names))
+    if in_turns and not layout.is_forced:
+        how, plain = ("as lmsys without outcomes", "unlabelled") if layout.name == "lmsys" else ("so", layout.name)
+        logger.warning(
+            f"{source}: the texts of its first rows are lists of turns, so it is read {how}; pass --schema {plain} to "
+            "read the texts as they are"
+        )
+    if layout.id_column is None and not layout.schema.is_public:
+        logger.warning(
+            f"{source}: no column id, so each battle's id is a hash of its texts; pass --columns id=<its name> if "
+            "another column is the id"
+        )
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -261,25 +262,44 @@ class RowIds:
         # bool is a subclass of int, but True is not an id.
         is_key = isinstance(id, str | int) and not isinstance(id, bool)
         if not is_key or type(id) is not (self.type or type(id)):
-            raise RowError(MIXED_IDS, id, ID_WAY_OUT)
+            raise RowError(MIXED_IDS, id, f"{ID_WAY_OUT}, {RENAME_ID}." if is_missing(id) else f"{ID_WAY_OUT}.")
 
-    def add(self, id: object, *, number_repeats: bool) -> object:
-        """Returns an id to key predictions by: the id itself or, where repeats are numbered, the id with its number.
+    def add(self, id: object, *, is_unique: bool, first_number: int = 1) -> object:
+        """Returns an id to key predictions by: the id itself or, if it is taken and may be, the id with a number.
+
+        Args:
+            id: The id as it is in the source.
+            is_unique: Whether each id must be on one row.
+            first_number: The number of an id's first repeat.
 
         Raises:
-            RowError: If the id is blank, is not valid Unicode, or is already taken.
+            RowError: If the id is blank, is not valid Unicode, or is taken and must not be.
         """
         if isinstance(id, str) and (not id.strip() or has_surrogates(id)):
-            raise RowError("ids must be non-blank, valid Unicode text", id, "Give every row an id.")
-        if id not in self.seen:
-            self.type = type(id)
-            self.seen.add(id)
-            return id
-        self.repeats[id] += 1
-        if number_repeats:
-            return f"{id}-{self.repeats[id] + 1}"
-        way_out = "Make the ids unique, or pass --bad_row_policy drop to keep the first row of each."
-        raise RowError(REPEATED, self.repeats[id] + 1, way_out)
+            way_out = f"Give every row an id, {RENAME_ID}."
+            raise RowError("ids must be non-blank, valid Unicode text", id, way_out)
+        self.type = type(id)
+        key = id if is_unique else str(id)  # a number behind it makes it text, and all ids have one type
+        if key in self.seen:
+            self.repeats[key] += 1
+            if is_unique:
+                way_out = "Make the ids unique. If they are of prompts, pass --columns prompt_id=id. Then ids are made."
+                raise RowError(REPEATED, self.repeats[key] + 1, way_out)
+            number = self.repeats[key] + first_number - 1
+            while f"{key}-{number}" in self.seen:  # an id of the source may look like one that was made
+                number += 1
+            key = f"{key}-{number}"
+        self.seen.add(key)
+        return key
+
+    def report(self, source: str, column: str | None) -> None:
+        """Logs how many rows of an id column got a number."""
+        if column not in (None, "id") and self.repeats:
+            example = next(iter(self.repeats))
+            logger.warning(
+                f"{source}: {column} is the same on several rows, so {self.repeats.total()} ids got a number, as "
+                f"{example}-1 after {example}"
+            )
 
 
 class BattleReader:
@@ -298,7 +318,8 @@ class BattleReader:
         self.source, self.policy, self.require_labels = source, policy, require_labels
         self.num_rows = 0
         self.layout: Layout | None = None
-        self.ids, self.faults, self.types = RowIds(), Faults(policy), ColumnTypes(source, policy)
+        self.ids, self.faults, self.types = RowIds(), Faults(policy), ColumnTypes(source, policy.bad_row_policy)
+        self.winners = WinnerValues(policy.winner_values)
 
     def read(self, columns: Columns) -> Dataset:
         """Returns the battles of one chunk without its unusable rows, which `finish` reports.
@@ -306,6 +327,8 @@ class BattleReader:
         Raises:
             ValueError: If columns are missing, or hold values of several types.
         """
+        columns = rename_columns(self.source, columns, self.policy.columns, is_first=self.layout is None)
+        self.winners.translate(columns)
         if self.layout is None:
             self.layout = find_layout(self.source, columns, self.policy, self.require_labels)
         else:
@@ -315,29 +338,29 @@ class BattleReader:
         self.num_rows += len(rows)
         read = {name: [battle[name] for battle in battles.values()] for name in self.layout.produced}
         extra = [name for name in columns if name not in self.layout.consumed and name not in self.types.left_out]
-        for name in extra:
-            values = (rows[number].get(name) for number in battles)
-            read[name] = [
-                self._repair(value, id) if isinstance(value, str) else value
-                for id, value in zip(read["id"], values, strict=True)
-            ]
-        return Dataset(self.types.build_table(read, self.layout.produced))
+        read |= {name: [rows[number].get(name) for number in battles] for name in extra}
+        return Dataset(
+            self.types.build_table(read, self.layout.produced, lambda values: self._mend(read["id"], values))
+        )
 
     def finish(self) -> None:
         """Logs what was dropped and repaired, and raises a ValueError if any row was unusable."""
         self.types.report()
+        self.winners.report(self.source)
+        self.ids.report(self.source, self.layout and self.layout.id_column)
         self.faults.report(self.source, self.num_rows, self.ids.repeats)
 
     def _read_row(self, row: Mapping, number: int) -> dict | None:
         """Returns the battle of a row of this chunk, or None if the row is left out."""
         id = f"row {self.num_rows + number}"  # names the row in an error about its id
-        is_hashed = self.layout.id_column is None
+        column, schema = self.layout.id_column, self.layout.schema
         try:
-            given = hash_texts(row) if is_hashed else row[self.layout.id_column]
+            given = row[column] if column else hash_texts(row, schema.hashed)
             self.ids.check_type(given)
             id = given
-            id = self.ids.add(given, number_repeats=is_hashed)  # the same pair twice is two battles
-            battle = self.layout.schema.read_row(row, id)
+            # The same texts twice are two battles; their hash has had the number 2 from the beginning.
+            id = self.ids.add(given, is_unique=column == "id", first_number=1 if column else 2)
+            battle = self.layout.read_row(row, id)
             if battle.pop(CONTRADICTED, False):
                 self.faults.contradicted.add(id, None)
             battle |= {name: self._read_text(battle[name], name, id) for name in TEXTS}
@@ -364,6 +387,13 @@ class BattleReader:
         """Returns the text without surrogates, and counts the row if it had any."""
         if not has_surrogates(text):
             return text
-        if id not in self.faults.repaired.ids:
-            self.faults.repaired.add(id, None)
+        self.faults.repair(id)
         return replace_surrogates(text)
+
+    def _mend(self, ids: list, values: list) -> list:
+        """The values of a carried column without surrogates, at any depth; counts the rows that had some."""
+        mended = [replace_nested_surrogates(value) for value in values]
+        for id, value, whole in zip(ids, values, mended, strict=True):
+            if value is not whole and value != whole:  # NaN is no other than itself
+                self.faults.repair(id)
+        return mended

@@ -47,6 +47,18 @@ def replace_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def replace_nested_surrogates(value: object) -> object:
+    """Returns a value with every text in it, at any depth of lists and dicts, without surrogates."""
+    match value:
+        case str():
+            return replace_surrogates(value) if has_surrogates(value) else value
+        case list():
+            return [replace_nested_surrogates(part) for part in value]
+        case dict():
+            return {replace_nested_surrogates(key): replace_nested_surrogates(part) for key, part in value.items()}
+    return value
+
+
 def repair_text(text: str) -> str:
     """Returns `ftfy.fix_text(text)`, in a fraction of its time for text that is mostly sound."""
     if _is_sound(text):

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from modeling.runtime.packages import PACKAGED, WEIGHTS, find_packaged, find_parts, is_built
 
-BATTLE_ENDINGS = (".parquet", ".csv", ".jsonl")
+BATTLE_ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # endings that may follow, with Arrow's names for them
+ARCHIVE = ".zip"
+READABLE = f"{', '.join(BATTLE_ENDINGS)} (each also with {' or '.join(COMPRESSIONS)}) or {ARCHIVE}"
 SOURCE = re.compile(r"(?P<path>[^@:]+)(@(?P<revision>[^:]+))?(:(?P<split>.+))?")
-DATASET_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+DATASET_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(/(?P<subset>\w[\w.-]*))?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 # A copy of huggingface_hub's rule, because importing that library is slower than checking a path may be.
 REPOSITORY_ID = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
@@ -33,10 +36,26 @@ def locate_source(source: str | Path) -> Path:
 
 
 def split_source(source: str) -> tuple[str, str | None, str | None]:
-    """Returns path or Hub id, revision and split of a source of battles."""
+    """Returns path or Hub name (owner/name[/subset]), revision and split of a source of battles."""
     path = locate_source(source)
     name = None if path.exists() else SOURCE.fullmatch(source)  # an existing path may contain "@" and ":"
     return (name["path"], name["revision"], name["split"]) if name else (str(path), None, None)
+
+
+def find_format(name: str) -> tuple[str, str | None]:
+    """Returns the ending that tells a file's format, and Arrow's name of its compression, if any.
+
+    Example: `find_format("battles.CSV.gz")` is `(".csv", "gzip")`.
+    """
+    path = Path(name.lower())
+    if path.suffix not in COMPRESSIONS:
+        return path.suffix, None
+    return path.with_suffix("").suffix, COMPRESSIONS[path.suffix]
+
+
+def is_archive(path: Path) -> bool:
+    """Returns whether a path is a file that contains other files."""
+    return path.is_file() and path.suffix.lower() == ARCHIVE
 
 
 def find_judge_folder(name: str) -> Path | None:
@@ -69,26 +88,36 @@ def is_in_folder(name: str) -> bool:
 
 def check_source(source: str) -> None:
     """Raises an error if the name and the disk show that a source of battles cannot be read."""
-    path = locate_source(source)
+    name, _, split = split_source(source)
+    path = Path(name)
     if path.is_file():
-        if path.suffix not in BATTLE_ENDINGS:
-            raise ValueError(
-                f"{path}: expected a file ending in {', '.join(BATTLE_ENDINGS)}; found {path.suffix or 'no ending'!r}."
-            )
+        if not is_archive(path):
+            _check_ending(path, split)
         return
-    name = split_source(source)[0]
     # Names that cannot be Hub data sets, or that end like a file, are never looked up on the Hub.
-    if not Path(name).is_dir() and (not DATASET_ID.fullmatch(name) or FILE_ENDING.fullmatch(name)):
+    if not path.is_dir() and (not DATASET_ID.fullmatch(name) or FILE_ENDING.fullmatch(name)):
         raise explain_missing_source(source)
-    if not Path(name).exists() and is_in_folder(source):
-        raise explain_missing_source(source, f"a folder {Path(name).parent} without {Path(name).name}")
+    if not path.exists() and is_in_folder(source):
+        raise explain_missing_source(source, f"a folder {path.parent} without {path.name}")
+
+
+def _check_ending(path: Path, split: str | None) -> None:
+    """Raises a ValueError if a file has no readable format, or a split is asked of it."""
+    if find_format(path.name)[0] not in BATTLE_ENDINGS:
+        found = repr(path.suffix) if path.suffix else "'no ending'"
+        raise ValueError(
+            f"{path}: expected a file ending in {READABLE}; found {found}. Save it as one of them, or rename it if it "
+            "is one of them."
+        )
+    if split:
+        raise ValueError(f"{path}: expected no split, as a file has none; found :{split}. Leave it out.")
 
 
 def explain_missing_source(source: str, problem: str = "none") -> FileNotFoundError:
-    """Returns the error for a source of battles that was not found."""
+    """Returns the error for a source of battles that is not there."""
     return FileNotFoundError(
-        f"Battles file {source}: expected a file, a folder of data files, or a Hub data set (owner/name[@revision]"
-        f"[:split]); found {problem}. Check the name and, for the Hub, the connection and your login."
+        f"Battles file {source}: expected a file, a folder of data files, or a Hub data set (owner/name[/subset]"
+        f"[@revision][:split]); found {problem}. Check the name."
     )
 
 

@@ -25,7 +25,8 @@ from modeling.evaluation.metrics import compute_accuracy
 from modeling.judging.judge import Judge
 from modeling.judging.predictions import write_verdicts
 from modeling.judging.provenance import describe_predictions
-from modeling.runtime.files import iterate_columns
+from modeling.runtime.paths import BATTLE_ENDINGS
+from modeling.runtime.sources import iterate_columns
 
 TITLES = dict(zip(TEXTS, ("Prompt", "Answer A", "Answer B"), strict=True))
 MAX_ID_LENGTH = 200
@@ -104,7 +105,12 @@ def load_upload(path: Path, limits: RequestLimits) -> Dataset:
 def check_upload(path: Path, limits: RequestLimits) -> None:
     """Raises a ValueError if the file exceeds a limit. Reads it in small parts, so that a huge one fills no memory."""
     check_bound(str(path), path.stat().st_size, limits.max_bytes, "bytes")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() not in BATTLE_ENDINGS:  # a small packed file may hold more than the memory
+        raise ValueError(
+            f"{path}: expected a file ending in {', '.join(BATTLE_ENDINGS)}; found {path.suffix or 'no ending'!r}. "
+            "Unpack or convert it."
+        )
+    if path.suffix.lower() == ".parquet":
         check_bound(str(path), _measure_unpacked(path), MAX_EXPANSION * limits.max_bytes, "bytes once unpacked")
     num_rows = 0
     for columns in iterate_columns(path, UPLOAD_CHUNK_ROWS):

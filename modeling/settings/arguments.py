@@ -6,6 +6,7 @@ read files.
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
@@ -74,11 +75,42 @@ class BattleArguments:
     bad_row_policy: str = option(
         "error", "Other invalid rows: stop with an error, or drop them.", choices=BAD_ROW_POLICIES
     )
+    columns: list[str] | None = option(
+        None, "Other names of columns in the battle files, each as <name here>=<theirs>: response_a=answer_a."
+    )
+    winner_values: list[str] | None = option(
+        None,
+        "Values of the column winner in the battle files, each as <winner>=<value>: model_a=1 model_b=2 tie=0. Numbers "
+        "are not read without it, because 0 and 1 may mean either side.",
+    )
+
+    def __post_init__(self):
+        self._read_pairs()  # raises if one is malformed
 
     @property
-    def row_policy(self) -> dict[str, str]:
+    def row_policy(self) -> dict[str, str | dict[str, str]]:
         """The policies as keyword arguments of `load_battles`."""
-        return {field.name: vars(self)[field.name] for field in fields(BattleArguments)}
+        policy = {field.name: vars(self)[field.name] for field in fields(BattleArguments)}
+        return policy | self._read_pairs()
+
+    def _read_pairs(self) -> dict[str, dict[str, str]]:
+        """The flags that are pairs of a name and a value."""
+        return {name: parse_pairs(f"--{name}", vars(self)[name] or ()) for name in ("columns", "winner_values")}
+
+
+def parse_pairs(flag: str, pairs: Sequence[str]) -> dict[str, str]:
+    """Returns the values by name of words such as "response_a=answer_a".
+
+    Raises:
+        ValueError: If a word has no "=" or no name before it, or a name is given twice.
+    """
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals or name in found:
+            raise ValueError(f"{flag} {' '.join(pairs)}: expected <name>=<value>, each name once; found {pair!r}.")
+        found[name] = value
+    return found
 
 
 @dataclass
@@ -297,6 +329,7 @@ class TrainArguments(BattleArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         require(self, "orientation", "base", "train_file")
         if self.eval_file and self.num_folds:
             raise ValueError(
@@ -488,6 +521,7 @@ class PredictArguments(JudgeArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         require(self, "battles", "judge", "output_dir")
         if bool(self.cascade) != bool(self.cascade_shares):
             raise ValueError("--cascade and --cascade_shares: expected both or neither; found one. Give both.")
@@ -519,6 +553,7 @@ class PseudolabelArguments(JudgeArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         require(self, "battles", "judge", "output")
         if self.min_confidence is not None and not 0.5 <= self.min_confidence <= 1:
             raise ValueError(f"--min_confidence {self.min_confidence}: expected 0.5 to 1.")
@@ -575,6 +610,7 @@ class EvaluateArguments(JudgeArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         require(self, "battles", "output_dir")
         if not self.predictions and not self.judge:
             raise ValueError("Expected --predictions or --judge; found neither. scripts/predict.py writes predictions.")

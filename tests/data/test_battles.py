@@ -74,7 +74,7 @@ def test_a_label_that_is_no_distribution_is_an_error(tmp_path, label):
     assert expected in catch_error(write_rows(tmp_path, rows))
 
 
-@pytest.mark.parametrize("column", ["id", "prompt", "response_a", "response_b"])
+@pytest.mark.parametrize("column", ["prompt", "response_a", "response_b"])
 def test_a_missing_column_is_an_error_that_names_it(tmp_path, column):
     row = {name: value for name, value in build_row().items() if name != column}
     message = catch_error(write_rows(tmp_path, [row]))
@@ -91,7 +91,7 @@ def test_a_missing_column_is_an_error_that_names_it(tmp_path, column):
         ([1.0, 2.0], "battles 'row 0', 'row 1': ids must be .*; found 1.0, 2.0"),
         ([1, math.nan], "battle 'row 1': ids must be .*; found nan"),
         ([True, False], "battles 'row 0', 'row 1': ids must be .*; found True, False"),
-        ([None] * 7, "battles 'row 0', .*, 'row 4' and 2 more: ids must be .*--bad_row_policy drop"),
+        ([None] * 7, "battles 'row 0', .*, 'row 4' and 2 more: ids must be .*--columns row_id=id"),
         (["x", " "], "battle ' ': ids must be non-blank"),
         (["x", "\ud800"], "ids must be non-blank, valid Unicode text"),
         ([1, 2**70], "column id: expected values of one storable type in all rows"),
@@ -99,6 +99,40 @@ def test_a_missing_column_is_an_error_that_names_it(tmp_path, column):
 )
 def test_ids_that_cannot_key_predictions_are_an_error(tmp_path, ids, message):
     assert re.search(message, catch_error(write_rows(tmp_path, [build_row(id) for id in ids])))
+
+
+def test_no_error_about_ids_advises_to_leave_rows_out(tmp_path):
+    """The rows are sound, and often it is the id that names something else."""
+    for ids in (["x", "x"], [None, "x"], ["x", 1], ["x", " "]):
+        message = catch_error(path := write_rows(tmp_path, [build_row(id) for id in ids]))
+        assert "drop" not in message and (ids == ["x", 1]) is not ("pass --columns" in message)
+        if "pass --columns" in message:
+            assert len(load_battles(path, columns={"other": "id"})) == 2
+
+
+def test_rows_without_ids_get_some_and_the_log_says_so(tmp_path, caplog):
+    """A hash of the texts, so that the order of the rows does not matter. Equal rows are two battles."""
+    rows = [{name: text for name, text in build_row(prompt=prompt).items() if name != "id"} for prompt in "ppq"]
+    path = write_rows(tmp_path, rows)
+    first, second, third = load_battles(path)["id"][:]
+    assert f"{path}: no column id, so each battle's id is a hash of its texts; pass --columns id=" in caplog.text
+    assert len(first) == 16 and second == f"{first}-2" and third not in (first, second)
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    assert load_battles(path)["id"][:] == [third, first, second]
+
+
+def test_repeats_of_another_id_column_are_numbered_past_ids_that_are_taken(tmp_path):
+    """A number behind it makes an id text, so all of them are."""
+    pair = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+    for given, ids in (
+        (["x", "x-1", "x", "x"], ["x", "x-1", "x-2", "x-3"]),
+        (["x", "x", "x-1"], ["x", "x-1", "x-1-1"]),
+        ([7, 7, 8], ["7", "7-1", "8"]),
+    ):
+        path = write_rows(tmp_path, [{"prompt_id": id, **pair} for id in given])
+        assert load_battles(path)["id"][:] == ids
+    path = write_rows(tmp_path, [{"prompt_id": None, **pair}])
+    assert "battle 'row 0': ids must be all text or all whole numbers; found None" in catch_error(path)
 
 
 def test_rows_without_an_id_of_the_first_kind_are_dropped_and_counted(tmp_path, caplog):
@@ -113,7 +147,7 @@ def test_an_error_names_five_rows_and_counts_the_rest(tmp_path):
     assert "battles 'x1', 'x2', 'x3', 'x4', 'x5' and 7 more: winner" in catch_error(path)
 
 
-@pytest.mark.parametrize("values", [[1, "one"], [[1], 1], [{"k": 1}, "one"], [2**70, 1], [["\ud800"], ["a"]]])
+@pytest.mark.parametrize("values", [[1, "one"], [[1], 1], [{"k": 1}, "one"], [2**70, 1]])
 def test_an_extra_column_without_a_common_type_is_an_error(tmp_path, values):
     path = write_rows(tmp_path, [build_row(f"x{row}", turn=value) for row, value in enumerate(values)])
     assert re.search("column turn: expected .*; found others .*. Give it one type or remove", catch_error(path))

@@ -7,19 +7,13 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from modeling.data.battles import load_battles
-from modeling.data.schemas import (
-    SCHEMAS,
-    RowError,
-    check_messages,
-    is_chosen_first,
-    is_prompt_of,
-    join_messages,
-    join_turns,
-    split_transcript,
-)
+from modeling.data.cells import RowError
+from modeling.data.conversations import check_messages, is_prompt_of, join_messages, join_turns, split_transcript
+from modeling.data.schemas import SCHEMAS, is_chosen_first
 from tests.helpers import REPOSITORY, write_rows
 
 TWO_TURNS = {"prompt": "[Turn 1] Hi\n\n[Turn 2] And?", "response_a": "[Turn 1] a1\n\n[Turn 2] a2"}
@@ -223,6 +217,173 @@ def test_a_prompt_that_is_not_in_the_messages_is_counted_and_the_messages_are_us
     assert "battle 'y': the prompt is not in the messages; the messages were used" in caplog.text
 
 
+def test_mt_bench_verdicts_on_the_first_turn_are_on_the_first_turn_alone(tmp_path, caplog):
+    """Its question_id names the prompt: several battles have it. lmarena's turn is the number of all turns."""
+    rows = [build_arena(question_id=81, turn=turn) for turn in (1, 2, None, 5)]
+    for row in rows:
+        del row["id"]
+    battles = load_rows(tmp_path, *rows)
+    one = {"prompt": "Hi", "response_a": "a1", "response_b": "b1"}
+    assert [strip(battle) for battle in battles] == [{**texts, "label": B} for texts in (one, *[TWO_TURNS] * 3)]
+    assert [battle["id"] for battle in battles] == ["81", "81-1", "81-2", "81-3"]
+    assert "question_id is the same on several rows, so 3 ids got a number, as 81-1 after 81" in caplog.text
+    assert strip(load_rows(tmp_path, {**rows[0], "turn": "1"})[0])["prompt"] == "Hi"  # as csv files hold it
+    assert load_rows(tmp_path, {**rows[1], "winner": "tie (inconsistent)"})[0]["label"] == TIE
+
+
+def test_what_follows_the_judged_turn_may_differ(tmp_path):
+    sides = {"conversation_a": talk("Hi", "a1", "And?", "a2"), "conversation_b": talk("Hi", "b1", "Or?", "b2")}
+    assert load_rows(tmp_path, build_arena(turn=1, **sides))[0]["prompt"] == "Hi"
+    with pytest.raises(ValueError, match="must have the same user turns"):
+        load_rows(tmp_path, build_arena(turn=2, **sides))
+
+
+def build_vote(**fields) -> dict:
+    vote = {"model_a_name": "m1", "model_b_name": "m2", "chosen_model_name": "m2", "both_equal": False}
+    row = build_arena(**{"conversation_pair_id": "x", **vote, **fields})
+    return {name: value for name, value in row.items() if name not in ("id", "winner", "model_a")}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize(("chosen", "is_equal", "label"), [("m1", False, A), ("m2", False, B), (None, True, TIE)])
+def test_comparia_votes(tmp_path, suffix, chosen, is_equal, label):
+    row = build_vote(chosen_model_name=chosen, both_equal=is_equal)
+    (battle,) = load_rows(tmp_path, row, suffix=suffix)
+    carried = {"model_a_name": "m1", "model_b_name": "m2", "language": "en"}
+    assert battle == {"id": "x", **TWO_TURNS, "label": label, **carried}
+
+
+def build_helpsteer(**fields) -> dict:
+    context = talk("Hi", "Hello", "And?")
+    row = {"domain": "general", "context": context, "response1": "a1", "response2": "b1", "overall_preference": 0}
+    return row | {"individual_preference": [{"score": 1, "reasoning": "r"}]} | fields
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_helpsteer3_preferences_are_soft_labels_and_0_is_a_tie(tmp_path, suffix, caplog):
+    """Linear from -3 to 3: p_b = 1/2 + preference / 6."""
+    rows = [build_helpsteer(overall_preference=preference) for preference in (-3, -1, 0, 2)]
+    battles = load_rows(tmp_path, *rows, suffix=suffix)
+    labels = [[1, 0], [2 / 3, 1 / 3], [1 / 2, 1 / 2], [1 / 6, 5 / 6]]
+    assert [battle["label"] for battle in battles] == [pytest.approx(label) for label in labels]
+    assert {battle["prompt"] for battle in battles} == {TWO_QUESTIONS} and battles[0]["response_b"] == "b1"
+    assert len({battle["id"] for battle in battles}) == 4 and "domain" in battles[0]
+    assert len(load_rows(tmp_path, *rows, suffix=suffix, tie_policy="drop")) == 3
+    assert [record.getMessage() for record in caplog.records if "no column id" in record.getMessage()] == []
+
+
+def build_shp(**fields) -> dict:
+    row = {"post_id": "p", "history": "Hi", "human_ref_A": "a1", "human_ref_B": "b1", "domain": "d"}
+    return row | {"score_A": 9, "score_B": 2} | fields
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize(("scores", "label"), [((9, 2), A), ((2, 9), B), ((3, 3), TIE)])
+def test_shp_prefers_the_comment_with_the_higher_score(tmp_path, suffix, scores, label):
+    row = build_shp(**dict(zip(("score_A", "score_B"), scores, strict=True)))
+    first, second = load_rows(tmp_path, row, row, suffix=suffix)
+    assert first == {"id": "p", "prompt": "Hi", "response_a": "a1", "response_b": "b1", "label": label, "domain": "d"}
+    assert second["id"] == "p-1"
+
+
+def test_score_margins_are_soft_labels_where_they_are_asked_for(tmp_path):
+    """1 / (1 + exp(-ln 3)) is 3/4; a pair with equal scores is a tie. The sides are those of the hard labels."""
+    margins = (math.log(3), 0, -math.log(3), 5000)
+    rows = [build_pair(id=f"x{n}", score_chosen=margin, score_rejected=0.0) for n, margin in enumerate(margins)]
+    hard, soft = load_rows(tmp_path, *rows), load_rows(tmp_path, *rows, schema="score_margin")
+    for one, other, p in zip(hard, soft, (3 / 4, 1 / 2, 1 / 4, 1), strict=True):
+        assert one["response_a"] == other["response_a"] and one["label"] in (A, B)
+        assert other["label"][one["label"].index(1)] == pytest.approx(p)
+    assert hard[0]["score_rejected"] == soft[0]["score_rejected"] == 0
+    with pytest.raises(ValueError, match="missing columns score_chosen, score_rejected; found"):
+        load_rows(tmp_path, build_pair(id="x"), schema="score_margin")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+@pytest.mark.parametrize(("column", "label"), [("winner_model_a", A), ("winner_model_b", B), ("winner_tie", TIE)])
+def test_plain_texts_with_lmsys_s_winner_columns(tmp_path, suffix, column, label):
+    flags = {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 0, column: 1}
+    rows = [{**PLAIN, **flags}, {**PLAIN, **flags, "id": "y"}, {**PLAIN, **flags, "id": "z", "response_a": "[1, 2]"}]
+    battles = load_rows(tmp_path, *rows, suffix=suffix)
+    assert [battle["label"] for battle in battles] == [label] * 3 and battles[2]["response_a"] == "[1, 2]"
+    assert battles[0] == {**PLAIN, "label": label}
+
+
+# --- structure written as text ----------------------------------------------------------------------------------------
+
+
+def spell(value: object, how: str) -> str:
+    """Returns the text of a list as json, str or numpy write it."""
+    if how == "json":
+        return json.dumps(value)
+    return str(value) if how == "python" else str(np.array(value, dtype=object))
+
+
+@pytest.mark.parametrize("how", ["json", "python", "numpy"])
+def test_pairs_in_a_csv_read_as_in_a_parquet_file(tmp_path, how):
+    """What pandas writes for a list is Python's text, and for a parquet file's array numpy's, without commas."""
+    said = "No, I'm [busy]\n\"now\", {'role': 'x'} \\d"
+    sides = {"chosen": talk("Hi", "Hello", "And?", said), "rejected": talk("Hi", "Hello", "And?", "")}
+    sides["rejected"][-1]["content"] = "None"
+    rows = [{"id": f"p{n}", "prompt": "Hi", **sides} for n in range(4)]
+    texts = [row | {name: spell(row[name], how) for name in sides} for row in rows]
+    assert load_rows(tmp_path, *texts, suffix=".csv") == load_rows(tmp_path, *rows, suffix=".parquet")
+
+
+@pytest.mark.parametrize("how", ["json", "python", "numpy"])
+@pytest.mark.parametrize("outcome", [{}, {"winner": "model_a"}, {"label": [1.0, 0.0]}, {"p_a": 1.0}])
+def test_texts_in_turns_are_joined_in_every_spelling_and_with_any_outcome(tmp_path, caplog, how, outcome):
+    turns = {"prompt": ["Hi", "And?"], "response_a": ["a1", "a2"], "response_b": ["b1", None]}
+    row = {"id": "1", **{name: spell(texts, how) for name, texts in turns.items()}, **outcome}
+    (battle,) = load_rows(tmp_path, row, suffix=".csv")
+    expected = {**TWO_TURNS, "response_b": "[Turn 1] b1\n\n[Turn 2] "} | ({"label": A} if outcome else {})
+    assert strip(battle) == expected and "lists of turns, so it is read" in caplog.text
+    schema = next(iter(outcome), "unlabelled")
+    assert load_rows(tmp_path, row, suffix=".csv", schema=schema)[0]["prompt"] == row["prompt"]
+
+
+def test_a_list_that_is_cut_off_is_an_error_and_not_an_answer(tmp_path):
+    """As Excel cuts cells at 32,767 characters."""
+    for text in (str(talk("Hi", "Hello"))[:-9], json.dumps(talk("Hi", "Hello"))[:-9], "[{'role': 'user', ... }]"):
+        for name in ("chosen", "rejected", "prompt"):
+            row = build_pair(id="x") | {name: text}
+            with pytest.raises(
+                ValueError, match=f"battle 'x': {name} must be text or a list .*; found .*role.*as jsonl"
+            ):
+                load_rows(tmp_path, row, suffix=".csv")
+
+
+@pytest.mark.parametrize("how", ["json", "python", "numpy"])
+@pytest.mark.parametrize("name", ["prompt", "response_a", "response_b"])
+def test_messages_in_a_plain_text_s_place_are_an_error_unless_the_schema_is_named(tmp_path, how, name):
+    row = {**PLAIN, "winner": "tie", name: spell(talk("Hi", "Hello"), how)}
+    with pytest.raises(ValueError, match=f"battle 'x': {name} must be a text, and no list of mess.*--schema winner to"):
+        load_rows(tmp_path, row, suffix=".csv")
+    assert load_rows(tmp_path, row, suffix=".csv", schema="winner")[0][name] == row[name]
+
+
+def test_an_answer_that_is_somebody_s_list_stays_a_text(tmp_path):
+    """Dicts without roles, or code that goes on after the list."""
+    for text in ("[{'name': 'x'}]", '[{"a": 1}]', "['a', 'b']", "[x for x in y]", "[{'role': 'user'}][0] is a dict"):
+        texts = {**PLAIN, "response_a": text, "winner": "tie"}
+        assert load_rows(tmp_path, texts)[0]["response_a"] == text
+    for text in ("[{'name': 'x'}]", '[{"a": 1}]', "['a' 'b']"):
+        (battle,) = load_rows(tmp_path, build_pair(id="x", chosen=text))
+        assert text in (battle["response_a"], battle["response_b"])
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_a_prompt_that_is_a_list_of_texts_is_the_user_s_messages(tmp_path, caplog, suffix):
+    sides = {name: talk("Hi", "Hello", "And?", name) for name in ("chosen", "rejected")}
+    (battle,) = load_rows(tmp_path, {"id": "x", "prompt": ["Hi", "And?"], **sides}, suffix=suffix)
+    assert battle["prompt"] == TWO_QUESTIONS and "not in the messages" not in caplog.text
+    load_rows(tmp_path, {"id": "x", "prompt": ["Ho"], **sides}, suffix=suffix)
+    assert "battle 'x': the prompt is not in the messages" in caplog.text
+    assert load_rows(tmp_path, build_pair(id="x", prompt=["Hi"]), suffix=suffix)[0]["prompt"] == "Hi"
+    with pytest.raises(ValueError, match=r"battle 'x': prompt must be a list of messages, .*; found 'Hi'"):
+        load_rows(tmp_path, build_pair(id="x", prompt=["Hi", "And?"]), suffix=suffix)
+
+
 def test_the_table_of_schemas_has_a_row_for_each():
     page = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
     for name in SCHEMAS:
@@ -267,6 +428,18 @@ BAD_ROWS = [
         "chosen must be a transcript of Human: and Assistant:",
         "'text'",
     ),
+    (build_arena(turn="first"), "turn must be a whole number from 1", "'first'"),
+    (build_arena(turn=0), "turn must be a whole number from 1", "0"),
+    (build_arena(turn=1.5), "turn must be a whole number from 1", "1.5"),
+    (build_vote(chosen_model_name="m3"), "chosen_model_name must be model_a_name or model_b_name", "'m3'"),
+    (build_vote(chosen_model_name=None), "chosen_model_name must be", "None"),
+    (build_vote(both_equal=True), "chosen_model_name must be", "'m2'"),
+    (build_vote(model_a_name="m2"), "chosen_model_name must be", "'m2'"),  # a model against itself
+    (build_helpsteer(overall_preference=4), "overall_preference must be a whole number from -3 to 3", "4"),
+    (build_helpsteer(overall_preference=0.5), "overall_preference must be", "0.5"),
+    (build_helpsteer(overall_preference=None), "overall_preference must be", "None"),
+    (build_helpsteer(context="Hi"), "context must be a list of messages", "'Hi'"),
+    (build_shp(score_B=None), "score_A and score_B must be numbers", "[9, None]"),
     ({**PLAIN, "p_a": 1.5}, "p_a must be a probability", "1.5"),
     ({**PLAIN, "p_a": -0.1}, "p_a must be a probability", "-0.1"),
     ({**PLAIN, "p_a": None}, "p_a must be a probability", "None"),
@@ -285,7 +458,7 @@ def test_a_bad_row_is_an_error_with_its_id_or_dropped_and_counted(tmp_path, capl
     path = write_rows(tmp_path / "battles.jsonl", [row])
     with pytest.raises(ValueError) as caught:
         load_battles(path)
-    message, id = str(caught.value), row.get("id")
+    message, id = str(caught.value), next((row[name] for name in ("id", "conversation_pair_id") if name in row), None)
     assert message.startswith(f"{path}: battle {id!r}: ") or id is None
     assert expected in message and found in message.partition("; found ")[2] and "--bad_row_policy drop" in message
     assert len(load_battles(path, bad_row_policy="drop")) == 0
@@ -295,11 +468,10 @@ def test_a_bad_row_is_an_error_with_its_id_or_dropped_and_counted(tmp_path, capl
 @pytest.mark.parametrize(
     ("row", "column"),
     [
-        (PLAIN | {"winner": "tie"}, "id"),
+        (PLAIN | {"winner": "tie"}, "prompt"),
         (build_lmsys(), "response_b"),
         (build_lmsys(), "winner_tie"),
         (build_arena(), "conversation_b"),
-        (build_arena(), "id"),
         (build_pair(id="x"), "rejected"),
     ],
 )
@@ -353,7 +525,10 @@ def test_messages_read_the_same_from_lists_from_json_and_from_transcripts():
             read(found, "chosen")
 
 
-@pytest.mark.parametrize("beside", ["Hi", " And?\n", join_messages(SAID), MESSAGES, json.dumps(MESSAGES), "", None])
+@pytest.mark.parametrize(
+    "beside",
+    ["Hi", " And?\n", join_messages(SAID), MESSAGES, json.dumps(MESSAGES), str(MESSAGES), ["Hi", "And?"], "", None],
+)
 def test_a_prompt_beside_messages_is_one_of_them_or_all_or_nothing(beside):
     assert is_prompt_of(beside, SAID)
     assert is_prompt_of(f"{TRANSCRIPT}\n\nAssistant:", SAID)

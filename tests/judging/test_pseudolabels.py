@@ -12,7 +12,7 @@ import pytest
 from modeling.data.battles import load_battles
 from modeling.judging import judge
 from modeling.judging.pseudolabels import PartFolder, describe_training
-from modeling.runtime.files import iterate_columns
+from modeling.runtime.sources import iterate_columns
 from tests.helpers import SAMPLES, call, fail
 
 

@@ -154,11 +154,12 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused_unread(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("x.txt", b"hello", "expected a file ending in .parquet, .csv, .jsonl"),
+        ("x.txt", b"hello", "expected a file ending in .parquet, .csv, .tsv, .jsonl; found '.txt'"),
+        ("x.csv.gz", b"", "expected a file ending in .parquet, .csv, .tsv, .jsonl; found '.gz'. Unpack"),
         ("x.parquet", b"PAR1 no", "expected a parquet file"),
         ("x.csv", b"id,prompt\n1,2\n", "missing columns response_a, response_b"),
         ("x.jsonl", b"{\n", "line 1: expected JSON"),
-        ("x.jsonl", b"\xff\xfe", "expected UTF-8"),
+        ("x.jsonl", b"\xff\xfa", "expected UTF-8"),
         ("<img src=x>.csv", b"a\n<script>\n", "missing columns"),
     ],
 )

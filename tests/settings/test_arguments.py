@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from tests.settings.commands import KINDS, TRAIN, parse, write_recipe
+from tests.settings.commands import KINDS, PREDICT, TRAIN, parse, write_recipe
 
 
 def test_orientation_is_required_and_one_of_three():
@@ -50,6 +50,25 @@ def test_eval_file_and_folds_exclude_each_other(tmp_path):
 def test_flags_without_effect_and_numbers_out_of_range_are_errors(tmp_path, argv, message):
     with pytest.raises(ValueError, match=message):
         parse("train", write_recipe(tmp_path, TRAIN), *argv.split())
+
+
+def test_pairs_of_names_and_values_are_flags_and_recipe_keys(tmp_path):
+    flags = ["--columns", "response_a=answer_a", "id=a=b", "--winner_values", "model_a=1", "tie=0"]
+    found = parse("predict", write_recipe(tmp_path, PREDICT), *flags)[0].row_policy
+    assert found["columns"] == {"response_a": "answer_a", "id": "a=b"}  # a column's name may hold "="
+    assert found["winner_values"] == {"model_a": "1", "tie": "0"}
+    recipe = write_recipe(tmp_path, TRAIN + "columns: [response_a=answer_a]\n")
+    assert parse("train", recipe)[0].row_policy["columns"] == {"response_a": "answer_a"}
+    assert parse("train", write_recipe(tmp_path, TRAIN))[0].row_policy["columns"] == {}
+
+
+@pytest.mark.parametrize("verb", ["train", "predict"])
+@pytest.mark.parametrize("words", ["answer_a", "=answer_a", "id=a id=b"])
+@pytest.mark.parametrize("flag", ["--columns", "--winner_values"])
+def test_a_malformed_pair_is_an_error(tmp_path, verb, flag, words):
+    recipe = write_recipe(tmp_path, {"train": TRAIN, "predict": PREDICT}[verb])
+    with pytest.raises(ValueError, match=f"{flag} {words}: expected <name>=<value>, each name once; found '"):
+        parse(verb, recipe, flag, *words.split())
 
 
 @pytest.mark.parametrize("verb", ["train", "predict", "pseudolabel", "evaluate", "quantize", "app", "publish"])

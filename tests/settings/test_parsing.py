@@ -217,7 +217,7 @@ def test_the_trainers_values_are_checked_before_torch_is_loaded(tmp_path, monkey
     [
         ("train", "--base outputs/no/base --train_file x.csv", "Base outputs/no/base: .* run `make demo` first"),
         ("train", "--base b --train_file none.csv", "Battles file none.csv: expected a file, a folder"),
-        ("train", "--base b --train_file setup.cfg", "setup.cfg: expected a file ending in .parquet, .csv, .jsonl"),
+        ("train", "--base b --train_file setup.cfg", "setup.cfg: expected a file ending in .parquet, .csv"),
         ("train", "--base modeling --train_file a/b", "Base modeling: expected a model folder with config.json"),
         ("predict", "--judge a/b/c --battles a/b", "Judge a/b/c: expected a folder here or a Hub repository"),
         ("evaluate", "--predictions none.parquet --battles a/b", "Predictions none.parquet: expected a file; found"),

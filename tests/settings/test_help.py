@@ -46,7 +46,7 @@ def test_help_shows_the_values_that_run(tmp_path, capsys, monkeypatch):
     """The script's defaults, beside them the demo's where its recipe would run, and a YAML's values instead of both."""
     printed = read_help(capsys, monkeypatch, "train", "--help")
     assert "Rank of the adapters. [64; the demo runs 16]" in printed
-    assert "--learning_rate FLOAT" in printed and "[2e-4; the demo runs 0.00015]" in printed
+    assert "--learning_rate FLOAT" in printed and "[2e-4; the demo runs 0.0001]" in printed
     printed = read_help(capsys, monkeypatch, "train", "--train_file", "mine.parquet", "--help")
     assert "Rank of the adapters. [64]" in printed and "the demo runs" not in printed
     recipe = write_recipe(tmp_path, "lora_r: 7\nadam_beta1: 0.8\n")

@@ -138,7 +138,7 @@ def test_a_flag_about_evaluation_batches_warns_that_it_has_no_effect(tmp_path, c
 
 
 def test_own_data_never_runs_the_demos_recipe(caplog):
-    """384 tokens, rank 16, 20 frozen layers and no checkpoints suit only the demo's base."""
+    """256 tokens, rank 16, 12 frozen layers and no checkpoints suit only the demo's base."""
     caplog.set_level("INFO")
     flags = ["--orientation", "ab", "--base", "base", "--train_file", "mine.parquet", "--output_dir", "out"]
     found, training = parse("train", *flags)
@@ -153,7 +153,7 @@ def test_own_data_never_runs_the_demos_recipe(caplog):
     assert parse("train", *flags, "--activation_checkpointing", "false")[1].gradient_checkpointing is False
 
     demo, _ = parse("train", "--orientation", "ab")
-    assert (demo.max_length, demo.lora_r, demo.freeze_layers) == (384, 16, 20)
+    assert (demo.max_length, demo.lora_r, demo.freeze_layers) == (256, 16, 12)
     assert "Recipe: configs/demo/train.yaml" in caplog.messages
 
 

@@ -166,8 +166,8 @@ def test_the_python_example_runs(page, members, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     found: dict = {}
     exec(code, found)
-    assert {"id", "p_a", "p_b", "winner"} <= set(found["verdicts"]) and len(found["verdicts"]) == 72
-    assert len(found.get("symmetric", found["verdicts"])) == 72
+    assert {"id", "p_a", "p_b", "winner"} <= set(found["verdicts"]) and len(found["verdicts"]) == 252
+    assert len(found.get("symmetric", found["verdicts"])) == 252
 
 
 def test_the_example_of_a_merged_member_runs(members, tmp_path, monkeypatch):

@@ -34,12 +34,12 @@ SECONDS_KEPT = 1800  # uploaded files and results are deleted after this time
 NO_VERDICT = "<p class='facts'>The verdict appears here.</p>"  # Gradio shows the place in the queue over it
 EXAMPLES_FILE = DEMO_FOLDER / "test.jsonl"
 EXAMPLES = {
-    "English": "demo-ccad6f2dc5a6",
-    "Arabic": "demo-491ef624facd",
-    "Japanese": "demo-2ebbca208b91",
-    "Hindi": "demo-3ac582a309b3",
-    "Russian": "demo-489d3d546f18",
-    "Spanish": "demo-98a45ee45cae",
+    "English": "prompt-3d26b136e146",
+    "Arabic": "prompt-383f90d1833c",
+    "Japanese": "prompt-62cec5d7a42b",
+    "Hindi": "prompt-3da78f661018",
+    "Russian": "prompt-4eee8ec8ef08",
+    "Spanish": "prompt-298bf345c95a",
 }
 
 

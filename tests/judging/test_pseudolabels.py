@@ -55,7 +55,7 @@ def test_a_pool_is_labelled_in_parts_without_training_prompts_and_resumes_after_
 
     monkeypatch.setattr(judge.Judge, "predict", stop_at_the_fourth)
     parts = [*flags, "--output", tmp_path / "parts.parquet", "--rows_per_part", 10]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         call("pseudolabel", *parts, monkeypatch=monkeypatch)
     assert not (tmp_path / "parts.parquet").exists()
     reads.extend([0] * 4)  # past the fourth call, so it does not stop again

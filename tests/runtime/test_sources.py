@@ -262,7 +262,7 @@ def test_a_folder_reads_as_its_file_does(tmp_path, way):
     battles = load_battles(source)
     assert battles.to_list() == load_battles(file).to_list() and battles["response_a"][:] == ANSWERS
     verdicts = battles.to_pandas()[["id"]].assign(p_a=0.9, winner=name_winners([0.9] * len(battles)))
-    _, submission = write_verdicts(tmp_path / "out", verdicts)
+    _, submission = write_verdicts(tmp_path / "out", verdicts, {})
     assert [line.split(",")[0] for line in submission.read_text().split()[1:]] == battles["id"][:]
 
 

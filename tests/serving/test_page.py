@@ -129,7 +129,7 @@ def test_an_example_is_filled_in_and_judged_and_arabic_runs_from_the_right(page)
     page.get_by_role("button", name="Arabic").click()
     page.wait_for_selector("#verdict .headline")
     box = page.get_by_label("Answer A", exact=True)
-    assert "الكلور" in box.input_value()
+    assert "ابحث عن بقعة صفراء" in box.input_value()
     assert (
         box.evaluate("box => getComputedStyle(box).unicodeBidi + getComputedStyle(box).textAlign") == "plaintextstart"
     )

@@ -7,6 +7,7 @@ from modeling.evaluation.baselines import ANSWERS_ALONE, TFIDF
 from modeling.runtime.text_tables import format_table
 
 PAIR = "counterfactual_pair"  # column that names the two battles with the same answers and opposite winners
+LESSER_BASELINES = ("shorter wins", "majority per language")  # not in the conclusion
 MOST_ROWS = 12  # rows of a table in the terminal
 ABSENT = "-"
 METRIC_NAMES = {"accuracy": "accuracy", "log_loss": "log loss", "brier": "Brier", "ece": "ECE", "auc": "AUC"}
@@ -213,7 +214,8 @@ def conclude(report: Mapping, more: str) -> str:
         return f"No battle has a winner, so there is no accuracy. All tables and pictures: {more}"
     right = round(accuracy["value"] * accuracy["count"])
     lines = [f"The judge names the winner of {right:,} of {accuracy['count']:,} battles: {_format_share(accuracy)}"]
-    rows = [(name, row["accuracy"], row["difference"]) for name, row in report["baselines"].items()]
+    baselines = {name: row for name, row in report["baselines"].items() if name not in LESSER_BASELINES}
+    rows = [(name, row["accuracy"], row["difference"]) for name, row in baselines.items()]
     if facts := report.get("comparison"):
         rows.append((facts["name"], facts["accuracy"], facts["accuracy_difference"]))
     cells = [(name, f"{other['value']:.0%}", *_compare(lead)) for name, other, lead in rows]

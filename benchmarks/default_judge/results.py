@@ -18,7 +18,7 @@ from datasets import Dataset
 from benchmarks import REPOSITORY
 from modeling.data.battles import DEMO_FOLDER, hide_prompts, load_battles
 from modeling.evaluation.baselines import ANSWERS_ALONE, TFIDF
-from modeling.evaluation.report import PAIR, build_report
+from modeling.evaluation.report import PAIR, align_verdicts, build_report
 from modeling.evaluation.text_report import format_estimate
 from modeling.judging.judge import Judge
 
@@ -51,12 +51,12 @@ def find_parts(battles: Dataset) -> dict[str, np.ndarray]:
 
 def read_battles(judge: Judge, battles: Dataset, work_dir: Path, name: str) -> dict[str, pd.DataFrame]:
     """The judge's verdicts with and without the prompts; those of an earlier run are taken from its files."""
-    found = {}
+    marks, found = "-".join(member.fingerprint[:8] for member in judge.members), {}
     for kind, rows in (("read", battles), ("hidden", hide_prompts(battles))):
-        path = work_dir / f"{name}-{kind}.parquet"
+        path = work_dir / f"{name}-{kind}-{marks}.parquet"
         if not path.is_file():
-            judge.predict(rows, progress_dir=work_dir / f".{name}-{kind}").to_parquet(path)
-        found[kind] = pd.read_parquet(path)
+            judge.predict(rows, progress_dir=work_dir / f".{name}-{kind}-{marks}").to_parquet(path)
+        found[kind] = align_verdicts(pd.read_parquet(path), battles, str(path))
     return found
 
 

@@ -154,5 +154,5 @@ def parse_number(value: object) -> float:
     try:
         # float(True) is 1.0, but true in a column of probabilities is a mistake.
         return math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan

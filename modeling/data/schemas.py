@@ -363,14 +363,10 @@ def find_schema(source: str, columns: Mapping[str, Sequence]) -> tuple[str, bool
         return ("lmsys", False) if found == "unlabelled" else (found, True)
     # A few texts may be JSON by chance, but with most of them either reading would be a guess.
     if num_lists > len(rows) / 2:
-        turns = (
-            "Pass --schema lmsys to read turns, or "
-            if found == "unlabelled"
-            else "Write all of them as lists, or pass "
-        )
+        turns = "Pass --schema lmsys to read turns" if found == "unlabelled" else "Write all of them as lists"
         raise ValueError(
             f"{source}: expected either texts or lists of equally many turns; found lists in {num_lists} of its first "
-            f"{len(rows)} rows. {turns}, or --schema {found} to read texts as they are."
+            f"{len(rows)} rows. {turns}, or pass --schema {found} to read texts as they are."
         )
     return found, False
 

@@ -221,8 +221,8 @@ def conclude(report: Mapping, more: str) -> str:
     cells = [(name, f"{other['value']:.0%}", *_compare(lead)) for name, other, lead in rows]
     table = format_table([("is it better than", "right in", "", "by points"), *cells])
     lines += [f"  {line}".rstrip() for line in table.splitlines()]
-    if table := report["tables"].get(PAIR):
-        pairs = table[0]["accuracy"]
+    pairs = next((row["accuracy"] for row in report["tables"].get(PAIR, ())), None)
+    if pairs and pairs["value"] is not None:
         lines.append(f"Where only the prompt can tell ({pairs['count']:,} battles): {_format_share(pairs)}")
     ece = report["ece"]["value"]
     lines += [f"Its probabilities are {100 * ece:.0f} points off on average."] if ece is not None else []

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from modeling.runtime.paths import locate_source, split_source
+from modeling.runtime.paths import split_source
 
 
 def check_writable(flag: str, output: Path, sources: Mapping[str, Sequence[str]]) -> None:
@@ -100,9 +100,11 @@ def write_json(path: Path, values: object) -> None:
 
 def describe_file(path: str) -> dict[str, str | None]:
     """Returns the name of a source and, if it is a file, its SHA-256. A Hub id keeps its whole name."""
-    file = locate_source(path)
+    name, _, split = split_source(path)
+    file = Path(name)
     # Only the last part of a path: no file that is written may name a folder of this machine.
-    return {"name": file.name if file.exists() else path, "sha256": hash_file(file) if file.is_file() else None}
+    plain = file.name + (f":{split}" if split else "")
+    return {"name": plain if file.exists() else path, "sha256": hash_file(file) if file.is_file() else None}
 
 
 def hash_file(path: Path) -> str:

@@ -8,10 +8,12 @@ import csv
 import io
 import itertools
 import json
+import lzma
 import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,8 +112,13 @@ def read_file(file: DataFile, chunk_rows: int = CHUNK_ROWS) -> Iterator[Columns]
             "Re-encode the file."
         ) from error
     # Arrow reports damage, of a page or of packed bytes, as a plain OSError without the path.
-    except (pa.ArrowException, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except DAMAGED as error:
         raise explain_unreadable(file, error) from error
+
+
+# What the libraries raise for files that are damaged, packed in another way or encrypted.
+DAMAGED = (pa.ArrowException, OSError, EOFError, RuntimeError, NotImplementedError)
+DAMAGED += (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 def explain_unreadable(file: DataFile | Path, error: Exception) -> ValueError:

@@ -88,8 +88,10 @@ def is_in_folder(name: str) -> bool:
 
 def check_source(source: str) -> None:
     """Raises an error if the name and the disk show that a source of battles cannot be read."""
-    name, _, split = split_source(source)
+    name, revision, split = split_source(source)
     path = Path(name)
+    if revision and path.exists():
+        raise ValueError(f"Battles {source}: expected a revision only of a Hub data set; found {name} on this machine.")
     if path.is_file():
         if not is_archive(path):
             _check_ending(path, split)

@@ -3,6 +3,7 @@
 A folder is read file by file by the rules of a single file. It must not know battles.
 """
 
+import itertools
 import json
 import logging
 import re
@@ -14,7 +15,7 @@ import datasets
 from datasets.data_files import SPLIT_KEYWORDS
 from httpx2 import HTTPError  # `datasets` does not wrap this error of a connection that fails while it reads
 
-from modeling.runtime.formats import CHUNK_ROWS, Columns, DataFile, explain_unreadable, read_file
+from modeling.runtime.formats import CHUNK_ROWS, DAMAGED, Columns, DataFile, explain_unreadable, read_file
 from modeling.runtime.paths import (
     BATTLE_ENDINGS,
     DATASET_ID,
@@ -156,8 +157,9 @@ def _find_splits(folder: Path) -> dict[str, list[DataFile]]:
         if find_format(name)[0] in BATTLE_ENDINGS:
             splits.setdefault(_find_split(name), []).append(_locate(folder, name))
         elif (path := folder / name).suffix.lower() == ".zip" and folder.is_dir():
-            for split, files in _find_splits(path).items():
-                splits.setdefault(split, []).extend(files)
+            # Of train.zip and test.zip with a battles.csv each, the archive names the split.
+            for file in itertools.chain(*_find_splits(path).values()):
+                splits.setdefault(_find_split(f"{name[: -len(path.suffix)]}/{file.member}"), []).append(file)
         else:
             others.append(name)
     data = [name for name in others if DATA_ENDING.fullmatch(name) and Path(name).name not in ABOUT_DATA]
@@ -202,7 +204,7 @@ def _read_json(file: DataFile) -> dict:
     try:
         with file.open() as stream:
             return json.load(stream)
-    except (ValueError, OSError) as error:
+    except (ValueError, *DAMAGED) as error:
         raise explain_unreadable(file.path, error) from error
 
 

@@ -350,6 +350,11 @@ class TrainArguments(BattleArguments):
                 f"--both_orders_weight {self.both_orders_weight}: expected 0 to 1, and --orientation both; found "
                 f"{self.orientation}. Leave it out, or train on both orders."
             )
+        if self.center_head and self.start_from:
+            raise ValueError(
+                "--center_head and --start_from: expected one of them, as a member's head is there; found both. Leave "
+                "one out."
+            )
         self._check_sources()
         self._check_teacher()
 

@@ -39,8 +39,9 @@ REFUSED_FLAGS = {
     "auto_find_batch_size": "where memory is short it would train with another batch size than the member records. "
     "--tokens_per_batch splits a batch with the same gradients",
     "neftune_noise_alpha": "its noise is scaled by the length of a row, and a packed row holds many battles",
-    "torch_compile": "packed batches have another shape at each step, and each would be compiled anew",
 }
+COMPILED = "packed batches have another shape at each step, and each would be compiled anew"
+REFUSED_FLAGS |= {name: COMPILED for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")}
 # The packages of which each of the Trainer's reporters needs one.
 REPORTERS = {name: (name,) for name in ("wandb", "trackio", "mlflow", "comet_ml", "neptune", "clearml", "dvclive")}
 REPORTERS |= {name: (name,) for name in ("codecarbon", "swanlab")}

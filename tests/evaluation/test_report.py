@@ -250,6 +250,8 @@ def test_the_conclusion_is_a_few_lines_that_a_newcomer_understands():
     assert "cannot be told" in answers["default"]
     assert lines[6].startswith("Where only the prompt can tell (100 battles): ")
     assert lines[8] == "All tables and pictures: out/report.html"
+    tied = build_battles([A, B, TIE, TIE], counterfactual_pair=[None, None, "p", "p"])
+    assert "only the prompt" not in conclude(build_report(build_verdicts([0.9] * 4), tied, draws=100), "x")
     assert "no accuracy" in conclude(build_report(build_verdicts([]), build_battles([]), draws=100), "x")
 
 

@@ -14,6 +14,7 @@ import pytest
 import modeling.runtime.formats
 from modeling.data.battles import load_battles
 from modeling.judging.predictions import name_winners, write_verdicts
+from modeling.runtime.files import describe_file
 from modeling.runtime.sources import iterate_columns
 from tests.helpers import write_rows
 
@@ -447,3 +448,37 @@ def test_a_text_below_no_column_name_is_an_error_and_not_dropped(tmp_path):
 def test_jsonl_in_utf_16_is_read(tmp_path):
     text = "".join(json.dumps(row) + "\n" for row in build_answers())
     assert load_battles(write_text(tmp_path, text, "f.jsonl", "utf-16"))["response_a"][:] == ANSWERS
+
+
+def test_an_archive_in_a_folder_names_the_split_of_its_files(tmp_path):
+    """As train.zip and test.zip with a battles.csv each: nothing of the test part may be trained on."""
+    for split, text in (("train", "x"), ("test", "y")):
+        with zipfile.ZipFile(tmp_path / f"{split}.zip", "w") as archive:
+            archive.writestr("battles.csv", f"id,prompt,response_a,response_b\n1,{text},a,b\n")
+    for split, text in (("train", "x"), ("test", "y")):
+        (columns,) = iterate_columns(f"{tmp_path}:{split}")
+        assert list(columns["prompt"]) == [text]
+
+
+def test_a_revision_of_a_file_on_this_machine_is_refused(tmp_path):
+    (tmp_path / "f.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"expected a revision only of a Hub data set; found .*f\.jsonl on this"):
+        list(iterate_columns(f"{tmp_path / 'f.jsonl'}@v1"))
+
+
+def test_a_zip_with_a_damaged_member_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "f.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("f.csv", "id,prompt,response_a,response_b\n" + "1,how,so,thus\n" * 500)
+    data = bytearray(path.read_bytes())
+    data[45:60] = b"\xff" * 15
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="found damaged or other data"):
+        list(iterate_columns(str(path)))
+
+
+def test_a_source_with_a_split_is_described_without_its_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "test.jsonl").write_text("{}\n")
+    assert describe_file(f"{tmp_path}/data:test") == {"name": "data:test", "sha256": None}
+    assert describe_file("owner/name@v1:test") == {"name": "owner/name@v1:test", "sha256": None}

@@ -229,7 +229,7 @@ DECIDING = {
     "adam_epsilon", "optim_target_modules", "gradient_accumulation_steps", "average_tokens_across_devices",
     "max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32",
     "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing",
-    "gradient_checkpointing_kwargs", "torch_compile_backend", "torch_compile_mode",
+    "gradient_checkpointing_kwargs",
     "use_liger_kernel", "liger_kernel_config", "use_cache", "torch_empty_cache_steps",
     "batch_eval_metrics", "full_determinism", "seed", "data_seed",
     "use_cpu", "accelerator_config", "parallelism_config", "dataloader_drop_last",

@@ -103,9 +103,13 @@ def test_an_empty_csv_cell_is_an_empty_text_and_blank_only_where_a_text_is_neede
         ("f.json", "[]", r"expected a file ending in .parquet, .csv, .tsv, .jsonl \(each .*\.zip; found '.json'"),
         ("battles", "", "expected a file ending in .parquet, .*; found 'no ending'"),
         ("f.json.gz", "", "expected a file ending in .parquet, .*; found '.gz'"),
-        ("f.csv.gz", gzip.compress(HEADER.encode())[:20], "expected a csv file, packed with gzip; found damaged"),
+        (
+            "f.csv.gz",
+            gzip.compress(HEADER.encode(), mtime=0)[:20],
+            "expected a csv file, packed with gzip; found damaged",
+        ),
         ("f.csv.zst", HEADER, "expected a csv file, packed with zstd; found damaged or other data"),
-        ("f.parquet.gz", gzip.compress(b"PAR1"), "expected a parquet file, packed with gzip; found damaged"),
+        ("f.parquet.gz", gzip.compress(b"PAR1", mtime=0), "expected a parquet file, packed with gzip; found damaged"),
         ("f.zip", HEADER, "expected a zip file; found damaged or other data"),
     ],
 )

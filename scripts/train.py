@@ -19,8 +19,8 @@ import logging
 import time
 
 from modeling.runtime.startup import run_script
-from modeling.settings.arguments import TrainArguments
 from modeling.settings.parsing import parse_arguments
+from modeling.settings.train_arguments import TrainArguments
 
 logger = logging.getLogger("bothways.train")
 

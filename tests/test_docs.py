@@ -1,6 +1,5 @@
 """README.md and docs/ are held to the code and to the result files: names, commands, links, examples, numbers."""
 
-import importlib
 import json
 import re
 import runpy
@@ -18,6 +17,7 @@ from modeling.runtime.packages import WEIGHTS
 from modeling.settings import parsing
 from modeling.settings.flags import list_flags, read_trainer_flags
 from tests.helpers import REPOSITORY
+from tests.settings.commands import KINDS
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (REPOSITORY / "docs").glob("*.md")}
 PAGES["README.md"] = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -44,12 +44,6 @@ def list_commands() -> list[tuple[str, str]]:
         for block in list_blocks(page, "bash")
         for line in block.replace("\\\n", " ").splitlines()
     ]
-
-
-def find_arguments(verb: str) -> type:
-    """The dataclass of a script's flags, by the name with which the script parses them."""
-    name = re.search(r"parse_arguments\((\w+)", SCRIPTS[verb].read_text(encoding="utf-8"))[1]
-    return getattr(importlib.import_module("modeling.settings.arguments"), name)
 
 
 def read_benchmark(module: str) -> str:
@@ -106,7 +100,7 @@ def test_every_make_target_that_is_named_exists(page):
 def test_every_flag_that_is_named_exists(page):
     """In prose and tables; the commands are parsed below, each by its own script."""
     text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.M | re.S)
-    known = {flag.name for verb in SCRIPTS for flag in list_flags(find_arguments(verb))}
+    known = {flag.name for verb in SCRIPTS for flag in list_flags(KINDS[verb])}
     known |= {flag.name for flag in read_trainer_flags()} | FOREIGN_FLAGS
     assert set(re.findall(r"--([a-z][\w-]*\w)", text)) <= known
 
@@ -128,7 +122,7 @@ def find_flags(words: list[str]) -> tuple[type, dict, list[str]]:
     else:
         assert words[0] == "bothways" or (words[:1] == ["python"] and words[1].startswith("scripts/")), words
         verb, words = Path(words[1]).stem, words[2:]
-    return find_arguments(verb), {"verb": verb, "trainer": verb == "train"}, words
+    return KINDS[verb], {"verb": verb, "trainer": verb == "train"}, words
 
 
 @pytest.mark.parametrize(("page", "line"), list_commands())

@@ -5,8 +5,8 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Mapping
 
-from modeling.settings.arguments import TRAINING_DEFAULTS
 from modeling.settings.flags import Flag
+from modeling.settings.train_arguments import TRAINING_DEFAULTS
 
 GROUPS = (
     "data",

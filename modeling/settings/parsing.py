@@ -16,7 +16,6 @@ from pathlib import Path
 from modeling.runtime.devices import start_torch
 from modeling.runtime.paths import CHECKS
 from modeling.runtime.startup import show_text
-from modeling.settings.arguments import TRAINING_DEFAULTS
 from modeling.settings.flags import (
     EVALUATION_FLAGS,
     PRECISION_FLAGS,
@@ -28,6 +27,7 @@ from modeling.settings.flags import (
 )
 from modeling.settings.help import format_help, format_value
 from modeling.settings.recipes import ENDINGS, FOLDER, find_recipe, read_recipe
+from modeling.settings.train_arguments import TRAINING_DEFAULTS
 
 HELP = ("-h", "--help", "--help_all")
 TOKEN_FLAGS = ("__hub_token", "__push_to_hub_token")  # flags of TrainingArguments, after - has become _

@@ -21,7 +21,7 @@ from modeling.judging.member import MemberFacts, save_member
 from modeling.network.base import BaseFiles
 from modeling.network.classifier import HEAD_DEFAULTS
 from modeling.network.lora import collect_trained_weights
-from modeling.settings.arguments import TrainArguments
+from modeling.settings.train_arguments import TrainArguments
 from modeling.training.run_record import build_eval_verdicts, describe_fold, describe_run, measure_training
 from modeling.training.trainer import PreferenceTrainer
 

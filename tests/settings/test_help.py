@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 from transformers import TrainingArguments
 
-from modeling.settings.arguments import TRAINING_DEFAULTS, TrainArguments
+from modeling.settings.train_arguments import TRAINING_DEFAULTS, TrainArguments
 from tests.settings.commands import KINDS, parse, write_recipe
 
 

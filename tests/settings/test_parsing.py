@@ -161,7 +161,7 @@ def test_own_data_never_runs_the_demos_recipe(caplog):
 
 
 OWN = {
-    "train": ["train_file", "eval_file", "base"],
+    "train": ["train_file", "eval_file", "base", "start_from"],
     "predict": ["battles", "judge", "cascade"],
     "pseudolabel": ["battles", "judge"],
     "evaluate": ["battles", "predictions", "judge"],

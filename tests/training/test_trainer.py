@@ -12,8 +12,8 @@ from modeling.encoding.collator import PackedCollator
 from modeling.judging.member import read_member
 from modeling.network.base import load_base
 from modeling.network.lora import add_adapters
-from modeling.settings.arguments import TrainArguments
 from modeling.settings.flags import REFUSED_FLAGS
+from modeling.settings.train_arguments import TrainArguments
 from modeling.training import setup
 from modeling.training.trainer import (
     REPORTING,

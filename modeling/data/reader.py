@@ -208,8 +208,8 @@ def find_layout(source: str, columns: Columns, policy: RowPolicy, require_labels
         raise ValueError(
             f"{source}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; found "
             f"{', '.join(columns) or 'no'} columns. Rename them to id, prompt, response_a, response_b and winner "
-            "(or label), or say what they are called, as in --columns response_a=answer_a; README.md lists the other "
-            "schemas."
+            "(or label), or say what they are called, as in --columns response_a=answer_a; docs/data.md lists the "
+            "other schemas."
         )
     if require_labels and not labelled:
         raise ValueError(

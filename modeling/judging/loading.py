@@ -100,6 +100,15 @@ def find_judge(names: Sequence[str]) -> tuple[list[tuple[str, Path]], JudgeFacts
     return found, facts
 
 
+def find_adapter_member(name: str, where: str) -> Path:
+    """The folder of one member with an adapter; a ValueError that begins with `where` if the name is of another."""
+    folders = [folder for _, folder in find_judge([name])[0]]
+    if len(folders) > 1 or is_merged(folders[0]):
+        found = f"{len(folders)} members" if len(folders) > 1 else "a merged one"
+        raise ValueError(f"{where}: expected a member with an adapter; found {found}. Name one adapter folder.")
+    return folders[0]
+
+
 def load_judge(names: Sequence[str], device: torch.device | None = None, **options) -> list[Member]:
     """The members of a judge. See `find_judge` and `load_members` for arguments and errors."""
     return load_members(find_judge(names)[0], device, **options)
@@ -316,11 +325,7 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
             changed too much. Nothing is written then.
     """
     check_replaceable(output_dir, MEMBER_FILE)
-    folders = [folder for _, folder in find_judge([name])[0]]
-    if len(folders) > 1 or is_merged(folders[0]):
-        found = f"{len(folders)} members" if len(folders) > 1 else "a merged one"
-        raise ValueError(f"Judge {name}: expected a member with an adapter; found {found}. Name one adapter folder.")
-    folder = folders[0]
+    folder = find_adapter_member(name, f"Judge {name}")
     facts = read_member(folder)
     files = find_member_base(folder, facts)
     tokenizer = load_member_tokenizer(folder, files)

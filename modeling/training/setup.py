@@ -24,8 +24,8 @@ from modeling.encoding.collator import PackedCollator, encode_dataset, list_pass
 from modeling.encoding.encoder import BattleEncoder
 from modeling.encoding.packing import pack_sequences
 from modeling.evaluation.trainer_metrics import build_trainer_metrics
-from modeling.judging.loading import find_judge
-from modeling.judging.member import MEMBER_FILE, MemberFacts, is_merged, read_member
+from modeling.judging.loading import find_adapter_member
+from modeling.judging.member import MEMBER_FILE, MemberFacts, read_member
 from modeling.judging.predictor import build_batches, choose_budget
 from modeling.network.base import BaseFiles, load_base
 from modeling.network.classifier import PreferenceMixin
@@ -35,7 +35,7 @@ from modeling.network.losses import Distillation
 from modeling.network.precision import choose_dtype
 from modeling.runtime.distributed import call_on_main, check_shared_folder, prepare_deepspeed, suspend_sharding
 from modeling.runtime.files import check_replaceable
-from modeling.settings.arguments import TrainArguments
+from modeling.settings.train_arguments import TrainArguments
 from modeling.training.checkpoints import find_checkpoint, read_recorded_dtype
 from modeling.training.memory import MemoryPlan, measure_resident, plan_memory
 from modeling.training.run_record import describe_source, name_run
@@ -231,18 +231,15 @@ def find_start_member(
     name = arguments.start_from
     if not name:
         return None
-    folders = [folder for _, folder in find_judge([name])[0]]
-    if len(folders) > 1 or is_merged(folders[0]):
-        found = f"{len(folders)} members" if len(folders) > 1 else "a merged one"
-        raise ValueError(f"--start_from {name}: expected one member with an adapter; found {found}. Name its folder.")
-    facts = read_member(folders[0])
+    folder = find_adapter_member(name, f"--start_from {name}")
+    facts = read_member(folder)
     if facts.base_fingerprint != fingerprint:
         raise ValueError(
             f"--start_from {name}: expected a member on --base {arguments.base} ({fingerprint}); found one on another "
             f"({facts.base_fingerprint}). Give that base, or merge the adapter into this one with quantize.py."
         )
     _refuse_sharding("start_from", training)
-    return folders[0], facts
+    return folder, facts
 
 
 def _refuse_sharding(flag: str, training: TrainingArguments) -> None:
@@ -264,7 +261,7 @@ def build_model(
     head = dict(start[1].head) if start else {}
     head |= {"head_dropout": arguments.head_dropout}
     head |= {"pooling": arguments.pooling} if arguments.pooling else {}
-    model = load_base(base, dtype=dtype, device=training.device, **head)
+    model = load_base(base, dtype=dtype, device=training.device, training=True, **head)
     if arguments.center_head and not start:
         _refuse_sharding("center_head", training)
         center_head(model, train_set)

@@ -54,10 +54,12 @@ def test_a_layer_too_many_is_named(damage):
         load_base(damage(lambda tensors: tensors | extra), dtype="float32")
 
 
-def test_what_a_base_does_not_need_may_be_there(damage):
+def test_what_a_base_does_not_need_may_be_there_and_changes_nothing(damage, plain_backbone):
     """A language model's output layer, a value head, a reward model's score."""
     extra = {name: torch.ones(1, 64) for name in ("lm_head.weight", "v_head.summary.weight", "score.weight")}
-    load_base(damage(lambda tensors: tensors | extra), dtype="float32")
+    plain = load_base(BaseFiles(plain_backbone), dtype="float32").model.state_dict()
+    found = load_base(damage(lambda tensors: tensors | extra), dtype="float32").model.state_dict()
+    assert plain.keys() == found.keys() and all(plain[name].equal(found[name]) for name in plain)
 
 
 @pytest.mark.parametrize("quantization", ["none", "8bit", "4bit"])

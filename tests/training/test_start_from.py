@@ -59,7 +59,7 @@ def test_a_judge_of_two_members_is_refused(flags, members, tmp_path, monkeypatch
         said = fail("train", *flags, "--start_from", judge, monkeypatch=monkeypatch, caplog=caplog)
     finally:
         (judge / "judge.json").unlink()
-    assert "expected one member with an adapter; found 2 members" in said
+    assert "expected a member with an adapter; found 2 members" in said
 
 
 def test_a_member_without_a_tokenizer_reads_with_its_bases(flags, tmp_path, monkeypatch, sample_battles):

@@ -71,8 +71,9 @@ def build_predictor(
 
 def use_padded_attention(model: nn.Module) -> None:
     """Sets transformers' own attention, which computes padding too: the default of the model's family."""
-    # Only one kernel left means soft-capped scores, which only eager computes.
-    model.config._attn_implementation = "eager" if len(list_kernels(model.config)) == 1 else "sdpa"
+    # Soft-capped scores only eager computes.
+    capped = "packed_sdpa" not in list_kernels(model.config, model.device.type)
+    model.config._attn_implementation = "eager" if capped else "sdpa"
 
 
 class PaddedCollator:

@@ -1,8 +1,8 @@
 """Attention for packed sequences: each segment attends to itself and to the shared prefixes before it.
 
 A packed sequence has no padding. The kernels are registered with transformers and also accept padded batches. Before
-use, a self-check compares them with eager attention on this device. This module must not know how sequences are packed
-or what they say.
+use, a self-check compares them with eager attention on this device, in order of speed, and takes the first that agrees.
+This module must not know how sequences are packed or what they say.
 """
 
 import json
@@ -14,20 +14,25 @@ import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from modeling.encoding.packing import Segment, pack_sequences
+from modeling.network.gpu_attention import attend_flex, attend_varlen
 
 logger = get_logger(__name__)
 
-# In order of preference: torch's fused kernel, and plain matrix products, which support soft-capping.
-KERNELS = ("packed_sdpa", "packed_eager")
+# In order of preference, each with the kind of mask it needs for padded batches. The first two are for GPUs and take a
+# whole row at once; the others take one segment at a time, the last with plain matrix products.
+KERNELS = {"packed_varlen": sdpa_mask, "packed_flex": eager_mask, "packed_sdpa": sdpa_mask, "packed_eager": eager_mask}
+ON_GPU = ("packed_varlen", "packed_flex")
+CAPPED = ("packed_flex", "packed_eager")  # those that support soft-capping (Gemma-2)
 # Largest difference allowed between a logit of the self-check and that of unpadded eager attention, by compute dtype.
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+SAME_DIRECTION = 0.98  # least cosine of the self-check's gradient with eager attention's
 
 
 def _attend(
@@ -58,18 +63,24 @@ def _attend(
     """
     attend_plainly = partial(_attend_plainly, scaling=scaling, softcap=softcap, dropout=dropout)
     if segments is None:
-        if kernel == "packed_eager":
+        if KERNELS[kernel] is eager_mask:
             # As transformers' eager attention: a mask may be longer than the keys.
             bias = attention_mask if attention_mask is None else attention_mask[..., : key.shape[2]]
             return attend_plainly(query, key, value, bias).transpose(1, 2).contiguous(), None
         options |= {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
+    if kernel in ON_GPU and not dropout:
+        if torch.is_autocast_enabled(query.device.type):  # queries and keys may still be float32, unlike values
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = (states.to(dtype) for states in (query, key, value))
+        attend = attend_varlen if kernel == "packed_varlen" else partial(attend_flex, softcap=softcap)
+        return attend(query, key, value, segments, scaling=scaling, sliding_window=sliding_window), None
     # One segment at a time: a mask over the whole row would take memory quadratic in its tokens.
     pieces = []
     for segment in segments:
         own = slice(segment.start, segment.stop)
         keys, values = _gather_context(key, segment), _gather_context(value, segment)
-        if kernel == "packed_sdpa":
+        if softcap is None and kernel != "packed_eager":
             piece = _attend_fused(query[:, :, own], keys, values, scaling, dropout, sliding_window)
         else:
             mask = _build_mask(own.stop - own.start, keys.shape[2], sliding_window, query.device)
@@ -141,7 +152,7 @@ def _build_mask(num_queries: int, num_keys: int, window: int | None, device: tor
 
 def _register() -> None:
     """Registers the kernels with transformers, each with the kind of mask it needs for padded batches."""
-    for kernel, mask in zip(KERNELS, (sdpa_mask, eager_mask), strict=True):
+    for kernel, mask in KERNELS.items():
         AttentionInterface.register(kernel, partial(_attend, kernel=kernel))
         AttentionMaskInterface.register(kernel, mask)
 
@@ -149,35 +160,46 @@ def _register() -> None:
 _register()
 
 
-def list_kernels(config: object) -> tuple[str, ...]:
-    """Returns the kernels that a model can use, best first."""
-    # torch's fused kernel has no soft-capping (Gemma-2), and would compute other logits without an error.
+def list_kernels(config: object, device_type: str) -> tuple[str, ...]:
+    """Returns the kernels that a model can use on a kind of device, such as "cpu" or "cuda", best first."""
+    # torch's fused kernels have no soft-capping (Gemma-2), and would compute other logits without an error.
     capped = config.to_dict().get("attn_logit_softcapping") is not None
-    return KERNELS[1:] if capped else KERNELS
+    known = CAPPED if capped else KERNELS
+    return tuple(kernel for kernel in known if device_type == "cuda" or kernel not in ON_GPU)
 
 
-def choose_attention(model: nn.Module) -> str:
+def choose_attention(model: nn.Module, training: bool = False) -> str:
     """Sets the first of the model's kernels that agrees with unpadded eager attention, logs it and returns its name.
+
+    Args:
+        model: The preference model, on its device.
+        training: Whether gradients are needed, so that they must agree too.
 
     Raises:
         ValueError: If no kernel agrees, so that packed sequences cannot be used on this device.
     """
-    model.config._attn_implementation = list_kernels(model.config)[0]
+    device = next(model.parameters()).device
+    kernels = list_kernels(model.config, device.type)
     if is_deepspeed_zero3_enabled():
-        # No self-check: DeepSpeed would partition the weights of its small model over the processes too.
-        return model.config._attn_implementation
-    device, tolerance, found = next(model.parameters()).device, TOLERANCES[model.compute_dtype], []
-    small = _shrink_config(model.config).to_json_string(use_diff=False)
-    for kernel, difference in _compare_kernels(type(model), small, device, model.compute_dtype):
-        if difference <= tolerance:
+        # No self-check: DeepSpeed would partition the weights of its small model over the processes too. So no kernel
+        # either that may not work here.
+        kernel = model.config._attn_implementation = next(name for name in kernels if name not in ON_GPU)
+        return kernel
+    small, found = _shrink_config(model.config).to_json_string(use_diff=False), []
+    for kernel in kernels:
+        fault, difference = _check_kernel(type(model), small, device, model.compute_dtype, training, kernel)
+        if not fault:
             PartialState()  # accelerate's logger fails without it
-            logger.info(f"Attention: {kernel}, {difference:.2g} from eager in the logits of a self-check, on {device}")
+            skipped = f" ({'; '.join(found)})" if found else ""
+            logger.info(
+                f"Attention: {kernel}, {difference:.2g} from eager in the logits of a self-check, on {device}{skipped}"
+            )
             model.config._attn_implementation = kernel
             return kernel
-        found.append(f"{kernel}: {difference:.3g}")
+        found.append(f"{kernel}: {fault}")
     raise ValueError(
-        f"Attention on {device}: expected logits within {tolerance:g} of eager attention's; found differences of "
-        f"{', '.join(found)}. This build of torch computes attention wrongly here: take another device or build."
+        f"Attention on {device}: expected logits within {TOLERANCES[model.compute_dtype]:g} of eager attention's; "
+        f"found {'; '.join(found)}. This build of torch computes attention wrongly here: take another device or build."
     )
 
 
@@ -200,30 +222,55 @@ def _shrink_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return small
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode()
-def _compare_kernels(
-    family: type[nn.Module], config: str, device: torch.device, dtype: torch.dtype
-) -> list[tuple[str, float]]:
-    """Returns each kernel with its largest difference from eager logits, on a small model with random weights.
+@lru_cache(maxsize=32)
+def _check_kernel(
+    family: type[nn.Module], config: str, device: torch.device, dtype: torch.dtype, training: bool, kernel: str
+) -> tuple[str, float]:
+    """Compares a kernel with unpadded eager attention, on a small model with random weights.
 
     Args:
         config: Result of `_shrink_config` as JSON, which is hashable: the check runs once per family, shape, device and
             dtype, however often models are loaded.
+
+    Returns:
+        What is wrong, in a few words, or "", and the largest difference of a logit.
     """
-    small_config = family.config_class.from_dict(json.loads(config))
     with torch.random.fork_rng():  # leaves the random numbers of a training run as they were
         torch.manual_seed(0)
-        small = family(small_config).to(device).eval()
+        small = family(family.config_class.from_dict(json.loads(config))).to(device).eval()
     small.compute_dtype = dtype
     sequences = [[(7 * i + 3 * j) % 64 for i in range(24 + 9 * j)] for j in range(3)]
     sequences.append([*sequences[0][:20], *sequences[2]])  # shares a prefix with the first one
-    small.config._attn_implementation = "eager"
-    expected = torch.cat([small(torch.tensor([ids], device=device)).logits for ids in sequences])
     batch = pack_sequences(sequences).to_batch()
     batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-    found = []
-    for kernel in list_kernels(small_config):
+    with torch.set_grad_enabled(training):
+        small.config._attn_implementation = "eager"
+        expected = torch.cat([small(torch.tensor([ids], device=device)).logits for ids in sequences])
+        wanted = _differentiate(small, expected) if training else None
         small.config._attn_implementation = kernel
-        found.append((kernel, (small(**batch).logits - expected).abs().max().item()))
-    return found
+        try:
+            logits = small(**batch).logits
+            gradient = _differentiate(small, logits) if training else None
+        except Exception as error:  # a compiler's errors have no common class
+            if _stops_at_errors(device):
+                raise
+            return f"fails with {type(error).__name__}, {str(error).strip().partition(chr(10))[0][:200]}", torch.inf
+    difference = (logits - expected).abs().max().item()
+    if not difference <= TOLERANCES[dtype]:
+        return f"a difference of {difference:.3g}", difference
+    if training and not (cosine := cosine_similarity(gradient, wanted, dim=0).item()) >= SAME_DIRECTION:
+        return f"a gradient at a cosine of {cosine:.3g}", difference
+    return "", difference
+
+
+def _stops_at_errors(device: torch.device) -> bool:
+    """Returns whether a kernel's error is ours: all that a CPU has must work there; a GPU may lack some."""
+    return device.type == "cpu"
+
+
+def _differentiate(model: nn.Module, logits: Tensor) -> Tensor:
+    """Returns the gradient of a weighted sum of logits with respect to all of a model's weights, as one row."""
+    weights = torch.linspace(-1, 1, logits.numel(), device=logits.device).view_as(logits)
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad((logits * weights).sum(), parameters, materialize_grads=True)
+    return torch.cat([gradient.flatten() for gradient in gradients])

@@ -40,9 +40,9 @@ FAMILIES = {  # sliding windows, in families that have them, are shorter than th
 @pytest.fixture(autouse=True)
 def fresh_checks():
     """Repeats the self-check in each test, because some tests break a kernel."""
-    attention._compare_kernels.cache_clear()
+    attention._check_kernel.cache_clear()
     yield
-    attention._compare_kernels.cache_clear()
+    attention._check_kernel.cache_clear()
 
 
 def build_sequences() -> list[list[int]]:
@@ -68,7 +68,7 @@ def test_packed_sequences_have_the_logits_and_gradients_of_single_ones(family, p
     torch.stack([output.loss for output in alone]).mean().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     assert expected.std() > 0.005
-    for kernel in list_kernels(config):
+    for kernel in list_kernels(config, "cpu"):
         for share in (True, False):
             model.zero_grad()
             model.config._attn_implementation = kernel
@@ -81,11 +81,15 @@ def test_packed_sequences_have_the_logits_and_gradients_of_single_ones(family, p
 
 def test_soft_capping_needs_eager_attention_and_a_wrong_kernel_is_an_error(bases, monkeypatch):
     model = load_base(bases["float32"], dtype="float32")
-    assert list_kernels(FAMILIES["llama"]) == KERNELS and list_kernels(model.config) == ("packed_eager",)
+    assert list_kernels(FAMILIES["llama"], "cuda") == tuple(KERNELS)
+    assert list_kernels(model.config, "cuda") == ("packed_flex", "packed_eager")
+    assert list_kernels(model.config, "cpu") == ("packed_eager",)
     assert choose_attention(model) == model.config._attn_implementation == "packed_eager"
-    attention._compare_kernels.cache_clear()
+    attention._check_kernel.cache_clear()
     monkeypatch.setattr(attention, "_build_mask", lambda queries, keys, *_: torch.ones(queries, keys, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"Attention on cpu: expected logits within 0.001 .* packed_eager: "):
+    with pytest.raises(
+        ValueError, match=r"Attention on cpu: expected logits within 0.001 .* packed_eager: a difference"
+    ):
         choose_attention(model)
 
 
@@ -106,12 +110,12 @@ def test_packed_sequences_are_refused_under_other_attention(bases):
 def test_the_check_runs_once_for_each_shape_and_precision(bases):
     """A second base of the same shape, or a model loaded again, does not repeat it."""
     load_base(bases["8bit"], dtype="float32")
-    before = attention._compare_kernels.cache_info()
+    before = attention._check_kernel.cache_info()
     load_base(bases["4bit"], dtype="float32")
     load_base(bases["8bit"], dtype="float32")
-    assert attention._compare_kernels.cache_info().hits == before.hits + 2
+    assert attention._check_kernel.cache_info().hits == before.hits + 2
     load_base(bases["8bit"], dtype="bfloat16")
-    assert attention._compare_kernels.cache_info().misses == before.misses + 1
+    assert attention._check_kernel.cache_info().misses == before.misses + 1
 
 
 def test_scores_beyond_float16_are_capped_and_not_infinite():

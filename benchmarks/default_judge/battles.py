@@ -21,21 +21,21 @@ from modeling.data.near_duplicates import DuplicateIndex
 from modeling.evaluation.report import group_prompts
 
 COLUMNS = [*TEXTS, "label", "language"]
-LONGEST = 900  # characters of a battle whose prompt and answer go into made pairs: longer ones would be cut
 
 
-def build_curriculum(own: Dataset, votes: Dataset, sizes: dict[str, int], seed: int) -> Dataset:
+def build_curriculum(own: Dataset, votes: Dataset, sizes: dict[str, int], longest: int, seed: int) -> Dataset:
     """Returns the battles in reading order, with columns id, prompt, response_a, response_b, label and language.
 
     Args:
         own: The demo's training battles.
         votes: Other battles; all that people decided are taken, and so many that models decided.
         sizes: Numbers of easy and hard pairs before the mixture, of further hard pairs in it, and of votes by models.
+        longest: Characters of a battle whose prompt and answer go into made pairs; of longer ones much would be cut.
         seed: Decides which are drawn, and their order.
     """
     random = np.random.default_rng(seed)
     lengths = np.sum([[len(text) for text in votes[name][:]] for name in TEXTS], axis=0)
-    sources = concatenate_datasets([take(own), take(votes.select(np.flatnonzero(lengths <= LONGEST)))])
+    sources = concatenate_datasets([take(own), take(votes.select(np.flatnonzero(lengths <= longest)))])
     easy = make_counterfactuals(sources, sizes["easy"], seed)
     hard = make_counterfactuals(sources, sizes["hard"] + sizes["mixed"], seed, similar=6)
     by_people = np.array(votes["verdict"][:]) == "human"
@@ -70,6 +70,20 @@ def hold_out(votes: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
     return votes.select(np.flatnonzero(~held_out)), votes.select(np.flatnonzero(held_out))
 
 
+def hold_out_units(own: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
+    """Returns the battles to train on, and at least so many others; pairs stay together."""
+    shuffled = shuffle_units(units := number_units(own), np.random.default_rng(seed))
+    while 0 < count < len(own) and units[shuffled[count - 1]] == units[shuffled[count]]:
+        count += 1
+    return own.select(sorted(shuffled[count:])), own.select(sorted(shuffled[:count]))
+
+
+def take_share(battles: Dataset, share: float, seed: int) -> Dataset:
+    """Returns that share of the battles, in their order; a smaller share is a part of a larger one."""
+    shuffled = shuffle_units(number_units(battles), np.random.default_rng(seed))
+    return battles.select(sorted(shuffled[: round(share * len(battles))]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--votes", required=True, help="Battles with a column verdict, human or llm.")
@@ -80,7 +94,9 @@ def main() -> None:
     parser.add_argument("--hard", type=int, default=400, help="Hard pairs after them.")
     parser.add_argument("--mixed", type=int, default=300, help="Further hard pairs in the mixture.")
     parser.add_argument("--by_models", type=int, default=100, help="Votes by models in the mixture.")
-    parser.add_argument("--share", type=float, default=1.0, help="Share of all of these and of the battles to take.")
+    parser.add_argument("--longest", type=int, default=900, help="Characters of votes that go into made pairs.")
+    parser.add_argument("--validate", type=int, default=0, help="Own battles to keep, for the choice of settings.")
+    parser.add_argument("--share", type=float, default=1.0, help="Share of the others to train on, and of these sizes.")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     index = DuplicateIndex()
@@ -91,15 +107,16 @@ def main() -> None:
         battles = load_battles(file, require_labels=True)
         new = [row for row, found in enumerate(index.find(battles["prompt"][:])) if not found]
         print(f"{name}: {len(battles)} battles, {len(battles) - len(new)} of them on a prompt that is measured")
-        battles = battles.select(new)
-        units = number_units(battles)
-        kept = shuffle_units(units, np.random.default_rng(arguments.seed))[: round(arguments.share * len(battles))]
-        parts[name] = battles.select(sorted(kept)) if arguments.share < 1 else battles
-    parts["votes"], held_out = hold_out(parts["votes"], arguments.calibrate, arguments.seed)
+        parts[name] = battles.select(new)
+    parts["votes"], calibration = hold_out(parts["votes"], arguments.calibrate, arguments.seed)
+    parts["own"], validation = hold_out_units(parts["own"], arguments.validate, arguments.seed)
+    parts = {name: take_share(battles, arguments.share, arguments.seed) for name, battles in parts.items()}
     sizes = {name: round(arguments.share * vars(arguments)[name]) for name in ("easy", "hard", "mixed", "by_models")}
-    curriculum = build_curriculum(**parts, sizes=sizes, seed=arguments.seed)
+    curriculum = build_curriculum(**parts, sizes=sizes, longest=arguments.longest, seed=arguments.seed)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    for name, battles in (("train", curriculum), ("calibrate", held_out)):
+    for name, battles in (("train", curriculum), ("calibrate", calibration), ("validate", validation)):
+        if not len(battles):
+            continue
         battles.to_parquet(path := arguments.output_dir / f"{name}.parquet")
         print(f"Written: {len(battles)} battles, {path}")
 

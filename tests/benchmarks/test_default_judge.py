@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from benchmarks import REPOSITORY
 from benchmarks.default_judge import battles, results
-from modeling.data.battles import load_battles
+from modeling.data.battles import DEMO_FOLDER, load_battles
 from modeling.data.counterfactuals import number_units
 from modeling.judging.member import fingerprint_member, read_member
 from modeling.runtime.paths import DEFAULT_MEMBER
@@ -40,7 +40,7 @@ def votes() -> Dataset:
 def test_training_begins_with_easy_pairs_then_hard_ones_then_all_mixed(votes):
     own = load_battles(SAMPLES / "train.jsonl").select(range(60))
     sizes = {"easy": 10, "hard": 20, "mixed": 5, "by_models": 7}
-    found = battles.build_curriculum(own, votes, sizes, seed=0)
+    found = battles.build_curriculum(own, votes, sizes, longest=900, seed=0)
     assert len(found) == 2 * (10 + 20 + 5) + 60 + 36 + 7 and len(set(found["id"])) == len(found)
     first, mixed = found.select(range(60)), found.select(range(60, len(found)))
     units = number_units(first)
@@ -49,7 +49,7 @@ def test_training_begins_with_easy_pairs_then_hard_ones_then_all_mixed(votes):
     assert set(found["prompt"]) <= known
     own_places = [place for place, prompt in enumerate(mixed["prompt"]) if prompt in set(own["prompt"])]
     assert min(own_places) < 10 and max(own_places) > len(mixed) - 10
-    assert battles.build_curriculum(own, votes, sizes, seed=0).to_list() == found.to_list()
+    assert battles.build_curriculum(own, votes, sizes, longest=900, seed=0).to_list() == found.to_list()
 
 
 def test_votes_to_calibrate_on_share_no_prompt_with_those_to_train_on(votes):
@@ -57,3 +57,14 @@ def test_votes_to_calibrate_on_share_no_prompt_with_those_to_train_on(votes):
     assert len(train) + len(held_out) == len(votes)
     assert not set(train["prompt"]) & set(held_out["prompt"])
     assert np.unique(held_out["verdict"], return_counts=True)[1].tolist() == [12, 12]
+
+
+def test_a_share_of_the_battles_is_part_of_a_larger_share_and_pairs_stay_together():
+    own = load_battles(DEMO_FOLDER / "train.jsonl")
+    rest, held_out = battles.hold_out_units(own, 41, seed=0)
+    assert len(held_out) in (41, 42) and len(rest) + len(held_out) == len(own)
+    prompts = lambda part: set(part["id"][:])  # noqa: E731
+    pairs = lambda part: {pair for pair in part["counterfactual_pair"][:] if pair}  # noqa: E731
+    assert pairs(held_out) and not pairs(held_out) & pairs(rest)
+    quarter, half = (battles.take_share(rest, share, seed=0) for share in (0.25, 0.5))
+    assert prompts(quarter) < prompts(half) < prompts(rest) and len(half) == round(0.5 * len(rest))

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -48,7 +49,9 @@ def _find_versions() -> dict[str, str]:
 
 
 def _find_commit() -> str | None:
-    """The commit of this checkout; None outside a checkout."""
+    """The commit of this checkout; None outside a checkout or without git."""
+    if not shutil.which("git"):
+        return None
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() or None

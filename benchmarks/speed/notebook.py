@@ -5,27 +5,25 @@ battles are ours, so that only the way is compared.
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import RandomSampler, Sampler
 from transformers import Trainer, TrainingArguments
 
+from benchmarks.speed.padding import TRAINING_BATCH, PaddedCollator
 from benchmarks.speed.rounds import Round
 from modeling.data.battles import orient_label
-from modeling.encoding.collator import encode_dataset, list_passes, stack_targets
+from modeling.encoding.collator import encode_dataset
 from modeling.judging.judge import Judge
 from modeling.judging.loading import load_encoder
 from modeling.network.attention import list_kernels
 from modeling.network.base import find_base, load_base
 from modeling.network.lora import add_adapters
 
-PREDICTION_BATCH, TRAINING_BATCH = 2, 8  # battles
 SEED = 0  # of the adapters and of the order of battles, in timed rounds
 
 
@@ -74,27 +72,6 @@ def use_padded_attention(model: nn.Module) -> None:
     # Soft-capped scores only eager computes.
     capped = "packed_sdpa" not in list_kernels(model.config, model.device.type)
     model.config._attn_implementation = "eager" if capped else "sdpa"
-
-
-class PaddedCollator:
-    """Pads encoded battles to the longest of the batch.
-
-    Example: battles of 3 and 2 ids give `input_ids` [[5, 6, 7], [0, 5, 6]], `attention_mask` [[1, 1, 1], [0, 1, 1]]
-    and, if they have labels (by slot), `labels` of shape (battles, labels).
-    """
-
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, battles: Sequence[Mapping]) -> dict[str, torch.Tensor]:
-        passes = [each for battle in battles for each in list_passes(battle)]
-        rows = [torch.tensor(each["input_ids"]) for each in passes]
-        pad = partial(pad_sequence, batch_first=True, padding_side="left")
-        return {
-            "input_ids": pad(rows, padding_value=self.pad_token_id),
-            "attention_mask": pad([torch.ones_like(row) for row in rows]),
-            **stack_targets(passes),
-        }
 
 
 class NotebookTrainer(Trainer):

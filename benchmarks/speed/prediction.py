@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.speed import notebook, peers
+from benchmarks.speed.padding import PREDICTION_BATCH
 from benchmarks.speed.rounds import Round, run_in_rounds, summarise_rounds
 from benchmarks.speed.ways import NOTEBOOK, OURS, draw_slices, unpack_backbone
 from modeling.judging.judge import Judge
@@ -65,7 +66,7 @@ def benchmark_prediction(
     with tempfile.TemporaryDirectory() as folder:
         plain = unpack_backbone(backbone, Path(folder), dtype)
         ways = {
-            NOTEBOOK: partial(notebook.build_predictor, judge, slices, readings, notebook.PREDICTION_BATCH, dtype),
+            NOTEBOOK: partial(notebook.build_predictor, judge, slices, readings, PREDICTION_BATCH, dtype),
             OURS: partial(build_our_predictor, judge, slices, readings, "auto", dtype),
             "ours, unmerged": partial(build_our_predictor, judge, slices, readings, "never", dtype),
         }
@@ -74,7 +75,7 @@ def benchmark_prediction(
             ways["pairjudge"] = partial(peers.build_pairjudge_predictor, plain, slices, *options)
         # Two controls show what the precision alone does to the answers: the notebook's way with another batch size,
         # and ours in float32.
-        twice = 2 * notebook.PREDICTION_BATCH
+        twice = 2 * PREDICTION_BATCH
         controls = {
             NOISE: partial(notebook.build_predictor, judge, slices[:1], readings, twice, dtype),
             "float32": partial(build_our_predictor, judge, slices[:1], readings, "always", "float32"),

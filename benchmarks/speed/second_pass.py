@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.speed import notebook
+from benchmarks.speed.padding import PREDICTION_BATCH
 from benchmarks.speed.rounds import Round, run_in_rounds
 from benchmarks.speed.ways import NOTEBOOK
 from modeling.data.battles import load_battles
@@ -70,7 +71,7 @@ def benchmark_second_pass(battles: str, judge: Sequence[str], readings: str | No
     }
     del loaded  # its memory is for the ways
     ways = {
-        NOTEBOOK: partial(notebook.build_predictor, judge, [sampled], readings, notebook.PREDICTION_BATCH),
+        NOTEBOOK: partial(notebook.build_predictor, judge, [sampled], readings, PREDICTION_BATCH),
         "ours": partial(build_selective, judge, rows, readings),
     }
     found = {name: rounds[0] for name, rounds in run_in_rounds(ways, 1).items()}

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, Trainer
 
 from benchmarks.speed import notebook, peers
+from benchmarks.speed.padding import TRAINING_BATCH
 from benchmarks.speed.rounds import Round, run_in_rounds, summarise_rounds
 from benchmarks.speed.ways import NOTEBOOK, OURS, draw_slices, unpack_backbone
 from modeling.data.battles import load_battles
@@ -35,7 +36,7 @@ class _PackedTrainer(PreferenceTrainer):
 
 def build_our_trainer(model: nn.Module, train_set: Dataset, folder: str, seed: int, options: dict) -> Trainer:
     """Returns the Trainer that train.py uses, with the notebook's batches. Args as in `notebook.build_trainer`."""
-    batch_size = notebook.TRAINING_BATCH
+    batch_size = TRAINING_BATCH
     return _PackedTrainer(
         run={},
         model=model,

@@ -156,8 +156,9 @@ def test_the_default_recipe_parses_and_another_file_keeps_its_judge(monkeypatch)
         parse_arguments(BenchmarkArguments, **options, argv=["--battles", "mine.jsonl", "other.jsonl"])
 
 
-COMMANDS = ["speed", "speed.app", "speed.checkpoints", "speed.evaluation", "speed.members", "speed.profile_pack"]
-COMMANDS += ["studies.study", "studies.pseudolabels"]
+COMMANDS = ["speed", "speed.app", "speed.checkpoints", "speed.evaluation", "speed.gpu", "speed.members"]
+COMMANDS += ["speed.profile_pack", "studies.study", "studies.pseudolabels"]
+PACKAGES = ("speed", "speed.gpu")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -165,5 +166,5 @@ def test_every_command_is_listed_and_its_module_imports(name):
     """benchmarks/README.md lists it; importing it finds all that it needs."""
     listed = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert re.search(rf"python -m benchmarks\.{re.escape(name)}[ `]", listed)
-    module = importlib.import_module(f"benchmarks.{name}{'.__main__' if name == 'speed' else ''}")
+    module = importlib.import_module(f"benchmarks.{name}{'.__main__' if name in PACKAGES else ''}")
     assert callable(module.main) and f"python -m benchmarks.{name}" in module.__doc__

@@ -1,0 +1,177 @@
+"""The dry run of the GPU's measurements runs every line of them on a CPU, and nothing that fails ends the command."""
+
+import json
+import math
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.speed.gpu import kernels, measuring, models
+from benchmarks.speed.gpu.__main__ import BOXES
+from benchmarks.speed.gpu.measuring import Clock, Setting, run_part
+from benchmarks.speed.gpu.tables import compare_results, format_results
+from modeling.network.precision import set_dtype
+from tests.helpers import succeed
+
+CPU = torch.device("cpu")
+
+
+def test_the_dry_run_measures_every_part(tmp_path):
+    """Each kernel of each family agrees with eager attention; the ways read the same battles, ours fewer tokens."""
+    said = succeed(sys.executable, "-m", "benchmarks.speed.gpu", "--output", tmp_path / "gpu.json", "--dry_run", "true")
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(results) == list(BOXES) and format_results(results) in said
+    for part, records in results.items():
+        assert records and not {"error", "stopped"} & records.keys(), part
+        for name, record in records.items():
+            assert "error" not in record, (part, name, record)
+            assert all(math.isfinite(value) for value in record.values() if isinstance(value, float)), name
+    for name, record in results["correctness"].items():
+        limit = {"bfloat16": 0.005, "float16": 1e-3, "float32": 1e-5}[name.partition(",")[0]]
+        assert record["largest_difference"] <= limit < record["logits_std"], name
+        assert record["gradient_cosine"] > 0.999, name
+    rounds = {name: found for name, found in results["prediction"].items() if name.startswith("round 1")}
+    assert len({(found["battles"], found["tokens"]) for found in rounds.values()}) == 1
+    for name, found in rounds.items():
+        assert (found["computed_tokens"] < found["tokens"]) == ("ours" in name), name
+    assert all(found["times_seed"] > 0 and found["matrix_share"] > 0 for found in rounds.values())
+
+
+def test_a_failure_is_recorded_and_the_next_measurement_runs():
+    """Also one in the generator, which ends its part only; and a time box that is over."""
+    saved = []
+
+    def measure_part(setting):
+        yield "first", lambda: {"seconds": math.nan}
+        yield "second", lambda: 1 / 0
+        yield "third", lambda: {"seconds": 1.0}
+        raise ValueError("no such\nmodel")
+
+    def run(box, records):
+        run_part(measure_part(None), box, records, Clock(time.time(), 60), lambda: saved.append(len(records)), CPU)
+        return records
+
+    found = run(60, {})
+    assert found == {
+        "first": {"seconds": "nan"},
+        "second": {"error": "ZeroDivisionError: division by zero"},
+        "third": {"seconds": 1.0},
+        "error": "ValueError: no such model",
+    }
+    assert saved == [1, 2, 3, 4] and "| second |  | ZeroDivisionError: division by zero |" in format_results(
+        {"x": found}
+    )
+    assert list(run(0, {})) == ["stopped"]
+
+
+def test_after_the_device_has_failed_a_part_goes_on_where_it_stopped(monkeypatch):
+    alive = iter([True, False])
+    monkeypatch.setattr(measuring, "is_alive", lambda device: next(alive, True))
+    records, ran = {}, []
+
+    def measure_part():
+        for name in ("first", "second", "third"):
+            yield name, lambda name=name: ran.append(name) or {"seconds": 1.0}
+
+    for expected in (["first", "second"], ["first", "second", "third"]):
+        run_part(measure_part(), 60, records, Clock(time.time(), 60), lambda: None, CPU)
+        assert ran == expected
+        assert ("stopped" in records) == (expected[-1] == "second")
+
+
+def test_the_check_of_a_kernel_finds_a_wrong_one():
+    """With the real heads, each mistake moves a logit by several times what the rounding of bf16 does."""
+    fields, sequences = {"model_type": "gemma2", **kernels.FAMILIES["gemma2"]}, kernels._build_sequences(1)
+
+    def read(dtype="float32", **mistake):
+        model = models.build_random(models.build_config(fields, **mistake), CPU, "float32")
+        set_dtype(model, dtype)
+        return kernels._run_packed(model, sequences, "packed_eager")[0]
+
+    expected = read()
+    noise = (read("bfloat16") - expected).abs().max()
+    for mistake in ({"attn_logit_softcapping": None}, {"sliding_window": 4096}, {"sliding_window": 65}):
+        assert (read(**mistake) - expected).abs().max() > 3 * noise, mistake
+
+
+def test_a_quantised_copy_shares_what_is_not_quantised_and_leaves_the_original():
+    config = models.build_config(models.GEMMA2_9B, **models.TINY)
+    base = models.build_random(config, CPU, "bfloat16")
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    ids = torch.arange(3, 40)[None]
+    expected = base(input_ids=ids).logits
+    for quantization, limit in (("8bit", 0.02), ("4bit", 0.2)):
+        copy = models.quantize(base, quantization)
+        assert copy.get_input_embeddings().weight is base.get_input_embeddings().weight
+        assert "Linear" + {"8bit": "8bitLt", "4bit": "4bit"}[quantization] in str(copy.list_layers())
+        assert 0 < (copy(input_ids=ids).logits - expected).abs().max() < limit
+    assert all(torch.equal(before[name], tensor) for name, tensor in base.state_dict().items())
+
+
+def test_operations_are_counted_from_the_shape():
+    """A token passes 2 layers of 64 x (64 + 32 + 32 + 64) + 3 x 64 x 96 weights; a pair 4 heads of 16 numbers."""
+    base = models.build_random(models.build_config(models.GEMMA2_9B, **models.TINY), CPU, "float32")
+    weights = 2 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 96)
+    assert models.count_flops(base, [10, 20]) == 2 * weights * 30 + 2 * (2 * 4 * 16) * (100 + 400)
+    base.config.sliding_window = 4  # of the first layer: 10 queries see 4 keys each, the first ones fewer
+    assert models.count_flops(base, [10]) == 2 * weights * 10 + 4 * 4 * 16 * (50 + 10 * 4 - 8)
+
+
+def test_battles_have_real_lengths_and_their_orders_share_the_prompt():
+    battles = models.draw_battles(400, 256_000)
+    lengths = sorted(len(ids) for ids, _ in battles)
+    assert 400 < lengths[200] < 530 and lengths[-1] == 2200 and 550 < sum(lengths) / 400 < 750
+    for first, second in battles:
+        prompt = max(16, round(0.15 * len(first)))
+        assert sorted(first) == sorted(second) and first[:prompt] == second[:prompt] and first != second
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_kernels_are_found_with_or_without_a_device(both, monkeypatch):
+    """Until the kernels of CUDA are there, attention.py does not ask for the device."""
+    calls = []
+    if both:
+        monkeypatch.setattr(models, "list_kernels", lambda config, device_type: calls.append(device_type) or ("x",))
+        monkeypatch.setattr(models, "choose_attention", lambda model, training=False: calls.append(training) or "x")
+    else:
+        monkeypatch.setattr(models, "list_kernels", lambda config: ("x",))
+        monkeypatch.setattr(models, "choose_attention", lambda model: "x")
+    assert models.find_kernels(SimpleNamespace(), CPU) == ("x",) and models.choose_kernel(None, training=True) == "x"
+    assert calls == (["cpu", True] if both else [])
+
+
+def test_rates_are_compared_within_a_round():
+    rate = {"tflops": 5.0, "tokens_per_second": 10.0}
+    results = {
+        "machine": {"matrix product": {"tflops": 10.0}},
+        "prediction": {
+            "round 1: seed, 8bit": dict(rate),
+            "round 1: ours": rate | {"tokens_per_second": 30.0},
+            "round 2: seed, 8bit": rate | {"tokens_per_second": 20.0},
+            "round 2: ours": rate | {"tokens_per_second": 30.0},
+            "stopped": "tflops",
+        },
+    }
+    compare_results(results)
+    assert results["prediction"]["round 1: ours"]["times_seed"] == 3.0
+    assert results["prediction"]["round 2: ours"] == rate | {
+        "tokens_per_second": 30.0,
+        "matrix_share": 0.5,
+        "times_seed": 1.5,
+    }
+
+
+def test_without_a_gpu_the_command_says_so(tmp_path, monkeypatch):
+    from benchmarks.speed.gpu import __main__ as command
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--output", str(tmp_path / "gpu.json")])
+    with pytest.raises(ValueError, match=r"expected a GPU; found none\. Pass --dry_run true"):
+        command.main()
+
+
+def test_the_setting_picks_by_dry_run():
+    assert Setting(CPU).pick(1, 2) == 1 and Setting(CPU, dry_run=True).pick(1, 2) == 2

@@ -4,7 +4,6 @@ Time and memory do not depend on what the weights say. The ways that are compare
 so that several fit on one card.
 """
 
-import inspect
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -203,8 +202,7 @@ def _count_pairs(length: int, window: float) -> float:
 
 def find_kernels(config: PreTrainedConfig, device: torch.device) -> tuple[str, ...]:
     """Returns the packed kernels for a model on a device, best first."""
-    by_device = len(inspect.signature(list_kernels).parameters) > 1
-    return list_kernels(config, device.type) if by_device else list_kernels(config)
+    return list_kernels(config, device.type)
 
 
 def choose_kernel(model: PreferenceMixin, training: bool = False) -> str:
@@ -212,9 +210,8 @@ def choose_kernel(model: PreferenceMixin, training: bool = False) -> str:
 
     If none passes the self-check, `packed_eager` is measured all the same; the correctness part shows what is wrong.
     """
-    for_training = "training" in inspect.signature(choose_attention).parameters
     try:
-        return choose_attention(model, training=training) if for_training else choose_attention(model)
+        return choose_attention(model, training=training)
     except (ValueError, RuntimeError) as error:
         print(f"No kernel passed its self-check: {error}", flush=True)
         model.config._attn_implementation = LAST_KERNEL

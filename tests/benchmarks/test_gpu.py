@@ -4,15 +4,17 @@ import json
 import math
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks.speed.gpu import __main__ as command
 from benchmarks.speed.gpu import kernels, measuring, models
-from benchmarks.speed.gpu.__main__ import BOXES
 from benchmarks.speed.gpu.measuring import Clock, Setting, run_part
 from benchmarks.speed.gpu.tables import compare_results, format_results
+from modeling.encoding.packing import pack_sequences
 from modeling.network.precision import set_dtype
 from tests.helpers import succeed
 
@@ -23,7 +25,7 @@ def test_the_dry_run_measures_every_part(tmp_path):
     """Each kernel of each family agrees with eager attention; the ways read the same battles, ours fewer tokens."""
     said = succeed(sys.executable, "-m", "benchmarks.speed.gpu", "--output", tmp_path / "gpu.json", "--dry_run", "true")
     results = json.loads((tmp_path / "gpu.json").read_text())
-    assert list(results) == list(BOXES) and format_results(results) in said
+    assert list(results) == list(command.BOXES) and format_results(results) in said
     for part, records in results.items():
         assert records and not {"error", "stopped"} & records.keys(), part
         for name, record in records.items():
@@ -97,6 +99,26 @@ def test_the_check_of_a_kernel_finds_a_wrong_one():
         assert (read(**mistake) - expected).abs().max() > 3 * noise, mistake
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_check_of_a_kernel_finds_a_lost_token(family):
+    """Also where nothing is capped and no window hides anything: one key of a shared prefix is missing."""
+    config = models.build_config({"model_type": family, **kernels.FAMILIES[family]})
+    sequences = kernels._build_sequences(1)
+    model = models.build_random(config, CPU, "float32")
+    expected, _ = kernels._run_unpadded(model, sequences)
+    batch = pack_sequences(sequences).to_batch()
+    model.config._attn_implementation = "packed_eager"
+    batch["segments"] = [
+        replace(each, before=((each.before[0][0] + 1, each.before[0][1]), *each.before[1:])) if each.before else each
+        for each in batch["segments"]
+    ]
+    wrong = model(**batch).logits
+    set_dtype(model, "bfloat16")
+    model.zero_grad()
+    noise = (kernels._run_unpadded(model, sequences)[0] - expected).abs().max()
+    assert (wrong - expected).abs().max() > 3 * noise
+
+
 def test_a_quantised_copy_shares_what_is_not_quantised_and_leaves_the_original():
     config = models.build_config(models.GEMMA2_9B, **models.TINY)
     base = models.build_random(config, CPU, "bfloat16")
@@ -165,12 +187,20 @@ def test_rates_are_compared_within_a_round():
 
 
 def test_without_a_gpu_the_command_says_so(tmp_path, monkeypatch):
-    from benchmarks.speed.gpu import __main__ as command
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu", "--output", str(tmp_path / "gpu.json")])
     with pytest.raises(ValueError, match=r"expected a GPU; found none\. Pass --dry_run true"):
         command.main()
+
+
+def test_the_machine_is_measured_first_and_unknown_parts_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu", "--output", "gpu.json", "--parts", "t4,small", "--dry_run"])
+    flags = command.parse_flags()
+    assert flags.parts == ["machine", "t4", "small"] and flags.dry_run == "true"
+    monkeypatch.setattr(sys, "argv", ["gpu", "--output", "gpu.json", "--parts", "t4,kernels"])
+    with pytest.raises(SystemExit):
+        command.parse_flags()
+    assert "found kernels." in capsys.readouterr().err
 
 
 def test_the_setting_picks_by_dry_run():

@@ -42,8 +42,9 @@ BOTH_LAYERS = {"layer_types": ["sliding_attention", "full_attention"]}
 FAMILIES = {
     "gemma2": SMALL | GEMMA_HEADS | BOTH_LAYERS | {"attn_logit_softcapping": 10.0},
     "gemma3_text": SMALL | GEMMA_HEADS | BOTH_LAYERS,
-    "llama": SMALL | {"num_attention_heads": 4, "head_dim": 128},
-    "qwen2": SMALL | {"num_attention_heads": 8},  # heads of 64
+    # Without norms after attention and MLP, the rounding of bf16 would grow with larger weights.
+    "llama": SMALL | {"num_attention_heads": 4, "head_dim": 128, "initializer_range": 0.04},
+    "qwen2": SMALL | {"num_attention_heads": 8, "initializer_range": 0.04},  # heads of 64
 }
 EAGER, COMPILED = "eager, unpadded", "packed_flex"
 PACK_TOKENS = 16_384

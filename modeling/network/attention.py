@@ -160,12 +160,21 @@ def _register() -> None:
 _register()
 
 
-def list_kernels(config: object, device_type: str) -> tuple[str, ...]:
-    """Returns the kernels that a model can use on a kind of device, such as "cpu" or "cuda", best first."""
+def list_kernels(config: object, device_type: str, dtype: torch.dtype = torch.bfloat16) -> tuple[str, ...]:
+    """Returns the kernels that a model can use, best first.
+
+    Args:
+        config: The model's.
+        device_type: Such as "cpu" or "cuda".
+        dtype: In which the model computes.
+    """
     # torch's fused kernels have no soft-capping (Gemma-2), and would compute other logits without an error.
     capped = config.to_dict().get("attn_logit_softcapping") is not None
     known = CAPPED if capped else KERNELS
-    return tuple(kernel for kernel in known if device_type == "cuda" or kernel not in ON_GPU)
+    missing = () if device_type == "cuda" else ON_GPU
+    if dtype == torch.float32:
+        missing = (*missing, "packed_varlen")  # FlashAttention computes in 16 bits only
+    return tuple(kernel for kernel in known if kernel not in missing)
 
 
 def choose_attention(model: nn.Module, training: bool = False) -> str:
@@ -179,7 +188,7 @@ def choose_attention(model: nn.Module, training: bool = False) -> str:
         ValueError: If no kernel agrees, so that packed sequences cannot be used on this device.
     """
     device = next(model.parameters()).device
-    kernels = list_kernels(model.config, device.type)
+    kernels = list_kernels(model.config, device.type, model.compute_dtype)
     if is_deepspeed_zero3_enabled():
         # No self-check: DeepSpeed would partition the weights of its small model over the processes too. So no kernel
         # either that may not work here.

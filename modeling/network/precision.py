@@ -1,8 +1,8 @@
 """Precision: measuring which dtype a device computes in natively, choosing one, and converting a model to it.
 
 Most CPUs and older GPUs have no bf16 instructions. torch then emulates bf16, many times slower than float32. A CPU's
-feature flags and `is_bf16_supported` do not show this reliably, so matrix products are timed. This module must not know
-where models come from.
+feature flags do not show this reliably, so matrix products are timed; a GPU's driver says whether it has bf16. This
+module must not know where models come from.
 """
 
 import logging
@@ -50,8 +50,8 @@ def choose_dtype(asked: str, device: torch.device, config: PreTrainedConfig, *, 
     """Chooses the precision to compute in, the same on every process of a launch, and logs it in one line.
 
     Args:
-        asked: One of `PRECISIONS`. "auto" chooses bfloat16 if the device computes it faster than float32; else float16
-            on an accelerator for prediction, if that is faster; else float32.
+        asked: One of `PRECISIONS`. "auto" chooses bfloat16 if a GPU has it, or if another device computes it faster
+            than float32; else float16 on an accelerator for prediction, if that is faster; else float32.
         device: Device that computes.
         config: Config of the model, for the shape of its products.
         training: Whether gradients are computed too; float16 is then refused.
@@ -89,7 +89,7 @@ def _choose(asked: str, device: torch.device, sizes: tuple[int, int], training: 
         raise ValueError(
             f"--dtype {asked}: expected a precision that {name} can compute in; found that it cannot. Use --dtype auto."
         )
-    native = [candidate for candidate in candidates if ratios[candidate] < 1 and has_native_dtype(candidate, device)]
+    native = [candidate for candidate in candidates if is_native(candidate, device, ratios[candidate])]
     times = "; ".join(_compare(candidate, ratio) for candidate, ratio in ratios.items())
     timing = f"{times}, in products of the model's shape, forward and backward"
     if asked == "auto":
@@ -116,10 +116,13 @@ def describe_device(device: torch.device) -> str:
     return f"cpu ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type
 
 
-def has_native_dtype(dtype: str, device: torch.device) -> bool:
-    """Returns whether a GPU has hardware for a precision; True for other devices, where only the timing counts."""
-    # A T4 emulates bf16, and torch says by default that it is supported.
-    return device.type != "cuda" or dtype != "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False)
+def is_native(dtype: str, device: torch.device, ratio: float) -> bool:
+    """Returns whether a device has hardware for a precision, whose time relative to float32 is known."""
+    if device.type == "cuda" and dtype == "bfloat16":
+        # Not by its time: while other programs used an H200, two of three timings put bf16 behind float32. By default
+        # torch says that a T4 supports bf16, which it emulates.
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return ratio < 1
 
 
 @lru_cache(maxsize=8)

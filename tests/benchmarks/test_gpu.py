@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +15,17 @@ from benchmarks.speed.gpu.measuring import Clock, Setting, run_part
 from benchmarks.speed.gpu.tables import compare_results, format_results
 from modeling.encoding.packing import pack_sequences
 from modeling.network.precision import set_dtype
-from tests.helpers import succeed
+from tests.helpers import REPOSITORY, succeed
 
 CPU = torch.device("cpu")
+PUBLISHED = (
+    "round 2: seed, 8bit, batches of 2",
+    "round 2: seed, 8bit, batches of 16",
+    "round 2: ours, bf16, packed_flex",
+    "round 2: ours, 8bit, packed_flex",
+    "round 1: ours, 4bit, packed_flex",
+    "round 1: ours, bf16, packed_eager",
+)
 
 
 def test_the_dry_run_measures_every_part(tmp_path):
@@ -151,18 +158,28 @@ def test_battles_have_real_lengths_and_their_orders_share_the_prompt():
         assert sorted(first) == sorted(second) and first[:prompt] == second[:prompt] and first != second
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_kernels_are_found_with_or_without_a_device(both, monkeypatch):
-    """Until the kernels of CUDA are there, attention.py does not ask for the device."""
-    calls = []
-    if both:
-        monkeypatch.setattr(models, "list_kernels", lambda config, device_type: calls.append(device_type) or ("x",))
-        monkeypatch.setattr(models, "choose_attention", lambda model, training=False: calls.append(training) or "x")
-    else:
-        monkeypatch.setattr(models, "list_kernels", lambda config: ("x",))
-        monkeypatch.setattr(models, "choose_attention", lambda model: "x")
-    assert models.find_kernels(SimpleNamespace(), CPU) == ("x",) and models.choose_kernel(None, training=True) == "x"
-    assert calls == (["cpu", True] if both else [])
+def test_the_published_tables_are_those_that_were_measured():
+    results = json.loads((REPOSITORY / "benchmarks" / "results" / "gpu.json").read_text())
+    page = (REPOSITORY / "docs" / "performance.md").read_text(encoding="utf-8")
+    section = page.partition("## On a GPU\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in section.splitlines() if line[:2] == "| "]
+    numbers = [row for row in rows if row[0][0].isdigit()]
+    expected = [results["prediction"][name] for name in PUBLISHED]
+    assert numbers[: len(expected)] == [
+        [
+            f"{found['tokens_per_second']:,.0f}",
+            f"{found['battles_per_second']:.1f}",
+            f"{found['times_seed']:.2f}",
+            f"{found['matrix_share']:.0%}",
+            f"{found['peak_gb']:.1f}",
+        ]
+        for found in expected
+    ]
+    timed = [found for found in results["attention"].values() if "forward_ms" in found]
+    layers = [[f"{found['forward_ms']:.1f}", f"{found['forward_backward_ms']:.1f}"] for found in timed]
+    assert numbers[len(expected) :] == layers
+    cosines = [found["gradient_cosine"] for name, found in results["correctness"].items() if "packed" in name]
+    assert f"{min(cosines):.4f}" == "0.9997"
 
 
 def test_rates_are_compared_within_a_round():

@@ -83,6 +83,7 @@ def test_soft_capping_needs_eager_attention_and_a_wrong_kernel_is_an_error(bases
     model = load_base(bases["float32"], dtype="float32")
     assert list_kernels(FAMILIES["llama"], "cuda") == tuple(KERNELS)
     assert list_kernels(model.config, "cuda") == ("packed_flex", "packed_eager")
+    assert list_kernels(FAMILIES["llama"], "cuda", torch.float32) == tuple(KERNELS)[1:]
     assert list_kernels(model.config, "cpu") == ("packed_eager",)
     assert choose_attention(model) == model.config._attn_implementation == "packed_eager"
     attention._check_kernel.cache_clear()

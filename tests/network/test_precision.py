@@ -157,12 +157,12 @@ def test_lower_precisions_stay_within_the_tolerance_of_float32_on_every_base(nam
 # --- choosing a precision ---------------------------------------------------------------------------------------------
 
 
-def pretend(monkeypatch, device: torch.device, **speeds: float) -> None:
+def pretend(monkeypatch, device: torch.device, has_bf16: bool = False, **speeds: float) -> None:
     """Pretends that the device has the given speeds relative to float32; 0 means that it lacks the precision."""
     found = {"float32": 1.0, **{name: 1 / speed if speed else math.inf for name, speed in speeds.items()}}
     monkeypatch.setattr(precision, "measure_precisions", lambda *_: found)
     monkeypatch.setattr(precision, "describe_device", lambda _: f"a {device.type}")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: speeds.get("bfloat16", 0) > 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,8 @@ def pretend(monkeypatch, device: torch.device, **speeds: float) -> None:
         ("a CPU with AMX", CPU, {"bfloat16": 9.0, "float16": 9.0}, "bfloat16", "bfloat16"),
         ("an Apple laptop without bf16", torch.device("mps"), {"bfloat16": 0, "float16": 1.6}, "float32", "float16"),
         ("a T4", CUDA, {"bfloat16": 0.4, "float16": 6.0}, "float32", "float16"),
-        ("an H100", CUDA, {"bfloat16": 12.0, "float16": 12.0}, "bfloat16", "bfloat16"),
+        ("an H200", CUDA, {"has_bf16": True, "bfloat16": 8.3, "float16": 8.3}, "bfloat16", "bfloat16"),
+        ("a busy H200", CUDA, {"has_bf16": True, "bfloat16": 0.45, "float16": 0.5}, "bfloat16", "bfloat16"),
     ],
 )
 def test_auto_chooses_a_precision_that_the_machine_computes_natively(

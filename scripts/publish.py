@@ -1,8 +1,11 @@
-"""Uploads a member, a judge or a base to the Hugging Face Hub. New repositories are private by default.
+"""Uploads a member, a judge or a base to the Hugging Face Hub, or writes a member for use elsewhere.
+
+New repositories are private by default.
 
 python scripts/publish.py --member outputs/demo/ab --repo USER/NAME --base_repo USER/BASE
 python scripts/publish.py --judge outputs/demo/ab outputs/demo/ba --repo USER/NAME --dry_run true
 python scripts/publish.py --member outputs/demo/ab --merged true --output_dir outputs/demo/ab-merged --repo USER/NAME
+python scripts/publish.py --member outputs/mine/ab --stock merged --output_dir outputs/mine/stock
 
 The token comes from `hf auth login` or from HF_TOKEN.
 """
@@ -39,6 +42,7 @@ def main() -> None:
         publish,
         publish_base,
     )
+    from modeling.publishing.stock import export_member
     from modeling.runtime.hub import check_login, check_repository_name
     from modeling.runtime.paths import check_local_folder
 
@@ -57,10 +61,12 @@ def main() -> None:
     destination = repo and Destination(
         repo, arguments.base_repo, private=private, revision=arguments.revision, message=arguments.commit_message
     )
+    dtype = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
+    if arguments.stock:
+        return export_member(arguments.member, Path(arguments.output_dir), arguments.stock, dtype)
     if arguments.merged:
         if destination:
             check_login(repo)
-        dtype = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
         merge_member(arguments.member, Path(arguments.output_dir), dtype)
     if not destination:
         return

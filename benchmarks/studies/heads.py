@@ -46,7 +46,8 @@ def train_head(
     torch.manual_seed(seed)
     hidden, batch = features.shape[-1], recipe.get("batch", BATCH)
     shape = {"hidden_size": hidden, "num_labels": len(LABELS), "head_dropout": recipe["head_dropout"]}
-    head = PreferenceHead(SimpleNamespace(**shape, head_hidden_size=recipe.get("head_hidden_size", hidden // 2)))
+    shape |= {"head_hidden_size": recipe.get("head_hidden_size", hidden // 2), "head_bias": True}
+    head = PreferenceHead(SimpleNamespace(**shape))
     # The classifier's own initialisation, without building a classifier.
     for layer in (layer for layer in head.modules() if isinstance(layer, nn.Linear)):
         PreferenceMixin._init_weights(SimpleNamespace(score=head), layer)

@@ -5,7 +5,7 @@ downloading. It does not know where models come from.
 """
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -25,6 +25,9 @@ CANARY_LANGUAGES = ("Arabic", "Chinese", "English", "Greek", "Hindi", "Japanese"
 CANARY_TOKENS, OLD_CANARY_TOKENS = 64, 128
 CANARIES_FORMAT = 1
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "ftfy")
+
+# (model, encoder, battles, orientation) -> logits of shape (battles, slots).
+LogitsFunction = Callable[[nn.Module, BattleEncoder, Sequence[dict], str], Tensor]
 
 
 class CanaryMismatch(ValueError):
@@ -111,7 +114,14 @@ def build_empty_canaries(model: nn.Module, dtype: str) -> dict:
 
 
 def replay_canaries(
-    where: str, model: nn.Module, encoder: BattleEncoder, canaries: Mapping, dtype: str, held: str | None = None
+    where: str,
+    model: nn.Module,
+    encoder: BattleEncoder,
+    canaries: Mapping,
+    dtype: str,
+    held: str | None = None,
+    *,
+    compute_logits: LogitsFunction | None = None,
 ) -> float:
     """Largest change of a probability between what `record_canaries` stored and what the model gives now.
 
@@ -120,6 +130,8 @@ def replay_canaries(
         canaries: From `record_canaries`.
         dtype: The precision that the model reads in now.
         held: The member's own precision, which its weights are rounded to if it is merged; `dtype` if None.
+        compute_logits: Reads the battles with a model that is no preference model, as `compute_canary_logits` does with
+            one.
 
     Raises:
         CanaryMismatch: If a probability changed by more than the tolerance; the message says what else has changed.
@@ -130,9 +142,8 @@ def replay_canaries(
             f"{where}: expected canary battles of format {CANARIES_FORMAT}; found others. Save the member again."
         )
     stored, then = canaries["p_a"], canaries["computed_with"]
-    found = _predict_canaries(
-        model, encoder, canaries["battles"], list(stored), canaries.get("tokens", OLD_CANARY_TOKENS)
-    )
+    tokens, compute = canaries.get("tokens", OLD_CANARY_TOKENS), compute_logits or compute_canary_logits
+    found = _predict_canaries(model, encoder, canaries["battles"], list(stored), tokens, compute)
     change = max(abs(p - q) for order in stored for p, q in zip(stored[order], found[order], strict=True))
     # The coarsest precision involved decides: what was stored, what reads now, and what the weights were rounded to.
     tolerance = max(find_tolerance(then["dtype"], each) for each in (dtype, held or dtype))
@@ -163,13 +174,18 @@ def describe_environment(model: nn.Module, dtype: str) -> dict[str, str]:
 
 
 def _predict_canaries(
-    model: nn.Module, encoder: BattleEncoder, battles: Sequence[dict], orders: Sequence[str], tokens: int
+    model: nn.Module,
+    encoder: BattleEncoder,
+    battles: Sequence[dict],
+    orders: Sequence[str],
+    tokens: int,
+    compute_logits: LogitsFunction = compute_canary_logits,
 ) -> dict[str, list[float]]:
     """p_a of each battle, by order, with battles cut to a number of tokens."""
     length = min(encoder.encoding.max_length, tokens)
     encoder = BattleEncoder(encoder.tokenizer, replace(encoder.encoding, max_length=length))
     p_a = {}
     for order in orders:
-        by_slot = compute_canary_logits(model, encoder, battles, order).double().softmax(dim=-1).tolist()
+        by_slot = compute_logits(model, encoder, battles, order).double().softmax(dim=-1).tolist()
         p_a[order] = [orient_label(p, order)[0] for p in by_slot]
     return p_a

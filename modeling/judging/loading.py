@@ -329,7 +329,7 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
     facts = read_member(folder)
     files = find_member_base(folder, facts)
     tokenizer = load_member_tokenizer(folder, files)
-    model = _merge(files, folder, facts, dtype)
+    model = load_merged(files, folder, facts, dtype)
     canaries = read_json(folder / CANARIES_FILE, "Judge")
     encoder = BattleEncoder(tokenizer, Encoding.from_dict(facts.encoding))
     with replace_folder(output_dir, MEMBER_FILE) as beside:
@@ -345,9 +345,19 @@ def merge_member(name: str, output_dir: Path, dtype: str = "bfloat16") -> None:
     logger.info(f"Merged {name}: canary probabilities changed by at most {change:.2g}. Written: {output_dir}")
 
 
-def _merge(files: BaseFiles, folder: Path, facts: MemberFacts, dtype: str) -> PreferenceMixin:
-    """A member's base with the adapter merged into its weights, and the trained head."""
+def load_merged(
+    files: BaseFiles, folder: Path, facts: MemberFacts, dtype: str, *, with_lora: bool = True
+) -> PreferenceMixin:
+    """A member's base, dequantised, with the adapter merged into its weights, and the trained head.
+
+    Args:
+        files: From `find_member_base`.
+        folder: The member's.
+        facts: The member's.
+        dtype: Key of `DTYPES`: precision of the weights, except for the float32 head.
+        with_lora: False leaves the base's weights as they are.
+    """
     model = load_base(files, dtype=facts.dtype, device=torch.device("cpu"), **facts.head)
-    merged = build_merged(attach_member(model, "merged", folder), "merged", DTYPES[dtype])
+    merged = build_merged(attach_member(model, "merged", folder), "merged", DTYPES[dtype], with_lora=with_lora)
     merged.compute_dtype = DTYPES[dtype]
     return merged

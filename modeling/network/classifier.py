@@ -26,6 +26,7 @@ from transformers import (
     LlamaForSequenceClassification,
     LlamaModel,
     PreTrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
     Qwen2ForSequenceClassification,
     Qwen2Model,
@@ -42,8 +43,9 @@ from modeling.runtime.choices import POOLINGS as POOLING_NAMES
 class PreferenceHead(nn.Module):
     """Dropout -> Linear(hidden, head_hidden) -> Dropout -> GELU -> Linear(head_hidden, labels), in float32.
 
-    With `head_hidden_size` 0 it is the stock linear head: Dropout -> Linear(hidden, labels). Every size is a config
-    field, so a saved model rebuilds its head without further arguments.
+    With `head_hidden_size` 0 it is a linear head: Dropout -> Linear(hidden, labels); with `head_bias` False too, it is
+    what a stock `<Family>ForSequenceClassification` has. Every size is a config field, so a saved model rebuilds its
+    head without further arguments.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -53,14 +55,22 @@ class PreferenceHead(nn.Module):
         # Without an explicit dtype a fresh head would take the base's, for example bf16.
         build_linear = partial(nn.Linear, dtype=torch.float32)
         self.dense = build_linear(config.hidden_size, width) if config.head_hidden_size else None
-        self.out = build_linear(width, config.num_labels)
+        self.out = build_linear(width, config.num_labels, bias=config.head_bias)
 
     def center(self, features: Tensor) -> None:
         """Moves the input's origin to the mean of features of shape (battles, hidden), by the first layer's bias.
 
         The states of a language model have most of their length in common, and a fresh layer would pass that on.
+
+        Raises:
+            ValueError: If the first layer has no bias.
         """
         first = self.out if self.dense is None else self.dense
+        if first.bias is None:
+            raise ValueError(
+                "--center_head: expected a head whose first layer has a bias; found a linear head without one. Leave "
+                "the flag out, or make the base without --head_bias false."
+            )
         with torch.no_grad():
             first.bias -= first.weight @ features.float().mean(dim=0)
 
@@ -103,7 +113,8 @@ class PreferenceMixin:
         if isinstance(head, PreferenceHead) and (module is head.out or module is head.dense):
             gain = 0.1 if module is head.out else 1.0
             init.normal_(module.weight, mean=0.0, std=gain / math.sqrt(module.in_features))
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         else:
             super()._init_weights(module)
 
@@ -245,7 +256,8 @@ class PreferenceConfigMixin:
     """Config fields of the head. They are saved with the weights, so a folder rebuilds its own head."""
 
     head_dropout: float = 0.1
-    head_hidden_size: int | None = None  # None: hidden_size // 2; 0: the stock linear head
+    head_hidden_size: int | None = None  # None: hidden_size // 2; 0: a linear head
+    head_bias: bool = True  # False, for a linear head only: the one that stock models have
     pooling: str = "last"  # key of POOLINGS: what the head reads
 
     def __post_init__(self, **kwargs):
@@ -254,6 +266,11 @@ class PreferenceConfigMixin:
             raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)}; found {self.pooling!r}.")
         if self.head_hidden_size is None:
             self.head_hidden_size = self.hidden_size // 2
+        if self.head_hidden_size and not self.head_bias:
+            raise ValueError(
+                f"head_bias: expected false only for a linear head; found head_hidden_size {self.head_hidden_size}. "
+                "Set head_hidden_size to 0, or leave head_bias out."
+            )
 
 
 # The config fields of the head, which a member records, with their defaults.
@@ -321,6 +338,26 @@ for _config, _body, _classifier in FAMILIES:
     AutoConfig.register(_config.model_type, _config)
     AutoModel.register(_config, _body)
     AutoModelForSequenceClassification.register(_config, _classifier)
+
+
+def build_stock_config(config: PreTrainedConfig, pad_token_id: int) -> PreTrainedConfig:
+    """Builds the config of the stock `<Family>ForSequenceClassification` with the body of a preference model.
+
+    Args:
+        config: A preference model's.
+        pad_token_id: An id that no battle contains, because the stock head reads the last token that is another one.
+    """
+    stock = find_stock_class(config.model_type)
+    ours = {*HEAD_DEFAULTS, "model_type", "architectures", "made_from", "quantization_config", "pad_token_id"}
+    values = {name: value for name, value in config.to_dict().items() if name not in ours}
+    # The loss that transformers would compute for one label per battle; servers take softmax from it.
+    values["problem_type"] = "single_label_classification"
+    return stock.config_class.from_dict({**values, "architectures": [stock.__name__], "pad_token_id": pad_token_id})
+
+
+def find_stock_class(model_type: str) -> type[PreTrainedModel]:
+    """Returns the `<Family>ForSequenceClassification` that a family's preference model extends."""
+    return next(base for base in find_family(model_type).__bases__ if base is not PreferenceMixin)
 
 
 def find_family(model_type: str) -> type[PreferenceMixin]:

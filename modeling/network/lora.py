@@ -131,7 +131,7 @@ def merge_adapter(model: PreferenceMixin, adapter: str) -> PreferenceMixin:
 
 
 @torch.no_grad()
-def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype) -> PreferenceMixin:
+def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype, *, with_lora: bool = True) -> PreferenceMixin:
     """Builds a model with plain weights that computes what `model` computes with one adapter.
 
     Quantised weights are dequantised, the adapter is merged into them in float32, and its head replaces the base's. The
@@ -141,12 +141,13 @@ def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype) -> Preferen
         model: Model that holds the adapter.
         adapter: Name of the adapter in the model.
         dtype: Dtype of all weights except the head's.
+        with_lora: False leaves the LoRA out: the base's weights, dequantised, with the adapter's head.
     """
     network = model.get_base_model()
     weights = {}
     for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
-            weights[f"{name}.weight"] = _merge_layer(module, adapter).to(dtype)
+            weights[f"{name}.weight"] = _merge_layer(module, adapter if with_lora else None).to(dtype)
             if module.base_layer.bias is not None:
                 weights[f"{name}.bias"] = module.base_layer.bias
         elif isinstance(module, Linear8bitLt | Linear4bit) and not name.endswith(".base_layer"):
@@ -182,8 +183,8 @@ def measure_merged(model: PeftModel, dtype: torch.dtype) -> int:
     return sum(layer.in_features * layer.out_features for layer in layers) * dtype.itemsize
 
 
-def _merge_layer(layer: LoraLayer, adapter: str) -> torch.Tensor:
-    """Returns a layer's weight in float32, with the adapter merged if the adapter covers this layer."""
+def _merge_layer(layer: LoraLayer, adapter: str | None) -> torch.Tensor:
+    """Returns a layer's weight in float32, with the adapter merged if there is one and it covers this layer."""
     weight = dequantize_module_weight(layer.base_layer).float()
     return weight + layer.get_delta_weight(adapter).float() if adapter in layer.lora_A else weight
 

@@ -19,6 +19,7 @@ from modeling.runtime.choices import (
     QUANT_TYPES,
     QUANTIZATIONS,
     READINGS,
+    STOCK_FORMS,
     TIE_POLICIES,
 )
 
@@ -170,6 +171,9 @@ class QuantizeArguments:
         choices=PRECISIONS,
     )
     head_hidden_size: int | None = option(None, "Width of the head. Default: hidden_size // 2; 0 makes a linear head.")
+    head_bias: bool = option(
+        True, "Whether a linear head has a bias. Stock models, and so publish.py --stock, need one without."
+    )
     seed: int = option(0, "Seed of the fresh head's weights.")
     output_dir: str = option(None, "Folder to write the base to.", group="output")
     push_to_hub: bool = option(False, "Upload the finished base to --hub_model_id.")
@@ -178,6 +182,10 @@ class QuantizeArguments:
 
     def __post_init__(self):
         require(self, "base", "output_dir")
+        if not self.head_bias and self.head_hidden_size != 0:
+            raise ValueError(
+                "--head_bias false: expected with --head_hidden_size 0, a linear head; found another head. Give both."
+            )
         if self.push_to_hub != bool(self.hub_model_id):
             raise ValueError("--push_to_hub and --hub_model_id: expected both or neither; found one. Give the other.")
         if self.quantization != "4bit" and (self.bnb_4bit_quant_type != "nf4" or self.bnb_4bit_use_double_quant):
@@ -219,7 +227,7 @@ class AppArguments:
 
 @dataclass
 class PublishArguments:
-    """Uploads a member, a judge or a base to the Hub, or writes a member as one merged checkpoint."""
+    """Uploads a member, a judge or a base to the Hub, or writes a member for use elsewhere."""
 
     own_data: ClassVar[tuple[str, ...]] = ("member", "judge", "base")
 
@@ -249,8 +257,14 @@ class PublishArguments:
     merged: bool = option(
         False, "Merge the adapter into its base and write one checkpoint to --output_dir.", group="merging"
     )
-    output_dir: str | None = option(None, "Folder for the merged checkpoint.")
-    dtype: str = option("auto", "Precision of the merged weights; auto means bfloat16.", choices=PRECISIONS)
+    stock: str | None = option(
+        None,
+        "Write the member to --output_dir as a stock <Family>ForSequenceClassification, for programs without this "
+        "package: one merged checkpoint, or a PEFT adapter with its base.",
+        choices=STOCK_FORMS,
+    )
+    output_dir: str | None = option(None, "Folder for what --merged or --stock writes.")
+    dtype: str = option("auto", "Precision of the written weights; auto means bfloat16.", choices=PRECISIONS)
 
     def __post_init__(self):
         given = [f"--{name}" for name in ("member", "judge", "base") if vars(self)[name]]
@@ -269,10 +283,22 @@ class PublishArguments:
                 "--merged: expected --member, and neither --base_repo (the base is part of the merged weights) nor "
                 "--dry_run; found others. Merge without --repo first, then publish --output_dir as a --member."
             )
-        if self.merged != bool(self.output_dir):
+        if not self.stock and self.merged != bool(self.output_dir):
             raise ValueError("--merged and --output_dir: expected both or neither; found one. Give the other too.")
-        if not self.merged:
+        if self.stock:
+            self._check_stock(others)
+        elif not self.merged:
             require(self, "repo")
+
+    def _check_stock(self, others: Sequence[str]) -> None:
+        """Raises a ValueError for flags that do not go with --stock."""
+        require(self, "output_dir")
+        found = [f"--{name}" for name in ("judge", "base", "repo", "merged", "dry_run") if vars(self)[name]]
+        if found := [*found, *others]:
+            raise ValueError(
+                f"--stock: expected only --member, --output_dir and --dtype; found {', '.join(found)}. Write the "
+                "folder first, then upload it with `hf upload USER/NAME DIR`."
+            )
 
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "": 1}

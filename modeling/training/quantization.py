@@ -113,11 +113,12 @@ def take_snapshot(model: PreferenceMixin, dtype: str, encoder: BattleEncoder) ->
 
 def load_plain(arguments: QuantizeArguments, files: BaseFiles, dtype: str) -> PreferenceMixin:
     """Loads the unquantised model in a precision, with a fresh head, and merges the adapter if there is one."""
+    head = {"head_hidden_size": arguments.head_hidden_size, "head_bias": arguments.head_bias}
     if not arguments.merge_adapter:
-        return load_base(files, dtype=dtype, head_hidden_size=arguments.head_hidden_size)
+        return load_base(files, dtype=dtype, **head)
     # Merged in float32, because bf16 would round the sums; in main memory, because that takes four times what the GPU
     # will hold in 8 bit.
-    whole = load_base(files, dtype="float32", device=device("cpu"), head_hidden_size=arguments.head_hidden_size)
+    whole = load_base(files, dtype="float32", device=device("cpu"), **head)
     model = merge_adapter(whole, arguments.merge_adapter)
     set_dtype(model, dtype)
     return model.to(PartialState().device)
@@ -134,6 +135,7 @@ def load_quantized(
         bnb_4bit_quant_type=arguments.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=arguments.bnb_4bit_use_double_quant,
         head_hidden_size=arguments.head_hidden_size,
+        head_bias=arguments.head_bias,
     )
     model.score.load_state_dict(head)
     return model

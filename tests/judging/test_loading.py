@@ -331,7 +331,7 @@ def test_a_member_holds_all_it_needs_and_nothing_else(members):
     assert needed == names
     facts = read_member(folder)
     assert (facts.orientation, facts.labels, facts.dtype) == ("ba", ["a", "b"], "float32")
-    assert facts.head == {"head_dropout": 0.1, "head_hidden_size": 32, "pooling": "last"}
+    assert facts.head == {"head_dropout": 0.1, "head_hidden_size": 32, "head_bias": True, "pooling": "last"}
     assert facts.encoding["max_length"] == 128 and facts.encoding["template"].startswith("<prompt>: ")
     for path in folder.glob("*.json"):
         text = path.read_text()

@@ -74,6 +74,24 @@ def test_head_hidden_size_0_gives_the_stock_linear_head():
     }
 
 
+def test_a_linear_head_without_a_bias_is_the_stock_head(tmp_path):
+    """Its size is a config field that travels with the weights; it cannot be centred, and an MLP keeps its biases."""
+    set_seed(0)
+    config = Gemma2PreferenceConfig(**SMALL, head_hidden_size=0, head_bias=False)
+    model = Gemma2ForPreference(config).eval()
+    stock = Gemma2ForSequenceClassification(Gemma2Config(**SMALL))
+    shapes = {name: value.shape for name, value in stock.score.state_dict().items()}
+    assert {name.removeprefix("out."): value.shape for name, value in model.score.state_dict().items()} == shapes
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert loaded.score.out.bias is None
+    assert torch.equal(loaded(**make_batch()).logits, model(**make_batch()).logits)
+    with pytest.raises(ValueError, match="--center_head: expected a head whose first layer has a bias; found a linear"):
+        model.score.center(torch.randn(3, 64))
+    with pytest.raises(ValueError, match="head_bias: expected false only for a linear head; found head_hidden_size 32"):
+        Gemma2PreferenceConfig(**SMALL, head_bias=False)
+
+
 def test_a_reward_models_head_is_replaced(tmp_path):
     """A base may bring `score.weight` with one label; the preference head is then initialised with two."""
     Gemma2ForSequenceClassification(Gemma2Config(**SMALL, num_labels=1)).save_pretrained(tmp_path)

@@ -71,6 +71,14 @@ def test_a_malformed_pair_is_an_error(tmp_path, verb, flag, words):
         parse(verb, recipe, flag, *words.split())
 
 
+@pytest.mark.parametrize("head", ["", "--head_hidden_size 32"])
+def test_only_a_linear_head_can_be_without_a_bias(head):
+    flags = f"--base b --output_dir out --head_bias false {head}".split()
+    with pytest.raises(ValueError, match="--head_bias false: expected with --head_hidden_size 0, a linear head"):
+        parse("quantize", *flags)
+    assert not parse("quantize", *flags, "--head_hidden_size", "0")[0].head_bias
+
+
 @pytest.mark.parametrize("verb", ["train", "predict", "pseudolabel", "evaluate", "quantize", "app", "publish"])
 def test_every_script_has_the_same_dtype(verb):
     (field,) = [field for field in fields(KINDS[verb]) if field.name == "dtype"]

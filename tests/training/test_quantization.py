@@ -216,6 +216,17 @@ def test_a_three_label_adapter_is_merged_before_the_base_is_quantised(
     assert not (tmp_path / "base" / "merged").exists()
 
 
+@pytest.mark.parametrize("quantization", ["none", "8bit"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_head_with_or_without_a_bias_can_be_asked_for(
+    quantization, bias, plain_backbone, tmp_path, monkeypatch
+):
+    flags = ["--base", plain_backbone, "--quantization", quantization, "--head_hidden_size", 0, "--head_bias", bias]
+    call("quantize", *flags, "--output_dir", tmp_path / "base", monkeypatch=monkeypatch)
+    assert set(load_head(tmp_path / "base")) == {"out.weight", *(["out.bias"] if bias else [])}
+    assert json.loads((tmp_path / "base" / "config.json").read_text())["head_bias"] is bias
+
+
 def test_a_member_merges_as_well_and_the_sum_is_rounded_once(plain_backbone, members, tmp_path, monkeypatch):
     """Float32 weights plus the adapter's, then bf16: rounding the weights first would give other numbers."""
     flags = ["--base", plain_backbone, "--merge_adapter", members["ab"], "--quantization", "none"]

@@ -61,7 +61,7 @@ def list_imports(folder: Path) -> dict[str, set[str]]:
     [
         ("modeling", ["app", "deepspeed", "demo"]),
         ("scripts", ["app"]),
-        ("tests", ["dev"]),
+        ("tests", ["dev", "ray"]),
         ("benchmarks", ["dev", "benchmark"]),
     ],
 )

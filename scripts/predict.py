@@ -2,7 +2,7 @@
 
 python scripts/predict.py                                           # configs/demo/predict.yaml
 python scripts/predict.py --battles test.parquet --judge outputs/demo/ab outputs/demo/ba --output_dir outputs/p
-accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 2 scripts/predict.py --readings both
+accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 2 scripts/predict.py --readings own
 """
 
 from importlib.util import find_spec

@@ -28,7 +28,9 @@ class BenchmarkArguments:
         None, "Battle files: parquet, csv or jsonl. One file; growth takes several.", path="battles"
     )
     judge: list[str] | None = option(None, "Judge to time: members or one whole judge.", path="judge")
-    readings: str | None = option(None, "Passes of each member, as in predict.py.", choices=READINGS)
+    readings: str | None = option(
+        "own", "Passes of each member, as in predict.py. The notebook's are own.", choices=READINGS
+    )
     base: str = option(None, f"{BASE_HELP} For encoding, a folder with only a tokenizer is enough.")
     max_length: int = option(
         2200, "Maximum tokens of an encoded battle, special tokens included. A judge has its own maximum."

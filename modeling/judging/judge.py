@@ -19,6 +19,7 @@ from modeling.judging.member import JUDGE_FILE, READINGS, JudgeFacts, list_readi
 from modeling.judging.predictions import build_verdicts, calibrate_verdicts, list_pass_columns
 from modeling.judging.schedule import PassSchedule
 from modeling.judging.time_budget import TimeBudget
+from modeling.runtime.choices import DEFAULT_READINGS
 from modeling.runtime.paths import DEFAULT_JUDGE
 
 logger = get_logger(__name__)
@@ -30,7 +31,9 @@ class Judge:
     Example: `Judge.from_pretrained(["outputs/demo/ab", "outputs/demo/ba"]).predict(battles)`.
     """
 
-    def __init__(self, members: Sequence[Member], readings: str = "own", calibration: Calibration | None = None):
+    def __init__(
+        self, members: Sequence[Member], readings: str = DEFAULT_READINGS, calibration: Calibration | None = None
+    ):
         if not members:
             raise ValueError("Judge: expected at least one member; found none.")
         self.members, self.readings, self.calibration = list(members), readings, calibration
@@ -61,8 +64,8 @@ class Judge:
         """The (member, orientation) pairs, one per pass over a battle.
 
         Args:
-            readings: "own" or "both", see `list_readings`; with "both", p(A, B) = 1 - p(B, A). None: the judge's
-                default.
+            readings: "both": every member reads both orders, so that p(A, B) = 1 - p(B, A), and 0.5 for two equal
+                answers. "own": each reads the order that it was trained in. None: what judge.json says, or "both".
         """
         readings = self.readings if readings is None else readings
         if readings not in READINGS:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling.data.battles import LABELS, ORIENTATIONS, TRAINED_ORIENTATIONS, list_orders
 from modeling.network.base import BaseFiles, copy_notices
 from modeling.network.lora import write_adapter
-from modeling.runtime.choices import READINGS
+from modeling.runtime.choices import DEFAULT_READINGS, READINGS
 from modeling.runtime.files import hash_file, replace_file, replace_folder, write_json
 
 MEMBER_FILE, CANARIES_FILE, JUDGE_FILE = "member.json", "probes.json", "judge.json"
@@ -57,7 +57,7 @@ class JudgeFacts:
     """
 
     members: list[str]
-    readings: str = "own"
+    readings: str = DEFAULT_READINGS
     calibration: dict | None = None
     format: int = JUDGE_FORMAT
 
@@ -161,7 +161,7 @@ def list_readings(orientation: str, readings: str) -> Sequence[str]:
 
     Args:
         orientation: The one it was trained in.
-        readings: "own": the order that it was trained in, or both orders if it was trained in both. "both".
+        readings: "both": both orders. "own": the order that it was trained in, or both if it was trained in both.
     """
     return ORIENTATIONS if readings == "both" else list_orders(orientation)
 
@@ -191,7 +191,11 @@ def read_judge(folder: Path) -> JudgeFacts | None:
     if not (folder / JUDGE_FILE).is_file():
         return None
     values = read_json(folder / JUDGE_FILE, "Judge")
-    members, readings, calibration = values.get("members"), values.get("readings", "own"), values.get("calibration")
+    members, readings, calibration = (
+        values.get("members"),
+        values.get("readings", DEFAULT_READINGS),
+        values.get("calibration"),
+    )
     judge = JudgeFacts(members, readings, calibration, values.get("format"))
     # Folder names only: a path such as "../x" could make a downloaded judge load other folders of this machine.
     plain = isinstance(members, list) and all(isinstance(m, str) and Path(m).name == m != ".." for m in members)

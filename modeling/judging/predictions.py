@@ -57,13 +57,16 @@ def average_passes(probabilities: np.ndarray) -> np.ndarray:
         probabilities: Shape (passes, battles, labels), NaN where a pass was not run.
 
     Returns:
-        Shape (battles, labels).
+        Shape (battles, labels), rounded to 12 digits.
     """
     # Not np.nanmean, which warns about battles without a pass and leaves NaN there.
     run = ~np.isnan(probabilities)
     counts = run.sum(axis=0)
     total = np.where(run, probabilities, 0).sum(axis=0)
-    return np.where(counts, total / np.maximum(counts, 1), 1 / len(LABELS))
+    mean = np.where(counts, total / np.maximum(counts, 1), 1 / len(LABELS))
+    # A pass and its mirror image sum to 1 within 1e-16 only. Unrounded, two equal answers would get 0.5 - 1e-16, and
+    # so a winner that depends on the number of passes. No model is exact to 12 digits.
+    return mean.round(12)
 
 
 def sort_by_uncertainty(p_a: np.ndarray) -> np.ndarray:

@@ -105,7 +105,9 @@ def predict_battles(
         ValueError: If a probability is not finite.
     """
     state, device = PartialState(), next(model.parameters()).device
-    sequences = [battle["input_ids"] for battle in encoded]
+    # Equal texts are read once. Read twice, in two packs, they could differ by a rounding, and a battle of two equal
+    # answers would get a winner.
+    sequences, places = _drop_repeated([battle["input_ids"] for battle in encoded])
     orders = [orientations] * len(encoded) if isinstance(orientations, str) else orientations
     batches = build_batches(sequences, tokens_per_batch or choose_budget(sequences, device.type))
     record = None
@@ -122,9 +124,24 @@ def predict_battles(
         if record:
             record.append(index, rows)
     by_slot = {index: rows for part in gather_object([found]) for index, rows in part.items()}
-    probabilities = _place_rows(by_slot, batches, orders, (len(encoded), model.config.num_labels))
+    unique = _place_rows(by_slot, batches, (len(sequences), model.config.num_labels))
+    probabilities = np.array([orient_label(unique[at], order) for at, order in zip(places, orders, strict=True)])
+    probabilities = probabilities.reshape(len(encoded), model.config.num_labels)  # without battles it has no columns
     assert deadline is not None or not np.isnan(probabilities).any(), "a battle was not predicted"
     return probabilities
+
+
+def _drop_repeated(sequences: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
+    """The sequences without repetitions, in the order of their first appearance, and the place of each among them."""
+    # By a hash: the ids themselves as keys would take the memory of all sequences again.
+    numbers: dict[bytes, int] = {}
+    unique, places = [], []
+    for ids in sequences:
+        number = numbers.setdefault(hashlib.sha256(np.asarray(ids, dtype=np.int64)).digest(), len(unique))
+        if number == len(unique):
+            unique.append(ids)
+        places.append(number)
+    return unique, places
 
 
 def _share_out(num_packs: int, process: int, num_processes: int) -> list[int]:
@@ -166,14 +183,11 @@ def _prepare_8bit_layers(model: nn.Module) -> None:
             module.init_8bit_state()
 
 
-def _place_rows(
-    by_slot: Mapping, batches: list[list[int]], orders: Sequence[str], shape: tuple[int, int]
-) -> np.ndarray:
-    """Probabilities by label in the order of the input, from each pack's by slot; NaN where a pack did not run."""
+def _place_rows(by_slot: Mapping, batches: list[list[int]], shape: tuple[int, int]) -> np.ndarray:
+    """Probabilities by slot in the order of the sequences, from those of each pack; NaN where a pack did not run."""
     probabilities = np.full(shape, np.nan)
     for index, rows in by_slot.items():
-        for row, values in zip(batches[index], rows, strict=True):
-            probabilities[row] = orient_label(values, orders[row])
+        probabilities[batches[index]] = rows
     return probabilities
 
 

@@ -88,10 +88,12 @@ class PassSchedule:
             self.p[places[:, 0], places[:, 1]] = found
 
     def choose_first_passes(self) -> np.ndarray:
-        """The pass that each battle gets before any other, boolean, shape (passes, battles); exactly one per battle.
+        """The pass that each battle gets before any other, boolean, shape (passes, battles).
 
-        If the first member reads both orders, it starts with the order that shows the answers alphabetically. That
-        does not depend on which answer is called a, so p(A, B) = 1 - p(B, A) holds after one pass as well as after two.
+        It is one per battle. If the first member reads both orders, it starts with the order that shows the answers
+        alphabetically. That does not depend on which answer is called a, so p(A, B) = 1 - p(B, A) holds after one pass
+        as well as after two. Two equal answers are the same text in both orders, so both passes are made at once: they
+        cost one forward, and give even odds.
         """
         first = np.full(self.p.shape[:2], False)
         places = {order: index for index, (member, order) in enumerate(self.plan) if member is self.plan[0][0]}
@@ -100,6 +102,9 @@ class PassSchedule:
             return first
         for row, battle in enumerate(self.rows):
             first[places["ab" if battle["response_a"] <= battle["response_b"] else "ba"], row] = True
+            texts = [self.encoded[index][row]["input_ids"] for index in places.values()]
+            if texts[0] == texts[1]:
+                first[list(places.values()), row] = True
         return first
 
     def rank_by_uncertainty(self) -> np.ndarray:
@@ -110,7 +115,7 @@ class PassSchedule:
     def _run_in_time(self, second_reading: float, time_budget: TimeBudget) -> None:
         """First passes over all battles, then the others in the owner's part of the time left."""
         first, everything = self.choose_first_passes(), np.full(self.p.shape[:2], True)
-        sizes = np.where(first, self.lengths[..., 0], 0).sum(axis=0)
+        sizes = np.where(first, self.lengths[..., 0], 0).max(axis=0)
         order = list(range(len(self.rows)))
         done = time_budget.run(
             lambda rows: self.read(self._select(first, rows), time_budget.deadline),

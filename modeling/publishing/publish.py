@@ -26,6 +26,7 @@ from modeling.publishing.staging import (
     stage_base,
     stage_contents,
 )
+from modeling.runtime.choices import DEFAULT_READINGS
 from modeling.runtime.distributed import call_on_main
 from modeling.runtime.hub import PushResult, check_login, check_repository, check_repository_name, push_folder
 from modeling.runtime.packages import WEIGHTS
@@ -203,7 +204,7 @@ def collect_judge(folders: Sequence[Path], readings: str | None = None) -> Repos
 
     Args:
         folders: One judge folder, or members; members are named by orientation if all orientations differ.
-        readings: "own" or "both"; None takes the judge folder's own, or "own" for members.
+        readings: "own" or "both"; None takes what the judge folder says, or "both" for members.
     """
     for folder in folders:
         check_local_folder(folder, "--judge", "a member or judge")
@@ -224,7 +225,7 @@ def collect_judge(folders: Sequence[Path], readings: str | None = None) -> Repos
     names: list[str] = []  # name_member appends a number to a name that is taken
     for folder, orientation in zip(folders, orientations, strict=True):
         names.append(name_member(orientation if len(set(orientations)) == len(folders) else str(folder), names))
-    return RepositoryContents(dict(zip(names, folders, strict=True)), readings or "own")
+    return RepositoryContents(dict(zip(names, folders, strict=True)), readings or DEFAULT_READINGS)
 
 
 def find_local_base(contents: RepositoryContents, destination: Destination) -> Path | None:

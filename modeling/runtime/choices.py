@@ -2,7 +2,9 @@
 
 ORIENTATIONS = ("ab", "ba")
 TRAINED_ORIENTATIONS = (*ORIENTATIONS, "both")  # a member can also be trained on both orders
-READINGS = ("own", "both")  # the passes of each member: in its own order, or in both
+# The passes of each member: in both orders, the default, or in the one that it was trained in.
+READINGS = ("both", "own")
+DEFAULT_READINGS = READINGS[0]
 
 TIE_POLICIES = ("keep", "drop")
 BLANK_POLICIES = ("error", "drop", "keep")

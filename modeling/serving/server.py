@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate.logging import get_logger
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
@@ -23,10 +24,13 @@ from modeling.data.text import replace_surrogates
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.metrics import compute_accuracy
 from modeling.judging.judge import Judge
+from modeling.judging.member import JUDGE_FILE
 from modeling.judging.predictions import write_verdicts
 from modeling.judging.provenance import describe_predictions
 from modeling.runtime.paths import BATTLE_ENDINGS
 from modeling.runtime.sources import iterate_columns
+
+logger = get_logger(__name__)
 
 TITLES = dict(zip(TEXTS, ("Prompt", "Answer A", "Answer B"), strict=True))
 MAX_ID_LENGTH = 200
@@ -142,6 +146,11 @@ class ServedJudge:
 
     def __init__(self, judge: Judge, limits: RequestLimits):
         self.judge, self.limits = judge, limits
+        if judge.plan_passes() != judge.plan_passes("both"):
+            logger.warning(
+                f"The page reads both orders, whereas this judge's {JUDGE_FILE} says --readings {judge.readings}: its "
+                "probabilities are those of predict.py --readings both, not calibrated"
+            )
         # A plain lock is not fair: a file that releases it between two packs would nearly always take it right back.
         # A request therefore waits for the model while it holds the entrance, where the file must queue up as well.
         # First come, first served among battles is the job of Gradio's queue, which lets in one battle and one file.

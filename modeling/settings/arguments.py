@@ -118,7 +118,8 @@ class JudgeArguments(BattleArguments):
     judge: list[str] | None = option(None, JUDGE_HELP, group="model", path="judge")
     readings: str | None = option(
         None,
-        "Passes: each member in its trained order (own), or in both orders (both). Default: the judge's setting.",
+        "Passes: every member in both orders (both), or each in the order it was trained in (own), in less time. "
+        "Default: what the judge's judge.json says, and both if it has none.",
         choices=READINGS,
     )
     calibrated: bool = option(
@@ -247,7 +248,7 @@ class PublishArguments:
     commit_message: str | None = option(None, "Message of the commit in --repo.")
     readings: str | None = option(
         None,
-        "Passes of the judge: each member in its own order (the default), or every member in both.",
+        "Passes that the judge runs by default: every member in both orders (both, for members), or each in its own.",
         choices=READINGS,
     )
     report: str | None = option(

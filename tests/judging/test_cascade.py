@@ -31,8 +31,10 @@ def test_a_later_judge_decides_the_uncertain_battles(members, sample_battles):
 def test_members_with_the_same_name_get_numbers_in_a_cascade(members, sample_battles):
     judges = [Judge.from_pretrained(members["ab"], dtype="float32") for _ in range(3)]
     found = Cascade(judges, [0.5, 0.1]).predict(sample_battles.select(range(20)))
-    assert [name for name in found if name.startswith("p_a_")] == ["p_a_ab_ab", "p_a_ab-2_ab", "p_a_ab-3_ab"]
-    assert found.filter(like="p_a_").notna().sum().tolist() == [20, 10, 2]
+    assert [name for name in found if name.startswith("p_a_")] == [
+        f"p_a_{member}_{order}" for member in ("ab", "ab-2", "ab-3") for order in ("ab", "ba")
+    ]
+    assert found.filter(like="p_a_").notna().sum().tolist() == [20, 20, 10, 10, 2, 2]
 
 
 def test_a_cascade_with_different_labels_is_refused(members, tmp_path, monkeypatch, caplog):

@@ -290,7 +290,7 @@ def test_a_judge_folder_loads_its_members(members, bases, tmp_path):
         {"format": 1, "members": []},
     ):
         (tmp_path / "judge" / JUDGE_FILE).write_text(json.dumps(bad))
-        with pytest.raises(ValueError, match=r"expected format 1, readings own or both and the names of folders"):
+        with pytest.raises(ValueError, match=r"expected format 1, readings both or own and the names of folders"):
             load_judge([str(tmp_path / "judge")])
 
 

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from modeling.data.battles import swap_responses
 from modeling.encoding.packing import pack_sequences
 from modeling.judging import predictor
+from modeling.judging.calibration import Calibration
 from modeling.judging.judge import Judge
 from modeling.judging.loading import load_judge, name_member
 from modeling.judging.predictor import build_batches, predict_battles
@@ -99,11 +100,40 @@ def test_a_judge_reading_both_orders_does_not_care_which_answer_is_called_a(memb
     """Law 2: p(A, B) = 1 - p(B, A) when every member reads both orders."""
     judge = Judge.from_pretrained(list(members.values()), dtype="float32")
     battles = sample_battles.select(range(16))
-    forward = judge.predict(battles, readings="both")
-    backward = judge.predict(swap_responses(battles), readings="both")
+    forward, backward = judge.predict(battles), judge.predict(swap_responses(battles))
     assert np.abs(forward["p_a"] - (1 - backward["p_a"])).max() <= TOLERANCE["float32"]
-    one_sided = judge.predict(battles)["p_a"] - (1 - judge.predict(swap_responses(battles))["p_a"])
-    assert np.abs(one_sided).max() > 0.01  # so it is reading both orders that does it
+    assert list(forward["p_a"]) == list(judge.predict(battles, readings="both")["p_a"])  # both is the default
+    own = [judge.predict(rows, readings="own")["p_a"] for rows in (battles, swap_responses(battles))]
+    assert np.abs(own[0] - (1 - own[1])).max() > 0.01  # so it is reading both orders that does it
+
+
+@pytest.mark.parametrize("options", [{}, {"tokens_per_batch": 1}, {"second_reading": 0.0}, {"second_reading": 0.5}])
+def test_two_equal_answers_have_even_odds_exactly(members, sample_battles, options):
+    """Whatever is packed with them, calibrated or not. Among them are texts too short to share a prefix in a pack."""
+    rows = [{**battle, "response_b": battle["response_a"]} for battle in sample_battles.select(range(8))]
+    rows += [{"id": f"short {text}", "prompt": "?", "response_a": text, "response_b": text} for text in ("a", "no")]
+    rows += sample_battles.select(range(8, 12)).to_list()
+    for calibration in (None, Calibration("temperature", 9, temperature=1.7)):
+        judge = Judge(load_judge(list(map(str, members.values())), dtype="float32"), calibration=calibration)
+        found = judge.predict(rows, **options)
+        assert (found["p_a"][:10] == 0.5).all() and (found["p_b"][:10] == 0.5).all()
+        assert np.abs(found["p_a"][10:] - 0.5).min() > 1e-4
+
+
+def test_equal_texts_are_read_once(member, sample_battles, monkeypatch):
+    """Each gets the numbers of the one that was read, in its own place and its own orientation."""
+    battles = sample_battles.select(range(3)).to_list()
+    order = [0, 1, 0, 2, 1, 0]
+    encoded = member.encoder.encode(member.encoder.clean_battles([battles[row] for row in order]), "ab")
+    alone = read(member, battles, "ab")
+    compute, packs = predictor._predict_pack, []
+    monkeypatch.setattr(predictor, "_predict_pack", lambda model, pack: packs.append(pack) or compute(model, pack))
+    orientations = ["ab", "ab", "ba", "ab", "ba", "ab"]
+    found = predict_battles(member.activate(), encoded, orientations)
+    assert sum(len(pack.ends) for pack in packs) == 3
+    expected = [alone[row] if way == "ab" else alone[row][::-1] for row, way in zip(order, orientations, strict=True)]
+    assert np.abs(found - expected).max() <= TOLERANCE["float32"]
+    assert np.array_equal(found[0], found[2][::-1]) and np.array_equal(found[0], found[5])
 
 
 def test_passes_are_averaged_battle_by_battle(members, bases, make_member, tmp_path, sample_battles):
@@ -117,7 +147,7 @@ def test_passes_are_averaged_battle_by_battle(members, bases, make_member, tmp_p
         for member, orientation in ((ab, "ab"), (ba, "ba"))
     ]
     assert orders[0] != orders[1] and len(orders[1]) > 10
-    verdicts = Judge([ab, ba]).predict(battles, tokens_per_batch=700)
+    verdicts = Judge([ab, ba], "own").predict(battles, tokens_per_batch=700)
     assert list(verdicts["id"]) == [battle["id"] for battle in battles]
     for row in range(0, len(battles), 7):
         expected = (read(ab, [battles[row]], "ab") + read(ba, [battles[row]], "ba"))[0] / 2
@@ -130,8 +160,8 @@ def test_members_are_read_in_the_precision_they_were_trained_in(bases, make_memb
     make_member(tmp_path / "ab", bases["bfloat16"], "ab", dtype="bfloat16")
     battles = sample_battles.select(range(6)).to_list()
     (member,) = load_judge([str(tmp_path / "ab")])
-    verdicts = Judge([member]).predict(battles)
-    assert np.array_equal(verdicts[["p_a", "p_b"]], read(member, battles, "ab"))
+    verdicts = Judge([member], "own").predict(battles)
+    assert np.abs(verdicts[["p_a", "p_b"]] - read(member, battles, "ab")).max(axis=None) <= 1e-12
     facts = json.loads((tmp_path / "ab" / "member.json").read_text())
     (tmp_path / "ab" / "member.json").write_text(json.dumps({**facts, "dtype": "float32"}))
     (plain,) = load_judge([str(tmp_path / "ab")])
@@ -142,7 +172,7 @@ def test_members_are_read_in_the_precision_they_were_trained_in(bases, make_memb
 def test_verdicts_say_which_member_read_what_and_what_was_cut(members, sample_battles):
     battles = [*sample_battles.select(range(3)).to_list(), {**sample_battles[3], "prompt": "long " * 2000}]
     judge = Judge.from_pretrained([members["ab"], members["ba"]], dtype="float32")
-    own = judge.predict(battles)
+    own = judge.predict(battles, readings="own")
     cuts = ["tokens", "cut_prompt", "cut_response_a", "cut_response_b"]
     assert list(own) == ["id", "p_a", "p_b", "winner", "p_a_ab_ab", "p_a_ba_ba", *cuts]
     assert own["tokens"].max() <= 128 and own["cut_prompt"][3] > 1000
@@ -245,7 +275,7 @@ def test_progress_files_keep_probabilities_to_the_last_bit(tmp_path):
 def test_a_judge_needs_members_and_known_readings(members):
     with pytest.raises(ValueError, match="expected at least one member; found none"):
         Judge.from_pretrained([])
-    with pytest.raises(ValueError, match="--readings: expected one of own, both; found 'all'"):
+    with pytest.raises(ValueError, match="--readings: expected one of both, own; found 'all'"):
         Judge.from_pretrained(members["ab"]).predict([], readings="all")
 
 

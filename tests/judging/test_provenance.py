@@ -34,7 +34,7 @@ def test_predictions_carry_their_judge_and_a_report_passes_it_on(members, facts,
     assert set(found.pop("versions")) == {"bothways", "torch", "transformers", "peft"}
     assert found == {
         "members": {name: fingerprint_member(member) for name, member in facts.items()},
-        "passes": ["ab:ab", "ba:ba"],
+        "passes": ["ab:ab", "ab:ba", "ba:ab", "ba:ba"],
         "calibration": None,
         "incomplete": 0,
         "cascade_shares": None,
@@ -80,7 +80,7 @@ def test_the_columns_are_those_that_pandas_writes(verdicts, judge, tmp_path):
             {"members": {"ab": "0" * 16, "ba": "1" * 16}},
             r"results of ab \(.*; found those of ab \(0{16}\), ba",
         ),
-        ({"passes": ["ab:ab"]}, "expected results of the passes ab:ab, ba:ba; found ab:ab"),
+        ({"passes": ["ab:ab"]}, "expected results of the passes ab:ab, ab:ba, ba:ab, ba:ba; found ab:ab"),
         ({"cascade_shares": [1.0]}, "expected results of one judge; found a cascade's"),
         (
             {"calibration": {"method": "temperature"}},
@@ -94,15 +94,15 @@ def test_the_columns_are_those_that_pandas_writes(verdicts, judge, tmp_path):
 )
 def test_each_difference_is_named(change, expected, judge, verdicts, facts):
     found = describe_predictions(judge, verdicts, str(BATTLES))
-    check_provenance("Report r", found, facts, "own", None)
+    check_provenance("Report r", found, facts, "both", None)
     with pytest.raises(ValueError, match=f"^Report r: .*{expected}.*Evaluate what you publish") as error:
-        check_provenance("Report r", found | change, facts, "own", None)
+        check_provenance("Report r", found | change, facts, "both", None)
     assert "\n" not in str(error.value)
 
 
 def test_names_may_differ_where_fingerprints_agree(judge, verdicts, facts):
     """Publishing names members by their orientation."""
     found = describe_predictions(judge, verdicts, str(BATTLES))
-    check_provenance("Report r", found, {"first": facts["ab"], "second": facts["ba"]}, "own", None)
-    with pytest.raises(ValueError, match="the passes first:ab, first:ba, second:ab, second:ba; found ab:ab, ba:ba"):
-        check_provenance("Report r", found, {"first": facts["ab"], "second": facts["ba"]}, "both", None)
+    check_provenance("Report r", found, {"first": facts["ab"], "second": facts["ba"]}, "both", None)
+    with pytest.raises(ValueError, match="the passes first:ab, second:ba; found ab:ab, ab:ba, ba:ab, ba:ba"):
+        check_provenance("Report r", found, {"first": facts["ab"], "second": facts["ba"]}, "own", None)

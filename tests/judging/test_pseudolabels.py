@@ -42,7 +42,7 @@ def test_a_pool_is_labelled_in_parts_without_training_prompts_and_resumes_after_
     call("pseudolabel", *flags, "--output", tmp_path / "whole.parquet", monkeypatch=monkeypatch)
     whole = pd.read_parquet(tmp_path / "whole.parquet")
     assert set(pool["id"]) - set(whole["id"]) >= set(pool["id"][5:9]) and len(whole) >= 60
-    assert set(whole["judge"]) == {"ab+ba"} and set(whole["judge_readings"]) == {"ab:ab+ba:ba"}
+    assert set(whole["judge"]) == {"ab+ba"} and set(whole["judge_readings"]) == {"ab:ab+ab:ba+ba:ab+ba:ba"}
     assert {"judge_revision", "judged_on", "tokens", "cut_prompt", "language"} < set(whole)
 
     reads, real = [], judge.Judge.predict

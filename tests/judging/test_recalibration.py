@@ -53,7 +53,7 @@ def test_a_saved_calibration_is_applied_and_raw_p_a_keeps_the_mean(method, calib
     """raw_p_a equals p_a of the same members without the calibration, and every winner stays."""
     calibrate("--calibrate", method, "--save_calibration", "true")
     facts = read_judge(folder)
-    assert facts.members == ["ab", "ba"] and facts.readings == "own" and facts.calibration["battles"] == 216
+    assert facts.members == ["ab", "ba"] and facts.readings == "both" and facts.calibration["battles"] == 216
     assert facts.calibration["fitted_on"]["name"] == TRAIN.name and str(folder) not in (folder / JUDGE_FILE).read_text()
     found = {}
     for name, judge in {"members": [folder / "ab", folder / "ba"], "judge": [folder]}.items():
@@ -93,19 +93,22 @@ def test_a_report_on_a_calibrated_judge_shows_before_and_after(calibrate, folder
 
 
 def test_a_calibration_applies_to_the_passes_it_was_fitted_on_only(calibrate, folder, caplog):
-    calibrate("--calibrate", "temperature", "--save_calibration", "true")
-    judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select(range(4))
-    assert "raw_p_a" in judge.predict(battles) and "raw_p_a" in judge.predict(battles, readings="own")
-    assert "raw_p_a" not in judge.predict(battles, readings="both")
-    assert "the calibration was fitted on --readings own" in caplog.messages[-1]
-    assert describe_judge(judge, None)["judge_calibration"].startswith("temperature@")
-    assert describe_judge(judge, "both")["judge_calibration"] == "none"
+    """A judge that was calibrated on its own orders goes on reading these, though both orders are the default."""
+    for fitted, other in (("own", "both"), ("both", "own")):
+        (folder / JUDGE_FILE).unlink(missing_ok=True)
+        calibrate("--calibrate", "temperature", "--save_calibration", "true", "--readings", fitted)
+        judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select(range(4))
+        assert "raw_p_a" in judge.predict(battles) and "raw_p_a" in judge.predict(battles, readings=fitted)
+        assert "raw_p_a" not in judge.predict(battles, readings=other)
+        assert f"the calibration was fitted on --readings {fitted}" in caplog.messages[-1]
+        assert describe_judge(judge, None)["judge_calibration"].startswith("temperature@")
+        assert describe_judge(judge, other)["judge_calibration"] == "none"
     assert describe_judge(judge, None, calibrated=False)["judge_calibration"] == "none"
 
 
 def test_a_calibrated_judge_of_both_orders_still_mirrors(calibrate, folder):
     """Law 2: p(A, B) = 1 - p(B, A)."""
-    calibrate("--calibrate", "isotonic", "--save_calibration", "true", "--readings", "both")
+    calibrate("--calibrate", "isotonic", "--save_calibration", "true")
     judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select(range(6))
     first, second = judge.predict(battles), judge.predict(swap_responses(battles))
     assert "raw_p_a" in first and np.abs(first["p_a"] + second["p_a"] - 1).max() < 1e-5
@@ -113,7 +116,7 @@ def test_a_calibrated_judge_of_both_orders_still_mirrors(calibrate, folder):
 
 def test_the_app_gives_the_calibrated_answer(calibrate, folder):
     """A single battle and a file give the numbers of `Judge.predict`, not the raw mean."""
-    calibrate("--calibrate", "temperature", "--save_calibration", "true", "--readings", "both")
+    calibrate("--calibrate", "temperature", "--save_calibration", "true")
     judge, battles = Judge.from_pretrained(folder, dtype="float32"), load_battles(TEST).select([0])
     served = ServedJudge(judge, RequestLimits(max_characters=10_000, max_battles=10, max_bytes=1_000_000))
     expected = judge.predict(battles).iloc[0]
@@ -161,7 +164,7 @@ def test_a_judge_is_not_calibrated_on_its_training_file_or_on_scored_prompts(fol
 def test_publishing_keeps_a_calibration_only_with_the_readings_it_was_fitted_on(calibrate, folder):
     calibrate("--calibrate", "temperature", "--save_calibration", "true")
     stored = read_judge(folder).calibration
-    for readings, expected in ((None, stored), ("own", stored), ("both", None)):
+    for readings, expected in ((None, stored), ("both", stored), ("own", None)):
         with stage_contents(collect_judge([folder], readings), "user/judge", ("user/base", "0" * 40)) as stage:
             assert read_judge(stage).calibration == expected
             assert list(stage.glob(".judge*")) == []
@@ -205,7 +208,10 @@ def test_a_calibration_is_saved_only_if_it_was_fitted_on_the_judge_s_own_passes(
     (folder / JUDGE_FILE).unlink()
     alone = ["--judge", folder / "ab", "--save_calibration", "true"]
     said = fail("evaluate", *alone, *required, monkeypatch=monkeypatch, caplog=caplog)
-    assert "expected the passes of --judge (p_a_ab_ab); found p_a_ab_ab, p_a_ba_ba" in said
+    assert (
+        "expected the passes of --judge (p_a_ab_ab, p_a_ab_ba); found p_a_ab_ab, p_a_ab_ba, p_a_ba_ab, p_a_ba_ba"
+        in said
+    )
 
 
 def test_a_judge_is_not_scored_on_the_battles_it_was_calibrated_on(calibrate, folder, monkeypatch, caplog):
@@ -217,11 +223,11 @@ def test_a_judge_is_not_scored_on_the_battles_it_was_calibrated_on(calibrate, fo
 
 
 def test_saving_a_calibration_does_not_change_the_readings_in_judge_json(calibrate, folder, monkeypatch, caplog):
-    write_judge(folder, JudgeFacts(["ab", "ba"], "both"))
+    write_judge(folder, JudgeFacts(["ab", "ba"], "own"))
     flags = ["--judge", folder / "ab", folder / "ba", "--battles", TEST, "--calibrate_battles", TRAIN]
     flags += ["--calibrate", "temperature", "--save_calibration", "true", "--output_dir", folder.parent / "out"]
     said = fail("evaluate", *flags, monkeypatch=monkeypatch, caplog=caplog)
-    assert "expected --readings both" in said and read_judge(folder) == JudgeFacts(["ab", "ba"], "both")
+    assert "expected --readings own" in said and read_judge(folder) == JudgeFacts(["ab", "ba"], "own")
 
 
 @pytest.mark.parametrize("change", [{"temperature": "x"}, {"points": 5}, {"battles": None}, {"slope": 1}])

@@ -51,7 +51,7 @@ def test_the_swap_law_holds_at_every_share(judge, sample_battles):
 
 def test_with_one_order_per_member_the_second_member_reads_the_uncertain_battles(judge, sample_battles):
     """The first member reads all of them."""
-    found = judge.predict(sample_battles, second_reading=0.25)
+    found = judge.predict(sample_battles, readings="own", second_reading=0.25)
     assert found["p_a_ab_ab"].notna().all() and found["p_a_ba_ba"].notna().sum() == 18
 
 
@@ -120,7 +120,7 @@ def test_a_machine_that_slows_down_half_way_still_gives_every_verdict_in_time(ju
 def test_battles_that_could_not_be_read_get_even_odds_and_are_counted(judge, sample_battles, full, monkeypatch, caplog):
     unit = full["tokens"].sum() * 0.01
     SlowingClock(monkeypatch, 0.01)
-    found = judge.predict(sample_battles, time_budget=TimeBudget(1000 + 0.5 * unit))
+    found = judge.predict(sample_battles, readings="own", time_budget=TimeBudget(1000 + 0.5 * unit))
     unread = count_passes(found) == 0
     assert 0.4 < unread.mean() < 0.7 and (found["p_a"][unread] == 0.5).all()
     assert found["winner"].isin(["model_a", "model_b"]).all()
@@ -135,7 +135,7 @@ def test_a_cascade_shares_its_time(members, sample_battles, full, monkeypatch):
     ]
     unit = full["tokens"].sum() * 0.01
     clock = SlowingClock(monkeypatch, 0.01)
-    found = Cascade(judges, [0.5]).predict(sample_battles, time_budget=TimeBudget(1000 + 1.6 * unit))
+    found = Cascade(judges, [0.5]).predict(sample_battles, readings="own", time_budget=TimeBudget(1000 + 1.6 * unit))
     assert clock.now <= 1000 + 1.6 * unit + 128 * 0.01
     made = found.filter(like="p_a_").notna().sum()
     assert made["p_a_ab_ab"] == 72 and 10 < made["p_a_ba_ba"] < 30 and 10 < made["p_a_ba-2_ba"] <= 36

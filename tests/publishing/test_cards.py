@@ -257,6 +257,8 @@ def test_the_card_says_how_members_are_combined(make_member, orientation, said):
     card = build_member_card(make_member(facts={**FACTS, "orientation": orientation}), "me/judge-one")
     use = card.split("## Use")[1].split("## Limitations")[0]
     assert said in use and ("_MEMBER" in use) == (orientation != "both")
+    assert "in both orders and averages them" in use and ("`--readings own`" in use) == (orientation != "both")
+    assert ("the results above are of that order alone" in use) == (orientation != "both")
     assert "--judge me/judge-one --output_dir" in use and 'from_pretrained(["me/judge-one"])' in use
 
 

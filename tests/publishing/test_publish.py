@@ -166,7 +166,7 @@ def test_another_member_replaces_the_first_and_keeps_the_users_own_files(hub, pu
 
 def test_a_judge_has_its_members_in_folders_and_a_removed_member_is_deleted(hub, publish, members):
     flags = ["--repo", REPO, "--base_repo", BASE_REPO]
-    publish("--judge", *members.values(), *flags, "--readings", "both")
+    publish("--judge", *members.values(), *flags)
     files = hub.files(REPO)
     assert json.loads(files["judge.json"]) == {"format": 1, "members": ["ab", "ba"], "readings": "both"}
     assert {name for name in files if "/" not in name} == {"judge.json", "README.md"}
@@ -233,10 +233,10 @@ def test_another_judges_report_is_not_published(hub, publish, refuse, members, e
         *judge, *destination, "--report", report, "--dry_run", "true"
     )
 
-    report = evaluate("--judge", members["ab"], "--readings", "both")
+    report = evaluate("--judge", members["ab"], "--readings", "own")
     said = refuse(*member, *destination, "--report", report)
-    assert "expected results of the passes ab:ab; found ab:ab, ab:ba" in said and way_out in said
-    publish("--judge", members["ab"], "--readings", "both", *destination, "--report", report)
+    assert "expected results of the passes ab:ab, ab:ba; found ab:ab" in said and way_out in said
+    publish("--judge", members["ab"], "--readings", "own", *destination, "--report", report)
 
     verdicts = pd.DataFrame({"id": sample_battles["id"][:], "p_a": np.random.default_rng(0).random(72)})
     verdicts.to_parquet(tmp_path / "random.parquet")
@@ -259,10 +259,10 @@ def test_a_report_on_less_or_more_than_the_judges_verdicts_is_refused(
 ):
     """The predictions file says how they were made, and evaluate.py passes it on."""
     flags = [str(flag).format(**members) for flag in flags]
-    common = ["--battles", BATTLES, "--judge", members["ab"], "--readings", "both", "--output_dir", tmp_path / "p"]
+    common = ["--battles", BATTLES, "--judge", members["ab"], "--output_dir", tmp_path / "p"]
     call("predict", *common, *flags, monkeypatch=monkeypatch)
     report = evaluate("--predictions", tmp_path / "p" / "predictions.parquet")
-    publication = ["--judge", members["ab"], "--readings", "both", "--repo", REPO, "--base_repo", BASE_REPO]
+    publication = ["--judge", members["ab"], "--repo", REPO, "--base_repo", BASE_REPO]
     assert re.search(expected, refuse(*publication, "--report", report))
 
 
@@ -275,8 +275,8 @@ def test_a_downloaded_judge_keeps_no_evaluation_of_other_passes(hub, publish, re
         (tmp_path / "judge" / name).write_bytes(content)
     publish("--judge", tmp_path / "judge", "--repo", f"{USER}/copy")
     assert hub.files(f"{USER}/copy")["evaluation.json"] == (report / "report.json").read_bytes()
-    said = refuse("--judge", tmp_path / "judge", "--repo", f"{USER}/both", "--readings", "both")
-    assert "evaluation.json: expected results of the passes ab:ab, ab:ba, ba:ab, ba:ba; found ab:ab, ba:ba" in said
+    said = refuse("--judge", tmp_path / "judge", "--repo", f"{USER}/own", "--readings", "own")
+    assert "evaluation.json: expected results of the passes ab:ab, ba:ba; found ab:ab, ab:ba, ba:ab, ba:ba" in said
 
 
 def test_members_of_one_orientation_are_named_as_their_folders(hub, publish, member):

@@ -62,6 +62,28 @@ def test_a_verdict_equals_the_prediction(served, known, sample_battles):
     assert 0 < flips < 12  # both kinds occurred
 
 
+def test_the_page_python_and_the_script_agree(served, members, sample_battles, tmp_path, monkeypatch):
+    """To 1e-6, without any flag. Read among other battles, a battle may differ by a rounding of its pack, 1e-5."""
+    battles = sample_battles.select(range(6))
+    flags = ["--judge", *members.values(), "--dtype", "float32", "--output_dir"]
+    for number, battle in enumerate(battles):
+        page, python = ask(served, battle)["p_a"], served.judge.predict([battle])["p_a"][0]
+        battles.select([number]).to_json(file := tmp_path / "one.jsonl", force_ascii=False)
+        call("predict", "--battles", file, *flags, tmp_path / "one", monkeypatch=monkeypatch)
+        script = pd.read_parquet(tmp_path / "one" / "predictions.parquet")["p_a"][0]
+        assert (page, script) == (pytest.approx(python, abs=1e-6),) * 2
+    together = served.judge.predict(battles)["p_a"]
+    assert list(together) == pytest.approx([ask(served, battle)["p_a"] for battle in battles], abs=1e-5)
+
+
+def test_a_judge_that_reads_its_own_orders_is_served_with_a_warning(judge, caplog):
+    """The page always shows both orders, so it must say that predict.py would answer otherwise."""
+    ServedJudge(judge, LIMITS)
+    assert not caplog.messages
+    ServedJudge(Judge(judge.members, "own"), LIMITS)
+    assert "The page reads both orders, whereas this judge's judge.json says --readings own" in caplog.messages[-1]
+
+
 def test_swapped_answers_give_the_mirrored_verdict(served):
     """Law 2: with both orders read, p(a, b) = 1 - p(b, a)."""
     swapped = {"prompt": TEXT["prompt"], "response_a": TEXT["response_b"], "response_b": TEXT["response_a"]}

@@ -2,6 +2,7 @@
 
 python scripts/predict.py                                           # configs/demo/predict.yaml
 python scripts/predict.py --battles test.parquet --judge outputs/demo/ab outputs/demo/ba --output_dir outputs/p
+python scripts/predict.py --battles test.parquet --blend p/predictions.parquet=2 q/predictions.parquet --output_dir r
 accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 2 scripts/predict.py --readings own
 """
 
@@ -14,10 +15,15 @@ import logging
 import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modeling.runtime.startup import run_script
 from modeling.settings.arguments import PredictArguments
 from modeling.settings.parsing import parse_arguments
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pandas import DataFrame
 
 logger = logging.getLogger("bothways.predict")
 
@@ -25,45 +31,54 @@ PROGRESS = ".bothways-progress"
 
 
 def main() -> None:
-    start = time.monotonic()
     (arguments,) = parse_arguments(PredictArguments, verb="predict")
     # Imported here because torch and transformers take seconds; a mistake on the command line is reported before that.
     from accelerate import PartialState
 
-    from modeling.data.battles import hide_prompts, load_battles
-    from modeling.judging.cascade import load_judges
-    from modeling.judging.predictions import format_accuracy, write_verdicts
-    from modeling.judging.provenance import describe_predictions
-    from modeling.judging.time_budget import TimeBudget
+    from modeling.data.battles import load_battles
+    from modeling.judging.blend import blend_predictions
+    from modeling.judging.predictions import build_submission, format_accuracy, write_verdicts
 
     state = PartialState(cpu=arguments.use_cpu)
     battles = load_battles(arguments.battles, **arguments.row_policy)
+    output = Path(arguments.output_dir)
+    if arguments.blend:
+        verdicts, provenance = blend_predictions(arguments.blend_weights, battles, arguments.battles)
+    else:
+        verdicts, provenance = read_battles(arguments, battles, output / PROGRESS)
+    if state.is_main_process:
+        submission = build_submission(verdicts, arguments.submission, arguments.tie_share)
+        paths = write_verdicts(output, verdicts, provenance, submission)
+        shutil.rmtree(output / PROGRESS, ignore_errors=True)
+        logger.info(f"Written: {', '.join(str(path) for path in paths)}")
+        if "label" in battles.column_names and len(battles):
+            print(format_accuracy(verdicts, battles))
+
+
+def read_battles(arguments: PredictArguments, battles: "Dataset", progress: Path) -> "tuple[DataFrame, dict]":
+    """Lets the judge, or the cascade, read the battles; returns the verdicts and where they come from."""
+    from modeling.data.battles import hide_prompts
+    from modeling.judging.cascade import load_judges
+    from modeling.judging.provenance import describe_predictions
+    from modeling.judging.time_budget import TimeBudget, find_start
+
     if arguments.hide_prompts:
         battles = hide_prompts(battles)
     judge = load_judges(arguments.judge, arguments.cascade, arguments.cascade_shares, **arguments.loading)
-    output = Path(arguments.output_dir)
     options = {
         "readings": arguments.readings,
         "calibrated": arguments.calibrated,
         "second_reading": arguments.second_reading,
         "tokens_per_batch": arguments.tokens_per_batch,
-        "progress_dir": output / PROGRESS,
+        "progress_dir": progress,
     }
     if arguments.time_budget:
-        options["time_budget"] = TimeBudget.from_duration(arguments.time_budget, start)
+        options["time_budget"] = TimeBudget.from_duration(arguments.time_budget, find_start())
     loaded = time.monotonic()
     verdicts = (judge.predict_folds if arguments.folds else judge.predict)(battles, **options)
-    seconds = time.monotonic() - loaded
-    if state.is_main_process:
-        logger.info(f"{len(verdicts)} battles in {seconds:.1f} s")
-        provenance = describe_predictions(
-            judge, verdicts, arguments.battles, arguments.readings, hide_prompts=arguments.hide_prompts
-        )
-        paths = write_verdicts(output, verdicts, provenance)
-        shutil.rmtree(output / PROGRESS, ignore_errors=True)
-        if "label" in battles.column_names and len(battles):
-            print(format_accuracy(verdicts, battles))
-        logger.info(f"Written: {', '.join(str(path) for path in paths)}")
+    logger.info(f"{len(verdicts)} battles in {time.monotonic() - loaded:.1f} s")
+    made = {"hide_prompts": arguments.hide_prompts}
+    return verdicts, describe_predictions(judge, verdicts, arguments.battles, arguments.readings, **made)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def format_accuracy(verdicts: pd.DataFrame, battles: Dataset) -> str:
     parts = [("judge", p, everything)]
     if RAW in verdicts:
         parts.append(("judge, not calibrated", _complete(verdicts[RAW]), everything))
-    cut = verdicts[list(CUT_COLUMNS)].to_numpy().any(axis=1)
+    cut = verdicts.reindex(columns=CUT_COLUMNS, fill_value=0).to_numpy().any(axis=1)  # a blend has none of them
     if cut.any() and not cut.all():
         parts += [("judge, cut battles", p, cut), ("judge, whole battles", p, ~cut)]
     for name in list_pass_columns(verdicts):
@@ -163,12 +163,34 @@ def read_provenance(path: str) -> dict | None:
     return stored and json.loads(stored)
 
 
-def write_verdicts(folder: Path, verdicts: pd.DataFrame, provenance: Mapping) -> list[Path]:
-    """Writes predictions.parquet (see `write_predictions`) and submission.csv (id, winner); returns their paths."""
+def build_submission(verdicts: pd.DataFrame, kind: str = "wsdm", tie_share: float = 1 / 3) -> pd.DataFrame:
+    """The columns of a contest's submission, in the verdicts' order.
+
+    Args:
+        verdicts: With id, p_a and winner.
+        kind: "wsdm": id and winner. "lmsys": id, winner_model_a, winner_model_b and winner_tie, which sum to 1.
+        tie_share: winner_tie of every battle. A judge knows no ties: p_a is the share of a among the other outcomes.
+    """
+    if kind == "wsdm":
+        return verdicts[["id", "winner"]]
+    decided = 1 - tie_share
+    p_a = verdicts["p_a"].to_numpy()
+    columns = {"winner_model_a": decided * p_a, "winner_model_b": decided * (1 - p_a), "winner_tie": tie_share}
+    return pd.DataFrame({"id": verdicts["id"], **columns})
+
+
+def write_verdicts(
+    folder: Path, verdicts: pd.DataFrame, provenance: Mapping, submission: pd.DataFrame | None = None
+) -> list[Path]:
+    """Writes predictions.parquet (see `write_predictions`) and submission.csv; returns their paths.
+
+    Args:
+        submission: From `build_submission`; None writes id and winner.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / PREDICTIONS_FILE, folder / "submission.csv"]
     with replace_file(paths[0]) as beside:
         write_predictions(beside, verdicts, provenance)
     with replace_file(paths[1]) as beside:
-        verdicts[["id", "winner"]].to_csv(beside, index=False)
+        (build_submission(verdicts) if submission is None else submission).to_csv(beside, index=False)
     return paths

@@ -3,12 +3,15 @@
 It knows no models and no battles: work is a function over rows, and its cost is a number of tokens.
 """
 
+import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import psutil
 
 from modeling.runtime.distributed import call_on_main
 from modeling.settings.arguments import parse_duration
@@ -17,6 +20,20 @@ FIRST_SLICE = 0.02  # share of all tokens in the first slice, which is run to me
 SLICES = 8  # a later slice takes at most an eighth of the rows left, so that the throughput is measured often
 PLANNED = 0.9  # share of the time left that slices may fill; the rest is for a machine that slows down
 WRITING = 1.0  # least seconds kept for writing the results
+
+
+def find_start() -> float:
+    """When this command started, on the clock of `time.monotonic()`.
+
+    Not when its main function began: importing the libraries takes seconds before that, and on a busy machine many.
+    Of a launch it is when the launcher started.
+    """
+    process = psutil.Process()
+    created = process.create_time()
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by accelerate launch, which is then the parent
+        with contextlib.suppress(psutil.Error):
+            created = process.parents()[0].create_time()
+    return time.monotonic() - max(0.0, time.time() - created)
 
 
 @dataclass
@@ -50,8 +67,8 @@ class TimeBudget:
         spent, kept = time.monotonic() - start, max(WRITING, 0.01 * seconds)
         if spent + kept >= seconds:
             raise ValueError(
-                f"--time_budget {duration}: expected more time than it takes to load battles and judge ({spent:.1f} s) "
-                f"and to write the results ({kept:.1f} s); found {seconds:.1f} s. Give more."
+                f"--time_budget {duration}: expected more time than it takes to load battles and judge ({spent:.1f} s "
+                f"since the process started) and to write the results ({kept:.1f} s); found {seconds:.1f} s. Give more."
             )
         return cls(start + seconds - kept)
 

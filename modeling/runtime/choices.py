@@ -20,4 +20,5 @@ QUANT_TYPES = ("nf4", "fp4")
 PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 MERGES = ("auto", "always", "never")
 STOCK_FORMS = ("merged", "adapter")
+SUBMISSIONS = ("wsdm", "lmsys")  # the columns of submission.csv, as the two contests ask for them
 CALIBRATIONS = ("temperature", "isotonic")

@@ -4,6 +4,7 @@ Combinations of flags are checked here, with messages that name the flags as typ
 read files.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -20,6 +21,7 @@ from modeling.runtime.choices import (
     QUANTIZATIONS,
     READINGS,
     STOCK_FORMS,
+    SUBMISSIONS,
     TIE_POLICIES,
 )
 
@@ -321,9 +323,23 @@ def parse_duration(flag: str, text: str) -> float:
 class PredictArguments(JudgeArguments):
     """Predicts battles with a judge and writes its verdicts."""
 
-    own_data: ClassVar[tuple[str, ...]] = (*JudgeArguments.own_data, "cascade")
+    own_data: ClassVar[tuple[str, ...]] = (*JudgeArguments.own_data, "cascade", "blend")
 
     output_dir: str = option(None, "Folder for predictions.parquet and submission.csv.", group="output")
+    submission: str = option(
+        "wsdm",
+        "Columns of submission.csv. wsdm: id, winner. lmsys: id, winner_model_a, winner_model_b, winner_tie.",
+        choices=SUBMISSIONS,
+    )
+    tie_share: float = option(
+        1 / 3, "With --submission lmsys: winner_tie of every battle. A judge does not predict ties."
+    )
+    blend: list[str] | None = option(
+        None,
+        "Instead of --judge: predictions.parquet files of --battles, each as <file>=<weight> or <file>, whose weighted "
+        "mean is written.",
+        group="data",
+    )
     folds: bool = option(
         False,
         "Out-of-fold prediction: each battle is read only by members that did not train on it. --battles must be "
@@ -346,13 +362,14 @@ class PredictArguments(JudgeArguments):
     cascade_shares: list[float] | None = option(None, "Share of the battles that each judge of --cascade reads.")
     time_budget: str | None = option(
         None,
-        "Time limit from the script's start, such as 4.75h. Passes that do not fit are skipped; a battle without any "
-        "pass gets even odds.",
+        "Time limit from the start of the process, such as 4.75h. Passes that do not fit are skipped; a battle without "
+        "any pass gets even odds.",
     )
 
     def __post_init__(self):
         super().__post_init__()
-        require(self, "battles", "judge", "output_dir")
+        require(self, "battles", *([] if self.blend else ["judge"]), "output_dir")
+        self._check_output()
         if bool(self.cascade) != bool(self.cascade_shares):
             raise ValueError("--cascade and --cascade_shares: expected both or neither; found one. Give both.")
         if self.folds and self.hide_prompts:
@@ -361,6 +378,40 @@ class PredictArguments(JudgeArguments):
             raise ValueError("--folds: expected without --cascade and --time_budget; found one of them. Leave it out.")
         if self.time_budget:
             parse_duration("--time_budget", self.time_budget)
+
+    @property
+    def blend_weights(self) -> dict[str, float]:
+        """The weight of each file of --blend.
+
+        Raises:
+            ValueError: If a weight is not a number above 0, or a file is named twice.
+        """
+        weights: dict[str, float] = {}
+        for word in self.blend or ():
+            # Only the last "=" separates: a folder's name may hold others. Without one the weight is 1.
+            path, _, weight = word.rpartition("=") if "=" in word else (word, "", "1")
+            try:
+                number = float(weight)
+            except ValueError:
+                number = math.nan
+            if not path or path in weights or not 0 < number < math.inf:
+                raise ValueError(
+                    f"--blend {' '.join(self.blend)}: expected <file>=<weight>, each file once and each weight above "
+                    f"0; found {word!r}."
+                )
+            weights[path] = number
+        return weights
+
+    def _check_output(self) -> None:
+        """Checks --submission, --tie_share and --blend."""
+        if not 0 <= self.tie_share < 1:
+            raise ValueError(f"--tie_share {self.tie_share}: expected a share from 0 to below 1.")
+        if not self.blend:
+            return
+        names = ("judge", "cascade", "folds", "hide_prompts", "time_budget", "readings")
+        if found := [f"--{name}" for name in names if vars(self)[name]]:
+            raise ValueError(f"--blend: expected no {', '.join(found)}, as no judge reads; leave it out.")
+        _ = self.blend_weights  # raises if one is malformed
 
 
 @dataclass

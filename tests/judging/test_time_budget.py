@@ -1,11 +1,14 @@
 """Time budgets without a model: durations, throughput, slices, and what is kept for the work that follows."""
 
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
-from modeling.judging.time_budget import TimeBudget
+from modeling.judging.time_budget import TimeBudget, find_start
 from modeling.settings.arguments import parse_duration
 
 
@@ -18,6 +21,24 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(time, "monotonic", lambda: Clock.now)
     return Clock
+
+
+def test_the_budget_counts_from_the_start_of_the_process_or_its_launcher():
+    """A process that sleeps before it asks has used that time, and one of a launch what its launcher slept before."""
+    ask = "from modeling.judging.time_budget import find_start; import time; print(time.monotonic() - find_start())"
+    environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_MIXED_PRECISION"}
+    start = time.monotonic()
+    found = subprocess.check_output([sys.executable, "-c", f"import time; time.sleep(1); {ask}"], env=environment)
+    assert 1 <= float(found) <= time.monotonic() - start + 0.1
+    launcher = (
+        f"import subprocess, sys, time; time.sleep(2); subprocess.run([sys.executable, '-c', {ask!r}], check=True)"
+    )
+    start = time.monotonic()
+    found = subprocess.check_output(
+        [sys.executable, "-c", launcher], env={**environment, "ACCELERATE_MIXED_PRECISION": "no"}
+    )
+    assert 2 <= float(found) <= time.monotonic() - start + 0.1
+    assert find_start() < time.monotonic() - 0.1
 
 
 def test_the_throughput_is_the_lower_of_the_mean_and_the_latest():
@@ -74,7 +95,7 @@ def test_a_budget_starts_with_the_command_and_keeps_time_for_writing(duration, d
 
 def test_a_budget_that_loading_has_used_up_is_refused(clock):
     clock.now += 59.5
-    with pytest.raises(ValueError, match=r"--time_budget 1m: expected more time .* \(59.5 s\) .* found 60.0 s"):
+    with pytest.raises(ValueError, match=r"--time_budget 1m: expected more time .* \(59.5 s since .*\) .* found 60.0 s"):
         TimeBudget.from_duration("1m", 1000)
 
 

@@ -74,7 +74,7 @@ def main() -> None:
         contents = collect_judge([Path(folder) for folder in arguments.judge], arguments.readings)
     else:
         contents = collect_member(Path(arguments.output_dir if arguments.merged else arguments.member))
-    contents = replace(contents, report=Path(arguments.report) if arguments.report else None)
+    contents = replace(contents, report=Path(arguments.report) if arguments.report else None, licence=arguments.license)
     if arguments.dry_run:
         return print(f"Would be uploaded:\n{describe_publication(contents, destination)}")
     for pushed in publish(contents, destination):

@@ -68,6 +68,16 @@ def find_licence(names: Iterable[str]) -> Licence | None:
     return next((known for known in LICENCES for name in names if re.search(known.pattern, name, re.IGNORECASE)), None)
 
 
+def check_licence(chosen: str | None, licences: Iterable[Licence | None]) -> None:
+    """Raises a ValueError if a publisher chose another licence than one that a base imposes."""
+    for licence in licences:
+        if chosen and licence and licence.hub_name not in (None, chosen):
+            raise ValueError(
+                f"--license {chosen}: expected {licence.hub_name}, because the {licence.name} bind what comes from the "
+                "base; found another. Leave it out."
+            )
+
+
 # --- metadata ---------------------------------------------------------------------------------------------------------
 
 
@@ -79,6 +89,7 @@ def build_metadata(
     has_adapter: bool,
     train_data: Sequence[dict],
     report: dict | None,
+    chosen: str | None = None,
 ) -> ModelCardData:
     """Returns the metadata of a member or judge, from facts that the Hub can look up; local files are left out.
 
@@ -89,6 +100,7 @@ def build_metadata(
         has_adapter: Whether any member is an adapter rather than merged weights.
         train_data: `describe_source` of each training source.
         report: evaluation.json, if there is one.
+        chosen: Licence that the publisher chose, by the Hub's name.
     """
     codes = {CODES.get(name, name) for name in count_languages(train_data)}
     found = list(dict.fromkeys(base for base in bases if base))
@@ -98,7 +110,7 @@ def build_metadata(
     return ModelCardData(
         language=sorted(codes & set(CODES.values())) or None,
         # Under a permissive licence the adapter's author chooses one for the adapter; which, we cannot know.
-        license=(binding if len(binding) > 1 else binding[0]) if binding else None,
+        license=(binding if len(binding) > 1 else binding[0]) if binding else chosen,
         # Not "peft": the Hub would show code that puts a random head on the adapter.
         library_name="bothways",
         pipeline_tag="text-classification",
@@ -144,7 +156,7 @@ def build_base_metadata(origin: str, quantised: bool, licence: Licence | None) -
     """Returns the metadata of a base that was made from `origin`, a Hub id with its commit or any other name."""
     on_hub = ORIGIN_ON_HUB.fullmatch(origin)
     return ModelCardData(
-        license=licence and licence.hub_name,
+        license=licence and (licence.hub_name or licence.name.lower()),  # the Hub writes "MIT" as mit
         library_name="bothways",
         base_model=on_hub and on_hub["id"],
         base_model_relation="quantized" if on_hub and quantised else None,

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from modeling.data.battles import TRAINED_ORIENTATIONS
 from modeling.judging.loading import find_judge
 from modeling.judging.member import ADAPTER_FILES, JUDGE_FILE, MEMBER_FILE, MERGED_FILE, read_json
-from modeling.publishing.card_metadata import Licence, build_base_metadata, build_metadata, find_licence
+from modeling.publishing.card_metadata import Licence, build_base_metadata, build_metadata, check_licence, find_licence
 from modeling.publishing.limitations import count_languages, describe_cuts, describe_languages, describe_limitations
 from modeling.publishing.markdown import fence, flatten_settings, remove_secrets, render
 from modeling.runtime.files import write_json
@@ -123,27 +123,28 @@ def write_card(folder: Path, report: dict | None = None) -> None:
     (folder / CARD_FILE).write_text(build_member_card(folder), encoding="utf-8")
 
 
-def build_member_card(folder: Path, repo: str | None = None) -> str:
+def build_member_card(folder: Path, repo: str | None = None, licence: str | None = None) -> str:
     """Returns the README.md of a member: metadata block and Markdown.
 
     Args:
         folder: A member, with evaluation.json and figures/ if it was evaluated.
         repo: Hub id of the repository; without one the card's commands name a folder.
+        licence: The Hub's name of the licence that the publisher chose.
 
     Raises:
         FileNotFoundError: If there is no member.json.
-        ValueError: If a file has another format, or `repo` is not a valid id.
+        ValueError: If a file has another format, `repo` is not a valid id, or a base's terms leave no choice.
     """
     member = read_card_member(folder)
-    return _render_card(folder, repo, [member], member.report, judge=None)
+    return _render_card(folder, repo, [member], member.report, judge=None, licence=licence)
 
 
-def build_judge_card(folder: Path, repo: str | None = None) -> str:
+def build_judge_card(folder: Path, repo: str | None = None, licence: str | None = None) -> str:
     """Returns the README.md of a judge and all its members. Args and errors as for `build_member_card`."""
     judge = read_json(folder / JUDGE_FILE, "Card")
     members = [read_card_member(path, name) for name, path in find_judge([str(folder)])[0]]
     report = read_json(folder / EVALUATION_FILE, "Card") if (folder / EVALUATION_FILE).is_file() else None
-    return _render_card(folder, repo, members, report, judge)
+    return _render_card(folder, repo, members, report, judge, licence)
 
 
 def build_base_card(folder: Path, repo: str) -> str:
@@ -162,9 +163,15 @@ def build_base_card(folder: Path, repo: str) -> str:
 
 
 def _render_card(
-    folder: Path, repo: str | None, members: list[CardMember], report: dict | None, judge: dict | None
+    folder: Path,
+    repo: str | None,
+    members: list[CardMember],
+    report: dict | None,
+    judge: dict | None,
+    licence: str | None,
 ) -> str:
     """Fills the template of a member's or judge's card."""
+    check_licence(licence, [member.licence for member in members])
     if repo is not None:
         validate_repo_id(repo)
     kind = "judge" if judge else "member"
@@ -178,12 +185,14 @@ def _render_card(
                     title,
                     bases=[member.hub_base for member in members],
                     licences=[member.licence for member in members],
+                    chosen=licence,
                     has_adapter=not all(member.merged for member in members),
                     train_data=train_data,
                     report=report,
                 ).to_yaml()
             ),
             kind=kind,
+            chosen=licence,
             title=title,
             repo=Markup(repo or f"path/to/this/{kind}"),
             both=bool(judge) and judge.get("readings") == "both",

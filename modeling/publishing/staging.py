@@ -66,6 +66,7 @@ class RepositoryContents:
         whole: A judge's folder, with evaluation and figures of all members together.
         report: A folder that evaluate.py wrote; it replaces the evaluation of the member or judge.
         calibration: A judge's, as in `JudgeFacts`.
+        licence: The one that the publisher chose, by the Hub's name.
     """
 
     members: dict[str, Path]
@@ -73,6 +74,7 @@ class RepositoryContents:
     whole: Path | None = None
     report: Path | None = None
     calibration: dict | None = None
+    licence: str | None = None
 
     @property
     def kind(self) -> str:
@@ -169,7 +171,7 @@ def stage_contents(contents: RepositoryContents, repo: str, base: tuple[str, str
             _stage_member(folder, stage / name, base)
             if contents.kind == "member":
                 _stage_report(contents, stage)
-            card = build_member_card(stage / name, repo if contents.kind == "member" else None)
+            card = build_member_card(stage / name, repo if contents.kind == "member" else None, contents.licence)
             (stage / name / CARD_FILE).write_text(card, encoding="utf-8")
         if contents.kind == "judge":
             write_judge(stage, JudgeFacts(list(contents.members), contents.readings, contents.calibration))
@@ -179,7 +181,7 @@ def stage_contents(contents: RepositoryContents, repo: str, base: tuple[str, str
                 names = [path.relative_to(contents.whole).as_posix() for path in paths if path.is_file()]
                 _copy(contents.whole, stage, names)
             _stage_report(contents, stage)
-            (stage / CARD_FILE).write_text(build_judge_card(stage, repo), encoding="utf-8")
+            (stage / CARD_FILE).write_text(build_judge_card(stage, repo, contents.licence), encoding="utf-8")
         check_contents(stage, contents.members.values())
         yield stage
 

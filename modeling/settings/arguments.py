@@ -248,6 +248,9 @@ class PublishArguments:
     private: bool = option(True, "Create private repositories. An existing repository must match.")
     revision: str | None = option(None, "Branch of --repo to commit to, created if it does not exist. Default: main.")
     commit_message: str | None = option(None, "Message of the commit in --repo.")
+    license: str | None = option(
+        None, "Licence for the card, as the Hub names it: apache-2.0, mit. Default: the base's, if that binds."
+    )
     readings: str | None = option(
         None,
         "Passes that the judge runs by default: every member in both orders (both, for members), or each in its own.",
@@ -276,11 +279,13 @@ class PublishArguments:
             raise ValueError(f"Expected one of --member, --judge and --base; found {found}. Say what to upload.")
         others = [
             f"--{name}"
-            for name in ("base_repo", "revision", "commit_message", "readings", "report")
+            for name in ("base_repo", "revision", "commit_message", "license", "readings", "report")
             if vars(self)[name]
         ]
         if self.base and others:
             raise ValueError(f"--base: expected only --repo, --private and --dry_run; found {', '.join(others)}.")
+        if self.license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
+            raise ValueError(f"--license {self.license}: expected the Hub's name of a licence, such as apache-2.0.")
         if self.merged and (not self.member or self.dry_run or self.base_repo):
             raise ValueError(
                 "--merged: expected --member, and neither --base_repo (the base is part of the merged weights) nor "

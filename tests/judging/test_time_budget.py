@@ -95,7 +95,9 @@ def test_a_budget_starts_with_the_command_and_keeps_time_for_writing(duration, d
 
 def test_a_budget_that_loading_has_used_up_is_refused(clock):
     clock.now += 59.5
-    with pytest.raises(ValueError, match=r"--time_budget 1m: expected more time .* \(59.5 s since .*\) .* found 60.0 s"):
+    with pytest.raises(
+        ValueError, match=r"--time_budget 1m: expected more time .* \(59.5 s since .*\) .* found 60.0 s"
+    ):
         TimeBudget.from_duration("1m", 1000)
 
 

@@ -319,6 +319,17 @@ def test_the_metadata_block_is_what_the_hub_library_reads_and_writes(make_member
     assert (accuracy.dataset_type, accuracy.dataset_name) == ("unknown", "test.jsonl, 72 battles")
 
 
+def test_the_publishers_licence_is_in_text_and_metadata_unless_the_bases_terms_bind(make_member):
+    free = make_member("free", base="Qwen/Qwen2.5-7B", revision="f00d" * 10)
+    card = build_member_card(free, "me/member", "apache-2.0")
+    assert ModelCard(card).data.license == "apache-2.0" and "- This member: apache-2.0, chosen by" in card
+    assert ModelCard(build_member_card(free, "me/member")).data.license is None
+    bound = make_member("bound", base="me/gemma-2-9b-8bit", revision="f00d" * 10)
+    assert ModelCard(build_member_card(bound, "me/member", "gemma")).data.license == "gemma"
+    with pytest.raises(ValueError, match="--license mit: expected gemma"):
+        build_member_card(bound, "me/member", "mit")
+
+
 def test_what_the_hub_cannot_look_up_is_left_out(make_member):
     """A local base, local sources, languages without a code, a metric that was not measured."""
     facts = change(FACTS)

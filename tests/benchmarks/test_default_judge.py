@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from benchmarks import REPOSITORY
-from benchmarks.default_judge import battles, results
+from benchmarks.default_judge import battles, results, settings
 from modeling.data.battles import DEMO_FOLDER, load_battles
 from modeling.data.counterfactuals import number_units
 from modeling.judging.member import fingerprint_member, read_member
@@ -28,6 +28,18 @@ def test_the_tables_are_those_that_were_measured_with_this_judge(measured):
         shown = results.select_parts(parts)
         assert results.format_parts(shown) in PAGE
         assert results.format_metrics(shown) in PAGE
+
+
+def test_the_table_of_settings_is_made_of_the_recorded_losses():
+    assert settings.format_settings(json.loads(settings.RESULTS.read_text(encoding="utf-8"))) in PAGE
+
+
+def test_losses_are_averaged_over_whole_parts_of_a_run():
+    log = "".join(f"{{'loss': '{value}', 'grad_norm': '1'}} 5%|...\r" for value in range(30))
+    losses = settings.read_losses(log)
+    assert losses == list(range(30))
+    assert settings.average_part(losses, 1, 120) == 2.5 and settings.average_part(losses, 141, 300) == 10.5
+    assert settings.average_part(losses, 561, 700) is None
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,62 @@
+"""Compares settings by the training loss of one pass over the same battles in the same order.
+
+    python -m benchmarks.default_judge.battles --votes battles_train.parquet --exclude battles_test.parquet \\
+        --easy 1000 --hard 1500 --mixed 1500 --by_models 5000 --longest 1800 --validate 252 --output_dir outputs/settings
+    accelerate launch --config_file configs/accelerate/single_gpu.yaml scripts/train.py configs/gemma3-270m/train.yaml \\
+        --train_file outputs/settings/train.parquet --train_sampling_strategy sequential --logging_steps 20 \\
+        --max_length 512 --learning_rate 6e-4 --output_dir outputs/settings/rate 2> rate.log
+    python -m benchmarks.default_judge.settings "rate 6e-4=rate.log" ...
+
+Each battle is read before it is trained on, so the loss is that of new battles, and two runs differ by their settings
+alone. It prints the table of docs/results.md and writes benchmarks/results/default_judge_settings.json.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import REPOSITORY
+
+RESULTS = REPOSITORY / "benchmarks" / "results" / "default_judge_settings.json"
+LOSS = re.compile(r"\{'loss': '([\d.]+)'")
+LOGGING_STEPS = 20
+# First and last step of each part of the curriculum, without the steps that lie in two parts.
+PARTS = {"easy pairs": (1, 120), "hard pairs": (141, 300), "mixture": (321, 560), "mixture, later": (561, 700)}
+
+
+def read_losses(log: str) -> list[float]:
+    """Returns the mean loss of each `LOGGING_STEPS` steps from a training log."""
+    return [float(loss) for loss in LOSS.findall(log)]
+
+
+def average_part(losses: Sequence[float], first: int, last: int) -> float | None:
+    """Returns the mean loss from one step to another, or None if the run ended before."""
+    part = losses[(first - 1) // LOGGING_STEPS : last // LOGGING_STEPS]
+    return sum(part) / len(part) if len(losses) * LOGGING_STEPS >= last else None
+
+
+def format_settings(losses: Mapping[str, Sequence[float]]) -> str:
+    """Returns a Markdown table with a row per run."""
+    names = [f"{name}, steps {first} to {last}" for name, (first, last) in PARTS.items()]
+    lines = [f"| | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for run, values in losses.items():
+        means = [average_part(values, *steps) for steps in PARTS.values()]
+        lines.append(f"| {run} | {' | '.join('' if mean is None else f'{mean:.3f}' for mean in means)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="Each as <name>=<log file>.")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    runs = [run.rpartition("=") for run in arguments.runs]
+    losses = {name: read_losses(Path(log).read_text(encoding="utf-8")) for name, _, log in runs}
+    print(format_settings(losses))
+    arguments.output.write_text(json.dumps(losses, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

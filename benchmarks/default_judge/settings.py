@@ -1,10 +1,11 @@
 """Compares settings by the training loss of one pass over the same battles in the same order.
 
     python -m benchmarks.default_judge.battles --votes battles_train.parquet --exclude battles_test.parquet \\
-        --easy 1000 --hard 1500 --mixed 1500 --by_models 5000 --longest 1800 --validate 252 --output_dir outputs/settings
-    accelerate launch --config_file configs/accelerate/single_gpu.yaml scripts/train.py configs/gemma3-270m/train.yaml \\
-        --train_file outputs/settings/train.parquet --train_sampling_strategy sequential --logging_steps 20 \\
-        --max_length 512 --learning_rate 6e-4 --output_dir outputs/settings/rate 2> rate.log
+        --easy 1000 --hard 1500 --mixed 1500 --by_models 5000 --longest 1800 --validate 252 --output_dir outputs/choice
+    accelerate launch --config_file configs/accelerate/single_gpu.yaml scripts/train.py \\
+        configs/gemma3-270m/train.yaml --train_file outputs/choice/train.parquet \\
+        --train_sampling_strategy sequential --logging_steps 20 --max_length 512 --learning_rate 6e-4 \\
+        --output_dir outputs/choice/rate 2> rate.log
     python -m benchmarks.default_judge.settings "rate 6e-4=rate.log" ...
 
 Each battle is read before it is trained on, so the loss is that of new battles, and two runs differ by their settings

@@ -48,8 +48,8 @@ def measure_training(setting: Setting) -> Part:
     battles = draw_labelled(config.vocab_size, setting)
     base = build_random(config, setting.device, "bfloat16")
     packed = PackedCollator(setting.pick(PART_TOKENS, 256))(battles)["parts"]
-    yield "ours, 8bit", partial(measure_steps, base, "8bit", packed, battles, setting)
     yield "seed, 8bit", partial(measure_steps, base, "8bit", pad_parts(battles), battles, setting, "eager")
+    yield "ours, 8bit", partial(measure_steps, base, "8bit", packed, battles, setting)
     yield "ours, 4bit", partial(measure_steps, base, "4bit", packed, battles, setting)
     yield "ours, bf16", partial(measure_steps, base, "none", packed, battles, setting)
 

@@ -87,7 +87,7 @@ def test_a_judge_s_predictions_are_kept_beside_the_report(members, tmp_path, mon
     call("predict", *flags[:-4], "--output_dir", tmp_path / "p", monkeypatch=monkeypatch)
     assert found.equals(pd.read_parquet(tmp_path / "p" / "predictions.parquet"))
     readings = json.loads((tmp_path / "out" / "report.json").read_text())["readings"]
-    assert [row["name"] for row in readings] == ["ab_ab", "ba_ba"]
+    assert [row["name"] for row in readings] == ["ab_ab", "ab_ba", "ba_ab", "ba_ba"]
 
 
 def test_the_judge_without_prompts_is_a_baseline_read_now_or_before(members, tmp_path, monkeypatch, capsys):

@@ -75,7 +75,8 @@ def test_adapter_and_head_are_saved_whole_under_each_launcher(launcher, launched
     weights = read_run(output)["weights"]
     assert sum(".score." in name for name in weights) == 4 and all(weight.numel() for weight in weights.values())
     battles = load_battles(SAMPLES / "test.jsonl")
-    p = torch.tensor(Judge.from_pretrained(output, dtype="float32").predict(battles)[["p_a", "p_b"]].to_numpy())
+    verdicts = Judge.from_pretrained(output, dtype="float32").predict(battles, readings="own")
+    p = torch.tensor(verdicts[["p_a", "p_b"]].to_numpy())
     log_loss = -(torch.tensor(battles["label"]) * p.log()).sum(dim=1).mean().item()
     assert log_loss == pytest.approx(read_member(output).training["metrics"]["eval_log_loss"], abs=1e-6)
 

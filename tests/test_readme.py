@@ -48,6 +48,7 @@ def test_the_results_are_the_measured_ones():
     arms = study["tables"]["heads and orders"]
     swapped = arms["two members, both orders (four readings)"]["against"]["two members, each its own order"]
     ours = prediction["ways"]["ours"]
+    gpu = json.loads((RESULTS / "gpu.json").read_text())["prediction"]
     parts = json.loads((RESULTS / "default_judge.json").read_text())["parts"]
     demo, votes = parts["demo"], parts["votes"]
     expected = [
@@ -65,6 +66,7 @@ def test_the_results_are_the_measured_ones():
         "{:+.3f} [{:+.3f}, {:+.3f}]".format(*swapped["accuracy"]),
         "{:.2f} ({:.2f} to {:.2f})".format(*ours["tokens_ratio"]),
         f"{ours['answers']['largest_dp']:.3f}",
+        f"{gpu['round 2: ours, bf16, packed_flex']['times_seed']:.2f}",
         f"{training['ways']['ours']['tokens_ratio'][0]:.2f}",
         "3.10 GB",  # of no file: docs/training.md has its command
         "0",
@@ -75,7 +77,7 @@ def test_the_results_are_the_measured_ones():
 
 def test_a_goal_that_was_missed_is_called_so():
     missed = {cells[2].split(",")[0] for cells in list_rows(README, "Results") if "missed" in cells[2]}
-    assert missed == {"0.80", "0.70", "0.62", "0.72", "0.68", "0.03", "1.8", "0.01", "within 25%"}
+    assert missed == {"0.80", "0.70", "0.62", "0.72", "0.68", "0.03", "1.8", "0.01", "4", "within 25%"}
 
 
 def test_memory_is_that_of_the_page_on_training():

@@ -33,7 +33,10 @@ def find_start() -> float:
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by accelerate launch, which is then the parent
         with contextlib.suppress(psutil.Error):
             created = process.parents()[0].create_time()
-    return time.monotonic() - max(0.0, time.time() - created)
+    # Both counted from the boot, where the system has a clock for that: its time of boot is only known to the second.
+    booted = hasattr(time, "CLOCK_BOOTTIME")
+    now = psutil.boot_time() + time.clock_gettime(time.CLOCK_BOOTTIME) if booted else time.time()
+    return time.monotonic() - max(0.0, now - created)
 
 
 @dataclass

@@ -478,7 +478,7 @@ def test_a_bad_row_is_an_error_with_its_id_or_dropped_and_counted(tmp_path, capl
 def test_a_missing_column_is_named_and_an_extra_one_is_carried(tmp_path, row, column):
     kept = {name: value for name, value in row.items() if name != column}
     schema = next(name for name, schema in SCHEMAS.items() if set(schema.signs) <= set(row))
-    with pytest.raises(ValueError, match=f"missing column {column}; found .* columns. Rename them to .* README.md"):
+    with pytest.raises(ValueError, match=f"missing column {column}; found .* columns. Rename them to .* docs/data.md"):
         load_rows(tmp_path, kept, schema=schema)
     assert load_rows(tmp_path, row | {"note": 7})[0]["note"] == 7
 

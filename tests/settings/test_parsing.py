@@ -53,7 +53,7 @@ def test_file_beside_the_script_is_not_read(tmp_path, monkeypatch):
         (PREDICT, "stray", r"Unknown argument 'stray'"),
         (PREDICT + "tokens_per_batch: 1.5", "", r"--tokens_per_batch.*invalid int value: '1.5'"),
         (PREDICT + "use_cpu: maybe", "", r"--use_cpu.*got maybe"),
-        (PREDICT + "readings: twice", "", r"--readings: invalid choice: 'twice' \(choose from 'own', 'both'\)"),
+        (PREDICT + "readings: twice", "", r"--readings: invalid choice: 'twice' \(choose from 'both', 'own'\)"),
         (PREDICT + "judge: []", "", r"--judge: expected at least one argument"),
         ("- battles\n- judge", "", r"recipe\.yaml: expected `key: value` lines; found a list"),
         ("judge: [a", "", r"recipe\.yaml: expected YAML; found"),

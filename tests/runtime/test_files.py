@@ -1,8 +1,10 @@
 """Laws of files.py: results are complete or absent, and never replace what they were made from."""
 
+import errno
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from modeling.runtime.files import check_writable, describe_file, replace_file, replace_folder
 from tests.helpers import write_rows
@@ -119,3 +121,23 @@ def test_a_source_is_named_without_its_folders(tmp_path):
     assert empty["name"] == "empty.csv" and empty["sha256"][:4] == "e3b0" and empty["sha256"][-4:] == "b855"
     assert describe_file(str(tmp_path / "battles")) == {"name": "battles", "sha256": None}
     assert describe_file("owner/name") == {"name": "owner/name", "sha256": None}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_line_that_names_what_was_not_written(error, tmp_path):
+    """safetensors' error, seen on a full disk, is no OSError, and would end a script with a traceback."""
+    for name, replace in (("file.parquet", replace_file), ("folder", lambda path: replace_folder(path, MARK))):
+        with (
+            pytest.raises(OSError, match=rf"expected room on the disk to write it; found it full .*{name}"),
+            replace(tmp_path / name),
+        ):
+            raise error
+    with pytest.raises(OSError, match="of another kind"), replace_file(tmp_path / "file"):
+        raise OSError("of another kind")
+    assert list(tmp_path.iterdir()) == []

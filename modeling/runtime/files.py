@@ -1,6 +1,5 @@
 """Writes results that are complete or absent, and describes files. It must not know battles."""
 
-import errno
 import hashlib
 import json
 import shutil
@@ -107,10 +106,8 @@ def _explain_full_disk(target: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(target.parent).free / 1e9
         raise OSError(
-            errno.ENOSPC,
-            f"expected room on the disk to write it; found it full ({free:.1f} GB are free now). Nothing was written: "
-            "make room, or name another folder",
-            str(target),
+            f"{target}: expected room on the disk to write it; found it full ({free:.1f} GB are free now). Nothing was "
+            "written: make room, or name another folder."
         ) from error
 
 

@@ -37,19 +37,22 @@ def main() -> None:
 
     from modeling.data.battles import load_battles
     from modeling.judging.blend import blend_predictions
-    from modeling.judging.predictions import build_submission, format_accuracy, write_verdicts
+    from modeling.judging.predictions import PREDICTIONS_FILE, build_submission, format_accuracy, write_verdicts
+    from modeling.runtime.files import check_writable
 
     state = PartialState(cpu=arguments.use_cpu)
     battles = load_battles(arguments.battles, **arguments.row_policy)
     output = Path(arguments.output_dir)
     if arguments.blend:
+        check_writable("--output_dir", output / PREDICTIONS_FILE, {"--blend": list(arguments.blend_weights)})
         verdicts, provenance = blend_predictions(arguments.blend_weights, battles, arguments.battles)
     else:
         verdicts, provenance = read_battles(arguments, battles, output / PROGRESS)
     if state.is_main_process:
         submission = build_submission(verdicts, arguments.submission, arguments.tie_share)
         paths = write_verdicts(output, verdicts, provenance, submission)
-        shutil.rmtree(output / PROGRESS, ignore_errors=True)
+        if not arguments.blend:  # then it is that of an interrupted prediction
+            shutil.rmtree(output / PROGRESS, ignore_errors=True)
         logger.info(f"Written: {', '.join(str(path) for path in paths)}")
         if "label" in battles.column_names and len(battles):
             print(format_accuracy(verdicts, battles))

@@ -21,15 +21,18 @@ from pathlib import Path
 from benchmarks import REPOSITORY
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "default_judge_settings.json"
-LOSS = re.compile(r"\{'loss': '([\d.]+)'")
+LOSS = re.compile(r"\{'loss': '([^']+)'")
 LOGGING_STEPS = 20
 # First and last step of each part of the curriculum, without the steps that lie in two parts.
 PARTS = {"easy pairs": (1, 120), "hard pairs": (141, 300), "mixture": (321, 560), "mixture, later": (561, 700)}
 
 
 def read_losses(log: str) -> list[float]:
-    """Returns the mean loss of each `LOGGING_STEPS` steps from a training log."""
-    return [float(loss) for loss in LOSS.findall(log)]
+    """Returns the mean loss of each `LOGGING_STEPS` steps from a training log; a ValueError if there is none."""
+    losses = [float(loss) for loss in LOSS.findall(log)]
+    if not losses:
+        raise ValueError("Log: expected losses, as in {'loss': '0.5'}; found none. Give what train.py wrote to stderr.")
+    return losses
 
 
 def average_part(losses: Sequence[float], first: int, last: int) -> float | None:
@@ -53,6 +56,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="Each as <name>=<log file>.")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    if unnamed := [run for run in arguments.runs if "=" not in run]:
+        parser.error(f"expected <name>=<log file>; found {', '.join(unnamed)}.")
     runs = [run.rpartition("=") for run in arguments.runs]
     losses = {name: read_losses(Path(log).read_text(encoding="utf-8")) for name, _, log in runs}
     print(format_settings(losses))

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from accelerate.logging import get_logger
 from datasets import Dataset
 
 from modeling.data.battles import name_winners
@@ -16,6 +17,8 @@ from modeling.evaluation.report import align_verdicts
 from modeling.judging.predictions import read_provenance
 from modeling.runtime.files import describe_file
 from modeling.runtime.paths import check_predictions
+
+logger = get_logger(__name__)
 
 
 def blend_predictions(weights: Mapping[str, float], battles: Dataset, source: str) -> tuple[pd.DataFrame, dict]:
@@ -46,6 +49,11 @@ def blend_predictions(weights: Mapping[str, float], battles: Dataset, source: st
         raise ValueError(
             f"--blend: expected predictions of one file of battles; found {' and '.join(made_from.values())}, which "
             "record different files. Predict all of them from the same --battles."
+        )
+    if made_from and describe_file(source)["sha256"] not in made_from:
+        logger.warning(
+            f"--blend {next(iter(made_from.values()))} was predicted from another file than {source}: that is right "
+            "only if this one holds the same answers in the same places, for example with labels added"
         )
     p_a = mean.round(12)  # as a judge's mean; see average_passes
     verdicts = pd.DataFrame({"id": battles["id"][:], "p_a": p_a, "p_b": 1 - p_a, "winner": name_winners(p_a)})

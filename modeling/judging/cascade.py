@@ -74,7 +74,9 @@ class Cascade:
                 logger.warning(f"Time budget: no time for {self._name(index)}")
                 break
             uncertain = sort_by_uncertainty(verdicts["p_a"].to_numpy())
-            chosen = np.sort(uncertain[: round(share * len(rows))])
+            # Two equal answers have even odds, and no judge can do better.
+            open_rows = [row for row in uncertain if rows[row]["response_a"] != rows[row]["response_b"]]
+            chosen = np.sort(np.array(open_rows[: round(share * len(rows))], dtype=int))
             found = self._predict(index, [rows[row] for row in chosen], time_budget, progress_dir, options)
             # Within a time budget some of them may have no pass; their even odds must not replace a verdict.
             read = found[list_pass_columns(found)].notna().any(axis=1).to_numpy()

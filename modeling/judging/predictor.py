@@ -27,7 +27,7 @@ from modeling.data.battles import orient_label
 from modeling.encoding.packing import PackedSequence, count_added_tokens, pack_sequences
 
 # Smallest and largest token budget of a pack, by kind of device. On a CPU each core runs its own pack, and smaller
-# packs keep every core busy until the end. The GPU's budget is a guess: it has not been measured.
+# packs keep every core busy until the end. The GPU's was used on an H200; others were not compared.
 TOKENS_PER_BATCH = {"cpu": (1024, 4096), "cuda": (16384, 16384)}
 MIN_PACKS = 12  # aim for this many packs, within the bounds above
 

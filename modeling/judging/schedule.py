@@ -108,9 +108,10 @@ class PassSchedule:
         return first
 
     def rank_by_uncertainty(self) -> np.ndarray:
-        """Rows with at least one pass, the most uncertain first."""
+        """Rows with some of their passes, the most uncertain first."""
         order = sort_by_uncertainty(average_passes(self.p)[:, 0])
-        return order[~np.isnan(self.p[:, order, 0]).all(axis=0)]
+        missing = np.isnan(self.p[:, order, 0])
+        return order[missing.any(axis=0) & ~missing.all(axis=0)]
 
     def _run_in_time(self, second_reading: float, time_budget: TimeBudget) -> None:
         """First passes over all battles, then the others in the owner's part of the time left."""

@@ -30,9 +30,11 @@ def find_start() -> float:
     """
     process = psutil.Process()
     created = process.create_time()
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by accelerate launch, which is then the parent
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by accelerate launch, and inherited by whatever that starts
         with contextlib.suppress(psutil.Error):
-            created = process.parents()[0].create_time()
+            parent = process.parent()
+            if parent and "accelerate" in " ".join(parent.cmdline()):
+                created = parent.create_time()
     # Both counted from the boot, where the system has a clock for that: its time of boot is only known to the second.
     booted = hasattr(time, "CLOCK_BOOTTIME")
     now = psutil.boot_time() + time.clock_gettime(time.CLOCK_BOOTTIME) if booted else time.time()

@@ -397,7 +397,8 @@ def build_card(
     named = member.files.repo if on_hub else f"DIR/{BASE_FOLDER}"
     quoted = f'"{named}"' + (f', revision="{member.files.revision}"' if on_hub else "")
     example = dedent(LOADING[form]).replace("BASE", quoted).replace("PAD", str(member.pad_token_id))
-    servers = dedent(SERVERS[form]).replace("BASE", named).replace("RANK", str(read_rank(member.folder)))
+    served = named + (f" --revision {member.files.revision}" if on_hub else "")
+    servers = dedent(SERVERS[form]).replace("BASE", served).replace("RANK", str(read_rank(member.folder)))
     family = AutoConfig.from_pretrained(base).model_type
     licence = find_licence([facts.hub_base or "", facts.origin or "", facts.base or "", family])
     first = {"ab": "answer a", "ba": "answer b", "both": "either one: the model was trained on both orders"}

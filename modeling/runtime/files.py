@@ -1,5 +1,6 @@
 """Writes results that are complete or absent, and describes files. It must not know battles."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -102,12 +103,11 @@ def _explain_full_disk(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if "No space left" not in str(error):
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
             raise
-        free = shutil.disk_usage(target.parent).free / 1e9
         raise OSError(
-            f"{target}: expected room on the disk to write it; found it full ({free:.1f} GB are free now). Nothing was "
-            "written: make room, or name another folder."
+            f"{target}: expected room on the disk to write it; found {error}. It was not written: make room, or name "
+            "another folder."
         ) from error
 
 

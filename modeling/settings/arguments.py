@@ -411,10 +411,14 @@ class PredictArguments(JudgeArguments):
         """Checks --submission, --tie_share and --blend."""
         if not 0 <= self.tie_share < 1:
             raise ValueError(f"--tie_share {self.tie_share}: expected a share from 0 to below 1.")
+        defaults = {each.name: each.default for each in fields(self)}
+        if self.submission != "lmsys" and self.tie_share != defaults["tie_share"]:
+            raise ValueError("--tie_share: expected with --submission lmsys, the only one with ties; found without it.")
         if not self.blend:
             return
-        names = ("judge", "cascade", "folds", "hide_prompts", "time_budget", "readings")
-        if found := [f"--{name}" for name in names if vars(self)[name]]:
+        reading = ("readings", "calibrated", "second_reading", "tokens_per_batch", "dtype", "merge", "skip_probes")
+        names = ("judge", "cascade", "folds", "hide_prompts", "time_budget", *reading)
+        if found := [f"--{name}" for name in names if vars(self)[name] not in (defaults[name], None)]:
             raise ValueError(f"--blend: expected no {', '.join(found)}, as no judge reads; leave it out.")
         _ = self.blend_weights  # raises if one is malformed
 

@@ -64,6 +64,22 @@ def test_a_malformed_blend_is_refused(words, tmp_path, monkeypatch, caplog):
     assert "expected <file>=<weight>, each file once and each weight above 0" in said
 
 
+def test_a_blend_does_not_replace_what_it_is_made_of(files, tmp_path, monkeypatch, caplog):
+    (first, _), _ = files
+    folder = tmp_path / "p"
+    folder.mkdir()
+    (folder / "predictions.parquet").write_bytes(first.read_bytes())
+    flags = ["--battles", TEST, "--blend", folder / "predictions.parquet", "--output_dir", folder]
+    said = fail("predict", *flags, monkeypatch=monkeypatch, caplog=caplog)
+    assert "expected a file apart from what is read; found --blend" in said
+    assert (folder / "predictions.parquet").read_bytes() == first.read_bytes()
+    for idle in (["--calibrated", "false"], ["--second_reading", 0.5], ["--dtype", "float32"]):
+        said = fail("predict", *flags[:-1], tmp_path / "out", *idle, monkeypatch=monkeypatch, caplog=caplog)
+        assert f"--blend: expected no {idle[0]}, as no judge reads" in said
+    said = fail("predict", *flags[:-1], tmp_path / "out", "--tie_share", 0.1, monkeypatch=monkeypatch, caplog=caplog)
+    assert "--tie_share: expected with --submission lmsys" in said
+
+
 def test_a_blend_takes_no_judge(tmp_path, monkeypatch, caplog):
     flags = ["--battles", TEST, "--output_dir", tmp_path / "out", "--blend", "a.parquet"]
     said = fail("predict", *flags, "--judge", "default", monkeypatch=monkeypatch, caplog=caplog)

@@ -41,6 +41,17 @@ def test_the_most_uncertain_battles_get_all_passes_and_the_others_one(judge, sam
             assert certainty[made.all(axis=1)].max() <= certainty[~made.all(axis=1)].min()
 
 
+def test_equal_answers_do_not_take_the_second_passes_of_others(judge, sample_battles):
+    """They have even odds, so they are the most uncertain, but nothing is left to read for them."""
+    rows = sample_battles.to_list()
+    for row in rows[:10]:
+        row["response_b"] = row["response_a"]
+    found = Judge(judge.members[:1]).predict(rows, second_reading=0.1)
+    complete = found[[name for name in found if name.startswith("p_a_")]].notna().all(axis=1)
+    assert complete[10:].sum() == round(0.1 * len(rows)) and complete[:10].all()
+    assert (found["p_a"][:10] == 0.5).all()
+
+
 def test_the_swap_law_holds_at_every_share(judge, sample_battles):
     """Law 2 with --second_reading: swapping the answers changes neither the first pass nor who gets a second."""
     for share in (0.0, 0.3, 0.7):

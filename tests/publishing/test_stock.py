@@ -240,7 +240,7 @@ def test_a_stock_base_on_the_hub_is_named_and_not_copied(hub, plain_backbone, ma
     assert not (tmp_path / "out" / "base").exists()
     card = (tmp_path / "out" / "README.md").read_text()
     assert f'"{repo}", revision="{base.revision}", num_labels=2, pad_token_id=0' in card
-    assert f"vllm serve {repo} --runner pooling" in card
+    assert f"vllm serve {repo} --revision {base.revision} --runner pooling" in card
 
 
 # --- padding and text -------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ This module must not know how sequences are packed or what they say.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import lru_cache, partial
 
@@ -75,18 +75,15 @@ def _attend(
             query, key, value = (states.to(dtype) for states in (query, key, value))
         attend = attend_varlen if kernel == "packed_varlen" else partial(attend_flex, softcap=softcap)
         return attend(query, key, value, segments, scaling=scaling, sliding_window=sliding_window), None
+    if softcap is None and kernel != "packed_eager":
+        attend = partial(_attend_fused, scaling=scaling, dropout=dropout, window=sliding_window)
+    else:
+        attend = partial(_attend_masked, attend_plainly=attend_plainly, window=sliding_window)
     # One segment at a time: a mask over the whole row would take memory quadratic in its tokens.
-    pieces = []
-    for segment in segments:
-        own = slice(segment.start, segment.stop)
-        keys, values = _gather_context(key, segment), _gather_context(value, segment)
-        if softcap is None and kernel != "packed_eager":
-            piece = _attend_fused(query[:, :, own], keys, values, scaling, dropout, sliding_window)
-        else:
-            mask = _build_mask(own.stop - own.start, keys.shape[2], sliding_window, query.device)
-            bias = torch.zeros(mask.shape, device=query.device).masked_fill(~mask, -torch.inf)
-            piece = attend_plainly(query[:, :, own], keys, values, bias)
-        pieces.append(piece)
+    pieces = [
+        attend(query[:, :, each.start : each.stop], _gather_context(key, each), _gather_context(value, each))
+        for each in segments
+    ]
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -127,6 +124,15 @@ def _attend_plainly(
     scores = scores if bias is None else scores + bias
     weights = torch.softmax(scores, dim=-1).to(query.dtype)
     return torch.matmul(nn.functional.dropout(weights, dropout), value)  # the layer passes dropout 0 in eval mode
+
+
+def _attend_masked(
+    query: Tensor, key: Tensor, value: Tensor, *, attend_plainly: Callable[..., Tensor], window: int | None
+) -> Tensor:
+    """Computes one segment's attention with matrix products and a mask."""
+    mask = _build_mask(query.shape[2], key.shape[2], window, query.device)
+    bias = torch.zeros(mask.shape, device=query.device).masked_fill(~mask, -torch.inf)
+    return attend_plainly(query, key, value, bias)
 
 
 def _attend_fused(

@@ -130,6 +130,7 @@ def _build_softcap(softcap: float) -> Callable:
     """Returns the function that soft-caps a score."""
 
     def cap(score: Tensor, _battle: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
+        """A score as the model computes it."""
         return torch.tanh(score / softcap) * softcap
 
     return cap
@@ -165,6 +166,7 @@ def build_block_mask(segments: tuple[Segment, ...], sliding_window: int | None, 
     stop, position = (torch.from_numpy(values).to(device) for values in (stops, positions))
 
     def see(_battle: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether the token at `query` sees the one at `key`; both are places in the row."""
         seen = (key <= query) & (query < stop[key])
         return seen if sliding_window is None else seen & (position[query] - position[key] < sliding_window)
 

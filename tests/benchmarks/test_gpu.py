@@ -19,8 +19,8 @@ from tests.helpers import REPOSITORY, succeed
 
 CPU = torch.device("cpu")
 PUBLISHED = (
-    "round 2: seed, 8bit, batches of 2",
-    "round 2: seed, 8bit, batches of 16",
+    "round 2: notebook, 8bit, batches of 2",
+    "round 2: notebook, 8bit, batches of 16",
     "round 2: ours, bf16, packed_flex",
     "round 2: ours, 8bit, packed_flex",
     "round 1: ours, 4bit, packed_flex",
@@ -46,7 +46,7 @@ def test_the_dry_run_measures_every_part(tmp_path):
     assert len({(found["battles"], found["tokens"]) for found in rounds.values()}) == 1
     for name, found in rounds.items():
         assert (found["computed_tokens"] < found["tokens"]) == ("ours" in name), name
-    assert all(found["times_seed"] > 0 and found["matrix_share"] > 0 for found in rounds.values())
+    assert all(found["times_notebook"] > 0 and found["matrix_share"] > 0 for found in rounds.values())
 
 
 def test_a_failure_is_recorded_and_the_next_measurement_runs():
@@ -169,7 +169,7 @@ def test_the_published_tables_are_those_that_were_measured():
         [
             f"{found['tokens_per_second']:,.0f}",
             f"{found['battles_per_second']:.1f}",
-            f"{found['times_seed']:.2f}",
+            f"{found['times_notebook']:.2f}",
             f"{found['matrix_share']:.0%}",
             f"{found['peak_gb']:.1f}",
         ]
@@ -187,19 +187,19 @@ def test_rates_are_compared_within_a_round():
     results = {
         "machine": {"matrix product": {"tflops": 10.0}},
         "prediction": {
-            "round 1: seed, 8bit": dict(rate),
+            "round 1: notebook, 8bit": dict(rate),
             "round 1: ours": rate | {"tokens_per_second": 30.0},
-            "round 2: seed, 8bit": rate | {"tokens_per_second": 20.0},
+            "round 2: notebook, 8bit": rate | {"tokens_per_second": 20.0},
             "round 2: ours": rate | {"tokens_per_second": 30.0},
             "stopped": "tflops",
         },
     }
     compare_results(results)
-    assert results["prediction"]["round 1: ours"]["times_seed"] == 3.0
+    assert results["prediction"]["round 1: ours"]["times_notebook"] == 3.0
     assert results["prediction"]["round 2: ours"] == rate | {
         "tokens_per_second": 30.0,
         "matrix_share": 0.5,
-        "times_seed": 1.5,
+        "times_notebook": 1.5,
     }
 
 

@@ -125,7 +125,9 @@ def test_a_kernel_that_fails_on_a_gpu_or_has_wrong_gradients_is_passed_over(monk
     assert "packed_varlen: fails with " in found[0] and "packed_flex: a difference of " in found[0]
     attention._check_kernel.cache_clear()
     plain = attention._attend_fused
-    monkeypatch.setattr(attention, "_attend_fused", lambda query, *rest: plain(query.detach(), *rest))
+    monkeypatch.setattr(
+        attention, "_attend_fused", lambda query, *rest, **options: plain(query.detach(), *rest, **options)
+    )
     assert choose_attention(model, training=True) == "packed_eager"
     assert "packed_sdpa: a gradient at a cosine of " in found[1]
     attention._check_kernel.cache_clear()

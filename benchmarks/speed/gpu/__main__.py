@@ -5,8 +5,8 @@
     python -m benchmarks.speed.gpu --output gpu.json --dry_run true    # every line, on a CPU, with tiny models
 
 Models have random weights in the shapes of Gemma-2-9B, Gemma-2-2B and Gemma-3-270M. The results are rewritten after
-each measurement. One that fails leaves its error there, and the next one runs. "The seed" is the notebook's pipeline
-that this project re-implements.
+each measurement. One that fails leaves its error there, and the next one runs. "The notebook" is the
+pipeline that this project re-implements.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Parts `prediction` and `t4`: reading battles in both orders, the seed's way and ours."""
+"""Parts `prediction` and `t4`: reading battles in both orders, the notebook's way and ours."""
 
 import random
 import time
@@ -40,19 +40,20 @@ T4_BYTES = 15_000_000_000
 
 
 def measure_prediction(setting: Setting) -> Part:
-    """Yields rounds of the seed's way and ours over the same battles, all in bf16.
+    """Yields rounds of the notebook's way and ours over the same battles, all in bf16.
 
-    The seed's way reads each order in full, sorted by length, in padded batches, with eager attention on 8-bit weights.
-    Random weights have fewer outlier columns than trained ones, so 8-bit weights are not slower here than in use.
+    The notebook's way reads each order in full, sorted by length, in padded batches, with eager attention and 8-bit
+    weights. Random weights have fewer outlier columns than trained ones, so 8-bit weights are not slower here than in
+    use.
     """
     config = build_config(GEMMA2_9B, **setting.pick({}, TINY))
     sequences = draw_sequences(config.vocab_size, setting)
     base = build_random(config, setting.device, "bfloat16")
     models = {name: quantize(base, name) for name in ("8bit", "4bit")}
-    seeds_model = quantize(base, "8bit")
-    seeds_model.config._attn_implementation = "eager"
+    notebooks_model = quantize(base, "8bit")
+    notebooks_model.config._attn_implementation = "eager"
     ways = {
-        f"seed, 8bit, batches of {batch}": partial(run_padded, seeds_model, batch=batch)
+        f"notebook, 8bit, batches of {batch}": partial(run_padded, notebooks_model, batch=batch)
         for batch in (PREDICTION_BATCH, LARGE_BATCH)
     }
     for name, model in {"bf16": base, **models}.items():
@@ -99,7 +100,7 @@ def run_packed(
 def run_padded(
     model: PreferenceMixin, sequences: Sequence[list[int]], deadline: float | None = None, *, batch: int
 ) -> tuple[np.ndarray, int]:
-    """Predicts the seed's way, in batches of sequences of similar length. Args and result as of `run_packed`."""
+    """Predicts the notebook's way, in batches of sequences of similar length. Args and result as of `run_packed`."""
     collate, margins, num_tokens = PaddedCollator(0), np.full(len(sequences), np.nan), 0
     rows = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
     batches = [rows[first : first + batch] for first in range(0, len(rows), batch)]

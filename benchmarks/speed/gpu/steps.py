@@ -1,4 +1,4 @@
-"""Parts `training` and `small`: steps of LoRA, the seed's way and ours."""
+"""Parts `training` and `small`: steps of LoRA, the notebook's way and ours."""
 
 import statistics
 from collections.abc import Sequence
@@ -42,13 +42,13 @@ CARDS = {"fits_24_gb": 24_000_000_000, "fits_40_gb": 40_000_000_000}
 def measure_training(setting: Setting) -> Part:
     """Yields a step of each way on the same battles in one order, in bf16 with gradient checkpointing.
 
-    The seed's way is 2 padded batches of 8, 8-bit weights and eager attention.
+    The notebook's way is 2 padded batches of 8, 8-bit weights and eager attention.
     """
     config = build_config(GEMMA2_9B, **setting.pick({}, TINY))
     battles = draw_labelled(config.vocab_size, setting)
     base = build_random(config, setting.device, "bfloat16")
     packed = PackedCollator(setting.pick(PART_TOKENS, 256))(battles)["parts"]
-    yield "seed, 8bit", partial(measure_steps, base, "8bit", pad_parts(battles), battles, setting, "eager")
+    yield "notebook, 8bit", partial(measure_steps, base, "8bit", pad_parts(battles), battles, setting, "eager")
     yield "ours, 8bit", partial(measure_steps, base, "8bit", packed, battles, setting)
     yield "ours, 4bit", partial(measure_steps, base, "4bit", packed, battles, setting)
     yield "ours, bf16", partial(measure_steps, base, "none", packed, battles, setting)
@@ -77,7 +77,7 @@ def draw_labelled(vocab_size: int, setting: Setting) -> list[dict]:
 
 
 def pad_parts(battles: Sequence[dict]) -> list[dict]:
-    """Returns the seed's padded batches, in the form of `PackedCollator`'s parts."""
+    """Returns the notebook's padded batches, in the form of `PackedCollator`'s parts."""
     batches = [battles[first : first + TRAINING_BATCH] for first in range(0, len(battles), TRAINING_BATCH)]
     return [PaddedCollator(0)(batch) | {"share": len(batch) / len(battles)} for batch in batches]
 

@@ -1,4 +1,4 @@
-"""The results of all parts: compared with the card and with the seed's way, and as Markdown."""
+"""The results of all parts: compared with the card and with the notebook's way, and as Markdown."""
 
 from collections.abc import Mapping
 
@@ -11,9 +11,9 @@ SENTENCES = ("stopped", "error")
 
 
 def compare_results(results: Mapping[str, Mapping]) -> None:
-    """Adds to each rate its share of the card's measured rate of matrix products, and its multiple of the seed's.
+    """Adds to each rate its share of the card's measured rate of matrix products, and its multiple of the notebook's.
 
-    The seed's way is the first one of the same round of prediction, and the only one in training.
+    The notebook's way is the first one of the same round of prediction, and the only one in training.
     """
     rate = results.get("machine", {}).get("matrix product", {}).get("tflops")
     for part in MODELS:
@@ -23,8 +23,8 @@ def compare_results(results: Mapping[str, Mapping]) -> None:
             if rate:
                 record["matrix_share"] = record["tflops"] / rate
             turn = key.partition(": ")[0] + ": " if ": " in key else ""
-            if seed := next((records[other] for other in records if other.startswith(f"{turn}seed")), None):
-                record["times_seed"] = record["tokens_per_second"] / seed["tokens_per_second"]
+            if notebook := next((records[other] for other in records if other.startswith(f"{turn}notebook")), None):
+                record["times_notebook"] = record["tokens_per_second"] / notebook["tokens_per_second"]
 
 
 def format_results(results: Mapping[str, Mapping]) -> str:

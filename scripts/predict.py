@@ -51,7 +51,7 @@ def main() -> None:
     if state.is_main_process:
         submission = build_submission(verdicts, arguments.submission, arguments.tie_share)
         paths = write_verdicts(output, verdicts, provenance, submission)
-        if not arguments.blend:  # then it is that of an interrupted prediction
+        if not arguments.blend:  # a blend makes none: any belongs to an interrupted prediction
             shutil.rmtree(output / PROGRESS, ignore_errors=True)
         logger.info(f"Written: {', '.join(str(path) for path in paths)}")
         if "label" in battles.column_names and len(battles):

@@ -71,7 +71,7 @@ def hold_out(votes: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def hold_out_units(own: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Returns the battles to train on, and at least so many others; pairs stay together."""
+    """Returns the battles to train on, and at least `count` held-out ones; pairs stay together."""
     shuffled = shuffle_units(units := number_units(own), np.random.default_rng(seed))
     while 0 < count < len(own) and units[shuffled[count - 1]] == units[shuffled[count]]:
         count += 1

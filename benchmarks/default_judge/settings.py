@@ -1,4 +1,4 @@
-"""Compares settings by the training loss of one pass over the same battles in the same order.
+"""Compares settings by the training loss of one epoch on the same battles in the same order.
 
     python -m benchmarks.default_judge.battles --votes battles_train.parquet --exclude battles_test.parquet \\
         --easy 1000 --hard 1500 --mixed 1500 --by_models 5000 --longest 1800 --validate 252 --output_dir outputs/choice

@@ -35,7 +35,8 @@ def find_start() -> float:
             parent = process.parent()
             if parent and "accelerate" in " ".join(parent.cmdline()):
                 created = parent.create_time()
-    # Both counted from the boot, where the system has a clock for that: its time of boot is only known to the second.
+    # psutil adds a boot time in whole seconds to the process's exact age since boot. The same boot time is added to the
+    # exact time since boot here, so that its rounding cancels.
     booted = hasattr(time, "CLOCK_BOOTTIME")
     now = psutil.boot_time() + time.clock_gettime(time.CLOCK_BOOTTIME) if booted else time.time()
     return time.monotonic() - max(0.0, now - created)

@@ -279,7 +279,7 @@ def _check_kernel(
 
 
 def _stops_at_errors(device: torch.device) -> bool:
-    """Returns whether a kernel's error is ours: all that a CPU has must work there; a GPU may lack some."""
+    """Returns whether a kernel's error is a bug of ours: on a CPU every kernel must work; a GPU may lack some."""
     return device.type == "cpu"
 
 

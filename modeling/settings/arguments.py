@@ -175,7 +175,7 @@ class QuantizeArguments:
     )
     head_hidden_size: int | None = option(None, "Width of the head. Default: hidden_size // 2; 0 makes a linear head.")
     head_bias: bool = option(
-        True, "Whether a linear head has a bias. Stock models, and so publish.py --stock, need one without."
+        True, "Whether a linear head has a bias. Stock heads have none, so publish.py --stock needs false."
     )
     seed: int = option(0, "Seed of the fresh head's weights.")
     output_dir: str = option(None, "Folder to write the base to.", group="output")

@@ -124,8 +124,8 @@ def _warm_up(run: Callable, sequences: Sequence[list[int]], setting: Setting) ->
 def run_way(run: Callable, sequences: Sequence[list[int]], setting: Setting, limit: float = LIMIT) -> dict:
     """Returns a way's rates, and its peak memory with its weights.
 
-    Operations are counted for the tokens of the sequences that were read: neither padding nor recomputed prefixes earn
-    anything. Packs compute a shared prefix once, so theirs can exceed what the card computes.
+    Operations are counted for the full length of each sequence that was read, a shared prefix in both orders; padding
+    is not counted. Packs compute a shared prefix once, so their rate can exceed what the card computes.
     """
 
     def read_sequences() -> tuple[np.ndarray, int]:

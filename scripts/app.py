@@ -39,9 +39,11 @@ def main() -> None:
     from accelerate import PartialState
 
     from modeling.judging.judge import Judge
-    from modeling.serving.page import build_page, limit_malloc_arenas, serve
-    from modeling.serving.server import RequestLimits, ServedJudge
-    from modeling.serving.web import choose_port
+    from modeling.serving.api import RunningServer, build_server, limit_malloc_arenas
+    from modeling.serving.page import build_page, mount_page
+    from modeling.serving.requests import RequestLimits
+    from modeling.serving.server import ServedJudge
+    from modeling.serving.web import RequestGuard, choose_port
 
     if PartialState(cpu=arguments.use_cpu).num_processes > 1:
         raise ValueError("Launcher: expected one process; found several. Start the app with python.")
@@ -49,20 +51,25 @@ def main() -> None:
     port = choose_port(host, arguments.port)
     limit_malloc_arenas()
     judge = Judge.from_pretrained(arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype)
-    logging.getLogger("modeling.judging.schedule").setLevel(logging.WARNING)  # it logs a line per battle
+    logging.getLogger("modeling.judging.schedule").setLevel(logging.WARNING)  # it logs a line per batch
     limits = RequestLimits(
         max_characters=arguments.max_characters, max_battles=arguments.max_battles, max_bytes=arguments.max_bytes
     )
+    served = ServedJudge(judge, limits, arguments.max_waiting)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with tempfile.TemporaryDirectory(prefix="bothways-app-") as folder:  # only this user can read it
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": str(Path(folder) / "examples")}
-        page = build_page(ServedJudge(judge, limits), Path(folder))
-        serve(page, host, port, arguments, Path(__file__).with_suffix(".css"))
-        logger.info(f"Serving {', '.join(member.name for member in judge.members)} on {page.local_url}")
+        css = Path(__file__).with_suffix(".css")
+        app = mount_page(build_server(served), build_page(served, Path(folder)), arguments, css)
+        server = RunningServer(RequestGuard(app, arguments.max_bytes), host, port)
+        server.start()
+        logger.info(f"Serving {', '.join(member.name for member in judge.members)} on http://{host}:{port}/")
         stop.wait()
-        page.close(verbose=False)
+        logger.info("Stopping: no new requests; those that wait are answered")
+        served.close()
+        server.stop()
 
 
 if __name__ == "__main__":

@@ -1,25 +1,24 @@
-"""The judge's Gradio page, its API, and the settings of the server that Gradio starts.
+"""The judge's Gradio page and Gradio's own API.
 
 All that the app asks of Gradio is here; it must not know how a request is judged.
 """
 
 import asyncio
-import ctypes
-import platform
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import gradio as gr
-from starlette.middleware import Middleware
+from fastapi import FastAPI
 
 from modeling.data.battles import DEMO_FOLDER, TEXTS, load_battles
 from modeling.judging.loading import Member
 from modeling.runtime.paths import BATTLE_ENDINGS
+from modeling.serving.batching import QueueFullError
 from modeling.serving.rendering import read_card, render_verdict
-from modeling.serving.server import TITLES, FileVerdicts, ServedJudge
-from modeling.serving.web import RequestGuard
+from modeling.serving.requests import TITLES
+from modeling.serving.server import FileVerdicts, ServedJudge
 from modeling.settings.arguments import AppArguments
 
 TITLE = "Bothways"
@@ -28,7 +27,6 @@ PURPOSE = (
     "so the order of the answers cannot decide."
 )
 FILE_TYPES = list(BATTLE_ENDINGS)
-M_ARENA_MAX = -8  # a parameter number from glibc's malloc.h
 SECONDS_BETWEEN_SWEEPS = 10
 SECONDS_KEPT = 1800  # uploaded files and results are deleted after this time
 NO_VERDICT = "<p class='facts'>The verdict appears here.</p>"  # Gradio shows the place in the queue over it
@@ -43,47 +41,36 @@ EXAMPLES = {
 }
 
 
-def serve(page: gr.Blocks, host: str, port: int, arguments: AppArguments, css: Path) -> None:
-    """Starts Gradio's server in threads of its own and returns.
+def mount_page(app: FastAPI, page: gr.Blocks, arguments: AppArguments, css: Path) -> FastAPI:
+    """Adds the page and Gradio's API to the server's routes; returns the server.
 
     Args:
+        app: The server.
         page: What `build_page` returned.
-        host: Address to listen on.
-        port: A free port.
         arguments: The app's flags.
         css: Style sheet of the page.
     """
     fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     page.queue(max_size=arguments.max_waiting, api_open=False)
-    page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        prevent_thread_lock=True,
-        quiet=True,
+    # Every API call opens a session, and each session keeps a copy of the page. The default is 10,000.
+    page.state_session_capacity = 100
+    page.max_threads = page._queue.max_thread_count = 4  # one file, and some for quick requests
+    return gr.mount_gradio_app(
+        app,
+        page,
+        path="",
         footer_links=["api"],
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
+        show_error=True,
         max_file_size=arguments.max_bytes,
-        # Every API call opens a session, and each session keeps a copy of the page. The default is 10,000.
-        state_session_capacity=100,
-        max_threads=4,  # one battle, one file, and two for quick requests
         theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", **fonts),
         css_paths=css,
-        app_kwargs={
-            "middleware": [Middleware(RequestGuard, max_bytes=arguments.max_bytes)],
-            "lifespan": forget_finished_calls,
-        },
+        app_kwargs={"lifespan": forget_finished_calls},
     )
-
-
-def limit_malloc_arenas() -> None:
-    """Limits glibc to two heaps: by default each thread gets its own, and glibc returns little of their memory."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 @asynccontextmanager
@@ -132,19 +119,23 @@ def build_page(served: ServedJudge, folder: Path) -> gr.Blocks:
 def build_battle_tab(served: ServedJudge) -> None:
     """Builds the tab for one battle: three texts, a button, examples and the verdict, and the API's `judge`."""
 
-    def judge(prompt: str, response_a: str, response_b: str, id: str = "") -> dict:
-        """Returns the verdict on one battle: winner, p_a, p_b, p_a in both orders, tokens and truncated tokens."""
+    async def read(texts: Sequence[object], id: object = "") -> dict:
+        """Returns the verdict on one battle. Asynchronous, so that any number can wait and be read together."""
         try:
-            return served.judge_battle(dict(zip(TEXTS, (prompt, response_a, response_b), strict=True)), id)
-        except ValueError as error:
+            return await served.judge_battle(dict(zip(TEXTS, texts, strict=True)), id)
+        except (ValueError, QueueFullError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    def show_verdict(*texts: str):
+    async def judge(prompt: str, response_a: str, response_b: str, id: str = "") -> dict:
+        """Returns the verdict on one battle: winner, p_a, p_b, p_a in both orders, tokens and truncated tokens."""
+        return await read((prompt, response_a, response_b), id)
+
+    async def show_verdict(*texts: str):
         """Returns the verdict as HTML and a hidden note; for a refused battle, no verdict and a note that says why."""
         try:
-            verdict = served.judge_battle(dict(zip(TEXTS, texts, strict=True)))
-        except ValueError as error:
-            return NO_VERDICT, gr.Textbox(str(error), visible=True)
+            verdict = await read(texts)
+        except gr.Error as error:
+            return NO_VERDICT, gr.Textbox(error.message, visible=True)
         return render_verdict(verdict), gr.Textbox(visible=False)
 
     prompt = gr.Textbox(
@@ -162,12 +153,12 @@ def build_battle_tab(served: ServedJudge) -> None:
     examples = gr.Examples(
         list(texts), inputs, example_labels=list(labels), label="Examples", api_visibility="private", elem_id="examples"
     )
-    # One concurrency_id for page and API: Gradio then runs one battle at a time, in the order of arrival.
-    event = {"fn": show_verdict, "inputs": inputs, "outputs": [verdict, note], "concurrency_id": "judge"}
+    # No limit of Gradio's: the judge's own queue reads together what waits.
+    event = {"fn": show_verdict, "inputs": inputs, "outputs": [verdict, note], "concurrency_limit": None}
     event |= {"api_visibility": "private", "show_progress_on": [verdict]}
     button.click(**event)
     examples.load_input_event.then(**event)
-    gr.api(judge, api_name="judge", concurrency_id="judge", concurrency_limit=1)
+    gr.api(judge, api_name="judge", concurrency_limit=None)
 
 
 def build_file_tab(served: ServedJudge, folder: Path) -> None:
@@ -209,7 +200,6 @@ def build_file_tab(served: ServedJudge, folder: Path) -> None:
     button = gr.Button("Judge the file", variant="primary", elem_id="judge_file")
     note, summary = build_note("file_note"), build_note("summary")
     files = gr.File(label="Verdicts", file_count="multiple", visible=False, interactive=False, elem_id="files")
-    # Not the battles' concurrency_id: a single battle must not wait for a whole file. ServedJudge lets it go first.
     one_file = {"concurrency_id": "file", "concurrency_limit": 1}
     button.click(
         show_file, upload, [files, note, summary], api_visibility="private", show_progress_on=upload, **one_file

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from modeling.serving.server import TITLES
+from modeling.serving.requests import TITLES
 
 METADATA_BLOCK = re.compile(r"---\n.*?\n---\n", re.S)
 # Markdown pictures; the page shows the card's own figures in a gallery and fetches no others.
@@ -24,7 +24,7 @@ def read_card(folder: Path) -> tuple[str, list[Path]]:
 
 
 def render_verdict(verdict: dict) -> str:
-    """Returns HTML for a verdict of `explain_verdict`. Only its numbers go in, never a user's text."""
+    """Returns HTML for the fields of a `Verdict`, with `seconds`. Only its numbers go in, never a user's text."""
     winner, p_by_order = "A" if verdict["winner"] == "model_a" else "B", verdict["readings"]
     gap = f"{abs(p_by_order['ab'] - p_by_order['ba']) * 100:.1f} points"
     if verdict["order_mattered"]:

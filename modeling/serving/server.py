@@ -1,150 +1,65 @@
-"""One judge for many users: checks what they send against limits, judges one request at a time, returns plain values.
+"""One judge for many users: single battles are read together, files one packed sequence at a time in between.
 
-It must not know a web framework, so that every refusal and every answer can be tested without one.
+It must not know a web framework, so that every answer can be tested without one.
 """
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from accelerate.logging import get_logger
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 
-from modeling.data.battles import LABELS, ORIENTATIONS, TEXTS, load_battles, name_winners
-from modeling.data.text import replace_surrogates
+from modeling.data.battles import LABELS, TEXTS, name_winners
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.metrics import compute_accuracy
 from modeling.judging.judge import Judge
 from modeling.judging.member import JUDGE_FILE
 from modeling.judging.predictions import write_verdicts
 from modeling.judging.provenance import describe_predictions
-from modeling.runtime.paths import BATTLE_ENDINGS
-from modeling.runtime.sources import iterate_columns
+from modeling.judging.verdicts import Verdict, average_orders, explain_verdict
+from modeling.serving.batching import BatchingQueue
+from modeling.serving.requests import RequestLimits, check_battle, load_upload
 
 logger = get_logger(__name__)
 
-TITLES = dict(zip(TEXTS, ("Prompt", "Answer A", "Answer B"), strict=True))
-MAX_ID_LENGTH = 200
-# Rows of an upload read at once. Few, because a parquet file of some kilobytes can hold the same megabyte on every row.
-UPLOAD_CHUNK_ROWS = 16
-MAX_EXPANSION = 8  # a compressed file may unpack to this many times the upload limit
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestLimits:
-    """Upper limits of one request: characters per text, battles and bytes per file."""
-
-    max_characters: int
-    max_battles: int
-    max_bytes: int
+# Most tokens of one order that are read together, by kind of device.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+BYTES_PER_TOKEN = 4  # of English in UTF-8; only for the size of a batch
 
 
 @dataclass(frozen=True)
 class FileVerdicts:
-    """The verdicts on a file: the two files that predict.py writes, and a one-line summary."""
+    """The verdicts on a file: the two files that predict.py writes and a one-line summary."""
 
     predictions: Path
     submission: Path
     summary: str
 
 
-# --- requests ---------------------------------------------------------------------------------------------------------
-
-
-def check_battle(texts: Mapping[str, object], limits: RequestLimits, id: object = "") -> dict:
-    """Returns a battle with the texts unchanged, except that lone surrogates become U+FFFD.
-
-    Raises:
-        ValueError: If a text is missing or too long, or the id is neither a short text nor a whole number.
-    """
-    if isinstance(id, bool) or not isinstance(id, str | int) or len(str(id)) > MAX_ID_LENGTH:
-        raise ValueError(f"id: expected a text of at most {MAX_ID_LENGTH} characters, or a whole number. Shorten it.")
-    battle = {"id": replace_surrogates(id) if isinstance(id, str) else id}
-    for name, title in TITLES.items():
-        text = texts.get(name)
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"{title}: expected text; found {type(text).__name__}. Send {name} as a string.")
-        if not text or not text.strip():
-            raise ValueError(f"{title}: expected some text; found none. Type or paste it.")
-        check_bound(title, len(text), limits.max_characters, "characters")
-        battle[name] = replace_surrogates(text)  # JSON lets lone ones in; the tokenizer refuses them
-    return battle
-
-
-def check_bound(where: str, found: int, most: int, unit: str) -> None:
-    """Raises a ValueError if a request exceeds a limit."""
-    if found > most:
-        raise ValueError(
-            f"{where}: expected at most {most:,} {unit}; found {found:,}. Send less at a time, or run "
-            "scripts/predict.py, which has no limit."
-        )
-
-
-def load_upload(path: Path, limits: RequestLimits) -> Dataset:
-    """Returns the battles of an uploaded file, in any schema that `load_battles` reads.
-
-    Raises:
-        ValueError: If the file exceeds a limit, or `load_battles` refuses it. The message is one line and names the
-            file without its folder: users need not know where the server keeps uploads.
-    """
-    try:
-        check_upload(path, limits)
-        battles = load_battles(path)
-    except (ValueError, OSError) as error:
-        raise ValueError(" ".join(str(error).replace(str(path), path.name).split())) from error
-    if not len(battles):
-        raise ValueError(f"{path.name}: expected at least one battle; found none. Send a file with rows.")
-    return battles
-
-
-def check_upload(path: Path, limits: RequestLimits) -> None:
-    """Raises a ValueError if the file exceeds a limit. Reads it in small parts, so that a huge one fills no memory."""
-    check_bound(str(path), path.stat().st_size, limits.max_bytes, "bytes")
-    if path.suffix.lower() not in BATTLE_ENDINGS:  # a small packed file may hold more than the memory
-        raise ValueError(
-            f"{path}: expected a file ending in {', '.join(BATTLE_ENDINGS)}; found {path.suffix or 'no ending'!r}. "
-            "Unpack or convert it."
-        )
-    if path.suffix.lower() == ".parquet":
-        check_bound(str(path), _measure_unpacked(path), MAX_EXPANSION * limits.max_bytes, "bytes once unpacked")
-    num_rows = 0
-    for columns in iterate_columns(path, UPLOAD_CHUNK_ROWS):
-        for name, values in columns.items():
-            for number, value in enumerate(values, num_rows + 1):
-                where, length = f"{path}, row {number}, {name}", len(value if isinstance(value, str) else str(value))
-                check_bound(where, length, limits.max_characters, "characters")
-        num_rows += max(map(len, columns.values()), default=0)
-        check_bound(str(path), num_rows, limits.max_battles, "battles")
-
-
-def _measure_unpacked(path: Path) -> int:
-    """Bytes of a parquet file's columns before compression, from its metadata; 0 if the file is damaged."""
-    try:
-        metadata = pq.read_metadata(path)
-    except (pa.ArrowException, OSError):
-        return 0  # load_battles will refuse it, with a better message
-    return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
-
-
-# --- one judge for everybody ------------------------------------------------------------------------------------------
-
-
 class ServedJudge:
-    """One loaded judge that any number of threads may ask; it runs one request at a time, every member in both orders.
+    """One loaded judge that any number of threads may ask. Every member reads every battle in both orders.
 
-    Example: `ServedJudge(judge, limits).judge_battle({"prompt": ..., "response_a": ..., "response_b": ...})`.
+    Battles that wait at the same time are read together. `close` must be called at the end.
+
+    Example: `await ServedJudge(judge, limits).judge_battle({"prompt": ..., "response_a": ..., "response_b": ...})`.
+
+    Args:
+        judge: The judge.
+        limits: Of one request.
+        max_waiting: Most battles that may wait to be read.
     """
 
-    def __init__(self, judge: Judge, limits: RequestLimits):
+    def __init__(self, judge: Judge, limits: RequestLimits, max_waiting: int = 100):
         self.judge, self.limits = judge, limits
         if judge.plan_passes() != judge.plan_passes("both"):
             logger.warning(
@@ -152,12 +67,28 @@ class ServedJudge:
                 "probabilities are those of predict.py --readings both, not calibrated"
             )
         # A plain lock is not fair: a file that releases it between two packs would nearly always take it right back.
-        # A request therefore waits for the model while it holds the entrance, where the file must queue up as well.
-        # First come, first served among battles is the job of Gradio's queue, which lets in one battle and one file.
+        # A batch therefore waits for the model while it holds the entrance, where the file must queue up as well.
         self._entrance, self._model_in_use = threading.Lock(), threading.Lock()
+        device = next(judge.members[0].model.parameters()).device.type
+        self.queue = BatchingQueue(
+            self._read, _estimate_tokens, BATCH_TOKENS.get(device, BATCH_TOKENS["cuda"]), max_waiting=max_waiting
+        )
 
-    def judge_battle(self, texts: Mapping[str, object], id: object = "") -> dict:
-        """Returns the verdict on one battle, as `explain_verdict` describes it.
+    def submit(self, battles: Sequence[Mapping]) -> list[Future[Verdict]]:
+        """Adds checked battles to those that wait, all or none, and returns a future for each verdict.
+
+        Args:
+            battles: What `check_battle` returned.
+
+        Raises:
+            QueueFullError: If too many wait.
+        """
+        return self.queue.submit(battles)
+
+    async def judge_battle(self, texts: Mapping[str, object], id: object = "") -> dict:
+        """Returns the fields of the `Verdict` on one battle, and `seconds`, from the request to the answer.
+
+        Cancelling it takes the battle out of those that wait.
 
         Args:
             texts: prompt, response_a and response_b.
@@ -165,13 +96,27 @@ class ServedJudge:
 
         Raises:
             ValueError: See `check_battle`.
+            QueueFullError: If too many wait.
         """
-        battle = check_battle(texts, self.limits, id)
+        start = time.perf_counter()
+        (future,) = self.submit([check_battle(texts, self.limits, id)])
+        verdict = await asyncio.wrap_future(future)
+        return verdict.to_dict() | {"seconds": round(time.perf_counter() - start, 3)}
+
+    def close(self) -> None:
+        """Accepts no more battles, and returns when all that wait are answered."""
+        self.queue.close()
+
+    def _read(self, battles: Sequence[Mapping]) -> list[Verdict]:
+        """Reads a batch of battles."""
+        # Two users may send the same id.
+        rows = [{**battle, "id": number} for number, battle in enumerate(battles)]
         with self._use_model():
-            start = time.perf_counter()
-            verdicts = self.judge.predict([battle], readings="both")
-            seconds = time.perf_counter() - start
-        return explain_verdict(verdicts, self._member_names, seconds)
+            table = self.judge.predict(rows, readings="both")
+        return [
+            replace(explain_verdict(table.iloc[[number]], battle), id=battle["id"])
+            for number, battle in enumerate(battles)
+        ]
 
     def judge_file(
         self, path: Path, folder: Path, report_progress: Callable[[float], None] = lambda share: None
@@ -193,12 +138,7 @@ class ServedJudge:
             verdicts = self.judge.predict(battles, readings="both", num_workers=1)
         seconds = time.perf_counter() - start
         paths = write_verdicts(folder, verdicts, describe_predictions(self.judge, verdicts, str(path), "both"))
-        return FileVerdicts(*paths, summarise_verdicts(verdicts, battles, self._member_names, seconds))
-
-    @property
-    def _member_names(self) -> list[str]:
-        """Names of the judge's members, in order."""
-        return [member.name for member in self.judge.members]
+        return FileVerdicts(*paths, summarise_verdicts(verdicts, battles, seconds))
 
     def _wait_for_model(self) -> None:
         """Takes the model, behind the request at the entrance, if there is one."""
@@ -238,44 +178,14 @@ class ServedJudge:
             yield
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
+def _estimate_tokens(battle: Mapping) -> int:
+    """About the tokens of a battle in one order."""
+    return sum(len(battle[name].encode()) for name in TEXTS) // BYTES_PER_TOKEN
 
 
-def average_orders(verdicts: pd.DataFrame, members: list[str]) -> dict[str, pd.Series]:
-    """Returns the mean p_a of the members, shape (battles,), for each order."""
-    return {order: verdicts[[f"p_a_{name}_{order}" for name in members]].mean(axis=1) for order in ORIENTATIONS}
-
-
-def explain_verdict(verdicts: pd.DataFrame, members: list[str], seconds: float) -> dict:
-    """Returns the verdict on one battle as JSON values.
-
-    Args:
-        verdicts: The single row that `Judge.predict` returned.
-        members: Their names.
-        seconds: Time that the judge took.
-
-    Returns:
-        id; winner ("model_a" or "model_b"); p_a and p_b; readings (p_a for each order; "ab" shows a first);
-        order_mattered (whether the two orders give different winners); cut (tokens truncated in each field);
-        tokens (of the longest pass); seconds.
-    """
-    row = verdicts.to_dict("records")[0]
-    p_by_order = {order: float(p_a.iloc[0]) for order, p_a in average_orders(verdicts, members).items()}
-    return {
-        "id": row["id"],
-        "winner": row["winner"],
-        **{f"p_{label}": float(row[f"p_{label}"]) for label in LABELS},
-        "readings": p_by_order,
-        "order_mattered": len(set(name_winners(p_by_order.values()))) > 1,
-        "cut": {name: int(row[column]) for name, column in zip(TEXTS, CUT_COLUMNS, strict=True)},
-        "tokens": int(row["tokens"]),
-        "seconds": round(seconds, 3),
-    }
-
-
-def summarise_verdicts(verdicts: pd.DataFrame, battles: Dataset, members: list[str], seconds: float) -> str:
+def summarise_verdicts(verdicts: pd.DataFrame, battles: Dataset, seconds: float) -> str:
     """Returns one line about the verdicts on a file, with the accuracy if the file has labels."""
-    first, second = (np.array(name_winners(p_a)) for p_a in average_orders(verdicts, members).values())
+    first, second = (np.array(name_winners(p_a)) for p_a in average_orders(verdicts).values())
     num_a, num_cut = (verdicts["winner"] == "model_a").sum(), verdicts[list(CUT_COLUMNS)].any(axis=1).sum()
     parts = [
         f"{len(verdicts):,} battles in {seconds:.1f} s",

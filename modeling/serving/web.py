@@ -6,7 +6,7 @@ import socket
 
 # Only what the page and the API need. Gradio's other routes fetch any URL on request, record sessions and monitor.
 ROUTES = re.compile(
-    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static)/.+|/gradio_api/("
+    r"/|/(v1/judge|health|openapi\.json)|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static)/.+|/gradio_api/("
     r"info|openapi\.json|app_id|startup-events|heartbeat/\w+|queue/(join|data)|call/.+|cancel|reset|upload"
     r"|upload_progress|run/predict|file=/.+)/?"
 )

@@ -1,0 +1,87 @@
+"""One battle's verdict for a person to read: the winner, how sure the judge is, and whether it is too close to call.
+
+It knows no models and no web.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from modeling.data.battles import LABELS, ORIENTATIONS, TEXTS, name_winners
+from modeling.encoding.encoder import CUT_COLUMNS
+from modeling.judging.predictions import list_pass_columns
+
+CLOSE_BAND = 0.02  # a p_a closer to 1/2 than this is too close to call
+EQUAL = "The two answers are the same."
+DISAGREE = "The two orders give different winners."
+WITHIN_BAND = f"The probability is within {CLOSE_BAND * 100:g} points of 50%."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says about one battle.
+
+    id: The battle's.
+    winner: "model_a" or "model_b", whichever is more likely; "model_a" at 0.5.
+    p_a, p_b: Probability that people prefer this answer.
+    margin: |p_a - p_b|.
+    close: Why the verdict is too close to call, or None: the answers are equal, the two orders give different winners,
+        or p_a is within `CLOSE_BAND` of 1/2.
+    readings: Mean p_a of the members in each order that was read; "ab" shows a first.
+    order_mattered: Whether the two orders give different winners.
+    tokens: Of the longest pass.
+    cut: Tokens truncated in each text.
+    """
+
+    id: object
+    winner: str
+    p_a: float
+    p_b: float
+    margin: float
+    close: str | None
+    readings: dict[str, float]
+    order_mattered: bool
+    tokens: int
+    cut: dict[str, int]
+
+    def to_dict(self) -> dict:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def average_orders(verdicts: pd.DataFrame) -> dict[str, pd.Series]:
+    """Mean p_a of the members, shape (battles,), for each order that was read."""
+    names = {order: [n for n in list_pass_columns(verdicts) if n.endswith(f"_{order}")] for order in ORIENTATIONS}
+    return {order: verdicts[columns].mean(axis=1) for order, columns in names.items() if columns}
+
+
+def explain_verdict(verdicts: pd.DataFrame, battle: Mapping) -> Verdict:
+    """The verdict on one battle.
+
+    Args:
+        verdicts: The single row that `Judge.predict` returned for it.
+        battle: With response_a and response_b.
+    """
+    row = verdicts.to_dict("records")[0]
+    readings = {order: float(p_a.iloc[0]) for order, p_a in average_orders(verdicts).items()}
+    order_mattered = len(set(name_winners(readings.values()))) > 1
+    p_a, p_b = (float(row[f"p_{label}"]) for label in LABELS)
+    if battle["response_a"] == battle["response_b"]:
+        close = EQUAL
+    elif order_mattered:
+        close = DISAGREE
+    else:
+        close = WITHIN_BAND if abs(p_a - 0.5) < CLOSE_BAND else None
+    return Verdict(
+        id=row["id"],
+        winner=row["winner"],
+        p_a=p_a,
+        p_b=p_b,
+        margin=abs(p_a - p_b),
+        close=close,
+        readings=readings,
+        order_mattered=order_mattered,
+        tokens=int(row["tokens"]),
+        cut={name: int(row[column]) for name, column in zip(TEXTS, CUT_COLUMNS, strict=True)},
+    )

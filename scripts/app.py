@@ -41,7 +41,7 @@ def main() -> None:
     from modeling.judging.judge import Judge
     from modeling.serving.api import RunningServer, build_server, limit_malloc_arenas
     from modeling.serving.page import build_page, mount_page
-    from modeling.serving.requests import RequestLimits
+    from modeling.serving.requests import BattleRequest, FileRequest, RequestLimits
     from modeling.serving.server import ServedJudge
     from modeling.serving.web import RequestGuard, choose_port
 
@@ -63,7 +63,9 @@ def main() -> None:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": str(Path(folder) / "examples")}
         css = Path(__file__).with_suffix(".css")
         app = mount_page(build_server(served), build_page(served, Path(folder)), arguments, css)
-        server = RunningServer(RequestGuard(app, arguments.max_bytes), host, port)
+        server = RunningServer(
+            RequestGuard(app, arguments.max_bytes, {"judge": BattleRequest, "judge_file": FileRequest}), host, port
+        )
         server.start()
         logger.info(f"Serving {', '.join(member.name for member in judge.members)} on http://{host}:{port}/")
         stop.wait()

@@ -13,12 +13,13 @@ from typing import TypeVar
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from modeling.data.battles import TEXTS
 from modeling.serving.batching import QueueFullError
-from modeling.serving.requests import InvalidRequestError
+from modeling.serving.requests import BattleRequest, InvalidRequestError, describe_faults
 from modeling.serving.server import ServedJudge
 
 Result = TypeVar("Result")
@@ -26,17 +27,6 @@ Result = TypeVar("Result")
 M_ARENA_MAX = -8  # a parameter number from glibc's malloc.h
 SECONDS_BETWEEN_CHECKS = 0.5  # whether a client that waits is still there
 SECONDS_TO_ANSWER = 5  # for sending what was read, once the server stops
-
-
-class BattleRequest(BaseModel):
-    """One battle. Other fields are refused, so that a misspelt one is noticed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    prompt: str = Field(description="Question or task.")
-    response_a: str = Field(description="The first answer.")
-    response_b: str = Field(description="The second answer.")
-    id: str | int = Field("", description="Returned unchanged.")
 
 
 class VerdictResponse(BaseModel):
@@ -74,6 +64,11 @@ def build_server(served: ServedJudge) -> FastAPI:
         """Answers that too many wait, or that the server is stopping."""
         return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
 
+    @app.exception_handler(RequestValidationError)
+    async def refuse_fields(_: Request, error: RequestValidationError) -> JSONResponse:
+        """Answers which fields are missing, unknown or of another type, without repeating what was sent."""
+        return JSONResponse({"detail": describe_faults(error.errors(), BattleRequest)}, 422)
+
     @app.exception_handler(InvalidRequestError)
     async def refuse_request(_: Request, error: InvalidRequestError) -> JSONResponse:
         """Answers what is wrong with which field, in FastAPI's format."""
@@ -87,7 +82,9 @@ def build_server(served: ServedJudge) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict:
-        """Answers once the judge is loaded."""
+        """Answers once the judge is loaded; with status 503 while the server stops."""
+        if served.queue.is_closed:
+            raise HTTPException(503, "The server is stopping.")
         return {"status": "ok", "judge": [member.name for member in served.judge.members], "version": app.version}
 
     return app

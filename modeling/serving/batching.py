@@ -45,7 +45,7 @@ class BatchingQueue:
         self._max_delay, self._max_waiting = max_delay, max_waiting
         self._waiting: deque[tuple[object, Future]] = deque()
         self._changed = threading.Condition()
-        self._is_closed = False
+        self.is_closed = False
         self._thread = threading.Thread(target=self._run, name="batching", daemon=True)
         self._thread.start()
 
@@ -57,7 +57,7 @@ class BatchingQueue:
         """
         futures: list[Future] = [Future() for _ in items]
         with self._changed:
-            if self._is_closed:
+            if self.is_closed:
                 raise QueueFullError("The server is stopping. Try again in a minute.")
             if len(self._waiting) + len(items) > self._max_waiting:
                 raise QueueFullError(
@@ -75,7 +75,7 @@ class BatchingQueue:
     def close(self) -> None:
         """Accepts nothing more, and returns once everything that waits is done."""
         with self._changed:
-            self._is_closed = True
+            self.is_closed = True
             self._changed.notify()
         self._thread.join()
 
@@ -89,7 +89,7 @@ class BatchingQueue:
         batch: list[tuple[object, Future]] = []
         with self._changed:
             while not batch:
-                self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                self._changed.wait_for(lambda: self._waiting or self.is_closed)
                 if not self._waiting:
                     return []
                 until = time.monotonic() + self._max_delay
@@ -104,7 +104,7 @@ class BatchingQueue:
 
     def _has_full_batch(self) -> bool:
         """Whether waiting longer could not make the next batch larger."""
-        return self._is_closed or sum(self._measure(item) for item, _ in self._waiting) >= self._max_size
+        return self.is_closed or sum(self._measure(item) for item, _ in self._waiting) >= self._max_size
 
     def _work_on(self, batch: list[tuple[object, Future]]) -> None:
         """Sets the results of a batch, or the error of each item that fails alone."""

@@ -1,12 +1,15 @@
 """What users send: checked against limits before the judge sees it. Knows no judge and no web framework."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from modeling.data.battles import TEXTS, load_battles
 from modeling.data.text import replace_surrogates
@@ -27,6 +30,53 @@ class RequestLimits:
     max_characters: int
     max_battles: int
     max_bytes: int
+
+
+Text = Annotated[str, BeforeValidator(lambda text: replace_surrogates(text) if isinstance(text, str) else text)]
+
+
+class BattleRequest(BaseModel):
+    """One battle. Other fields are refused, so that a misspelt one is noticed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: Text = Field(description="Question or task.")
+    response_a: Text = Field(description="The first answer.")
+    response_b: Text = Field(description="The second answer.")
+    id: Text | int = Field("", description="Returned unchanged.")
+
+
+class FileRequest(BaseModel):
+    """An uploaded file of battles, as Gradio's API sends it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: object
+
+
+def find_wrong_fields(sent: Mapping, model: type[BaseModel]) -> list[dict]:
+    """Returns the missing and unknown fields of a JSON object, as `describe_faults` does."""
+    try:
+        model.model_validate(sent)
+    except ValidationError as error:
+        return describe_faults([f for f in error.errors() if f["type"] in ("missing", "extra_forbidden")], model)
+    return []
+
+
+def describe_faults(faults: Sequence[Mapping], model: type[BaseModel]) -> list[dict]:
+    """Returns pydantic's errors in FastAPI's format, without repeating what was sent: it may be long.
+
+    A misspelt field gets the name of the nearest known one.
+    """
+    described = []
+    for fault in faults:
+        loc = ["body", *(str(part)[:MAX_ID_LENGTH] for part in fault["loc"] if part != "body")]
+        message = f"{loc[-1]}: {fault['msg']}."
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(loc[-1], model.model_fields, 1)
+            message += f" Did you mean {near[0]}?" if near else f" Known are {', '.join(model.model_fields)}."
+        described.append({"type": fault["type"], "loc": loc, "msg": message})
+    return described
 
 
 class InvalidRequestError(ValueError):

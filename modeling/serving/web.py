@@ -3,14 +3,20 @@
 import json
 import re
 import socket
+from collections.abc import Mapping
+
+from pydantic import BaseModel
+
+from modeling.serving.requests import find_wrong_fields
 
 # Only what the page and the API need. Gradio's other routes fetch any URL on request, record sessions and monitor.
 ROUTES = re.compile(
     r"/|/(v1/judge|health|openapi\.json)|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static)/.+|/gradio_api/("
-    r"info|openapi\.json|app_id|startup-events|heartbeat/\w+|queue/(join|data)|call/.+|cancel|reset|upload"
+    r"info|openapi\.json|app_id|startup-events|heartbeat/\w+|queue/(join|data)|call/(v2/)?\w+(/\w+)?|cancel|reset|upload"
     r"|upload_progress|run/predict|file=/.+)/?"
 )
 UPLOAD = "/gradio_api/upload"
+CALL = re.compile(r"/gradio_api/call/(?P<by_name>v2/)?(?P<name>\w+)/?")
 # Bytes of a request without a file. Far above --max_characters, so that a long text is refused with its field's name.
 LARGEST_BODY = 4_000_000
 FORM_BYTES = 100_000  # what a multipart form adds to an uploaded file
@@ -43,20 +49,26 @@ def choose_port(host: str, port: int) -> int:
 
 
 class RequestGuard:
-    """ASGI middleware that refuses unknown routes and large bodies unread, and keeps the page from other hosts.
+    """ASGI middleware that refuses unknown routes, large bodies and wrong fields, and keeps the page from other hosts.
 
     Args:
         app: The ASGI app behind it.
         max_bytes: Size limit of an uploaded file.
+        calls: The body of each call of Gradio's API. Gradio itself answers a wrong field with status 500.
     """
 
-    def __init__(self, app, max_bytes: int):
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app, max_bytes: int, calls: Mapping[str, type[BaseModel]]):
+        self.app, self.max_bytes, self.calls = app, max_bytes, calls
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif refusal := self.find_refusal(scope["method"], scope["path"], dict(scope["headers"])):
+            return
+        refusal = self.find_refusal(scope["method"], scope["path"], dict(scope["headers"]))
+        if not refusal and scope["method"] == "POST" and (call := CALL.fullmatch(scope["path"])):
+            body = await _read_body(receive)
+            refusal, receive = self.find_faults(call, body), _replay(body, receive)
+        if refusal:
             await _refuse(send, *refusal)
         else:
             await self.app(scope, receive, _add_headers(send))
@@ -76,6 +88,46 @@ class RequestGuard:
             return 413, f"Expected at most {most:,} bytes; found {int(length):,}. Send less at a time."
         return None
 
+    def find_faults(self, call: re.Match, body: bytes) -> tuple[int, str | list[dict]] | None:
+        """Returns status and reason if a call of Gradio's API has the wrong fields, or None."""
+        if call["name"] not in self.calls:
+            return 404, f"There is no call {call['name']}; found {', '.join(self.calls)}."
+        try:
+            sent = json.loads(body)
+        except (ValueError, RecursionError):
+            return 422, "Expected JSON; found something else."
+        if not isinstance(sent, dict):
+            return 422, "Expected a JSON object with the fields of the call."
+        body_model = self.calls[call["name"]]
+        if call["by_name"]:
+            faults = find_wrong_fields(sent, body_model)
+            return (422, faults) if faults else None
+        data, names = sent.get("data"), list(body_model.model_fields)
+        if not isinstance(data, list) or len(data) != len(names):
+            return 422, f'Expected {{"data": [{", ".join(names)}]}}: {len(names)} values in this order.'
+        return None
+
+
+async def _read_body(receive) -> bytes:
+    """Returns the body of a request, or what came of it before its client went away."""
+    parts = []
+    while (message := await receive())["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            break
+    return b"".join(parts)
+
+
+def _replay(body: bytes, receive):
+    """Wraps ASGI's `receive` so that it starts with a body that was read already."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again():
+        """Returns the body first."""
+        return waiting.pop() if waiting else await receive()
+
+    return receive_again
+
 
 def _add_headers(send):
     """Wraps ASGI's `send`."""
@@ -89,7 +141,7 @@ def _add_headers(send):
     return send_with_headers
 
 
-async def _refuse(send, status: int, reason: str) -> None:
+async def _refuse(send, status: int, reason: str | list[dict]) -> None:
     """Answers in FastAPI's error format, without reading the body."""
     headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *HEADERS]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -4,6 +4,7 @@ It only looks at the disk and imports nothing heavy, so that a wrong path is rep
 loaded. It must not know what is in the files.
 """
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +221,15 @@ def check_predictions(path: str) -> None:
         raise FileNotFoundError(f"Predictions {path}: expected a file; found none. scripts/predict.py writes it.")
 
 
+def check_secret_file(name: str, flag: str) -> None:
+    """Raises a ValueError if there is no such file. It never repeats the name, which may be the secret itself."""
+    if not os.path.isfile(name):  # unlike Path.is_file, false for a name that is too long
+        raise ValueError(
+            f"{flag}: expected a file; found none of this name. Never give a secret itself on the command line, where "
+            "`ps` shows it to every user of the machine: write it to a file, and name the file."
+        )
+
+
 # The check of each kind of path; an option's metadata names its kind under "path".
 CHECKS: dict[str, Callable[[str], None]] = {
     "battles": check_source,
@@ -229,4 +239,6 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "predictions": check_predictions,
     "base here": lambda name: check_local_folder(name, "--base", "a base"),
     "judge here": lambda name: check_local_folder(name, "--judge", "a member or judge"),
+    "key": lambda name: check_secret_file(name, "--api_key"),
+    "users": lambda name: check_secret_file(name, "--auth"),
 }

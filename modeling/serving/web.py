@@ -3,7 +3,7 @@
 import json
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel
 
@@ -69,7 +69,7 @@ class RequestGuard:
             body = await _read_body(receive)
             refusal, receive = self.find_faults(call, body), _replay(body, receive)
         if refusal:
-            await _refuse(send, *refusal)
+            await refuse(send, *refusal)
         else:
             await self.app(scope, receive, _add_headers(send))
 
@@ -141,8 +141,16 @@ def _add_headers(send):
     return send_with_headers
 
 
-async def _refuse(send, status: int, reason: str | list[dict]) -> None:
-    """Answers in FastAPI's error format, without reading the body."""
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *HEADERS]
+async def refuse(send, status: int, reason: str | list[dict], headers: Iterable[tuple[bytes, bytes]] = (), **fields: object) -> None:
+    """Answers in FastAPI's error format, without reading the body.
+
+    Args:
+        send: ASGI's `send`.
+        status: HTTP status.
+        reason: What to tell the client.
+        headers: Further headers.
+        fields: Further fields of the JSON.
+    """
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *HEADERS, *headers]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps({"detail": reason}).encode()})
+    await send({"type": "http.response.body", "body": json.dumps({"detail": reason, **fields}).encode()})

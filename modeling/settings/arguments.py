@@ -218,12 +218,25 @@ class AppArguments:
     max_battles: int = option(1000, "Maximum battles in an uploaded file.")
     max_bytes: int = option(10_000_000, "Maximum bytes of an uploaded file.")
     max_waiting: int = option(100, "Maximum waiting requests; further ones are rejected.")
+    rate_limit: int = option(120, "Maximum requests per minute and client; 0 sets none.")
+    api_key: str | None = option(
+        None,
+        "File with the key that every client must send. Default: the environment variable BOTHWAYS_API_KEY, otherwise "
+        "no key.",
+        group="access",
+        path="key",
+    )
+    auth: str | None = option(
+        None, "File with a line NAME:PASSWORD for each person who may open the page.", path="users"
+    )
 
     def __post_init__(self):
         require(self, "judge")
         for name in ("max_characters", "max_battles", "max_bytes", "max_waiting"):
             if vars(self)[name] < 1:
                 raise ValueError(f"--{name} {vars(self)[name]}: expected 1 or more.")
+        if self.rate_limit < 0:
+            raise ValueError(f"--rate_limit {self.rate_limit}: expected 0, for any number, or more.")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port {self.port}: expected 0 to 65535.")
 

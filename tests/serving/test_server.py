@@ -248,7 +248,9 @@ def test_a_battle_is_answered_while_a_file_is_judged(merge, members, sample_batt
     assert list(pd.read_parquet(tmp_path / "predictions.parquet")["p_a"]) == list(expected["p_a"])
 
 
-@pytest.mark.parametrize("wrong", [{"max_bytes": 0}, {"max_characters": -1}, {"port": 70000}, {"judge": None}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_bytes": 0}, {"max_characters": -1}, {"rate_limit": -1}, {"port": 70000}, {"judge": None}]
+)
 def test_the_apps_settings_are_checked(wrong):
     with pytest.raises(ValueError, match=f"--{next(iter(wrong))}"):
         AppArguments(**{"judge": ["x"], **wrong})

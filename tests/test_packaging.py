@@ -25,7 +25,8 @@ IMPORTED_AS = {
 }
 # Imported by tests though it is declared nowhere: pytest depends on it.
 COMES_WITH_PYTEST = {"packaging"}
-PAGE = REPOSITORY / "modeling" / "serving" / "page.py"  # scripts/app.py imports it once it has found Gradio
+SERVING = REPOSITORY / "modeling" / "serving"
+APP_ONLY = {SERVING / "page.py", SERVING / "monitoring.py"}  # scripts/app.py imports them once it has found Gradio
 SETUP = ConfigParser()
 SETUP.read(REPOSITORY / "setup.cfg", encoding="utf-8")
 
@@ -74,10 +75,10 @@ def test_every_package_that_is_imported_is_declared(folder, extras):
 
 
 def test_what_only_an_extra_brings_is_imported_where_it_is_needed_only():
-    """Without extras every module can be imported, except the app's page."""
+    """Without extras every module can be imported, except the app's own."""
     declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in read_requirements()}
     for path in sorted((REPOSITORY / "modeling").rglob("*.py")):
-        if path == PAGE:
+        if path in APP_ONLY:
             continue
         body = ast.parse(path.read_text(encoding="utf-8")).body
         names = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]

@@ -24,6 +24,8 @@ RUN pip install --no-cache-dir -c constraints.txt ".[app,demo]"
 RUN useradd --create-home --uid 1000 bothways
 USER bothways
 WORKDIR /home/bothways
+# Made here, because a volume that is mounted on a missing folder belongs to root.
+RUN mkdir .cache
 
 ENV JUDGE=""
 EXPOSE 7860

@@ -25,7 +25,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 SCRIPTS = {path.stem: path for path in (REPOSITORY / "scripts").glob("*.py")}
 # Flags of accelerate, pip and curl, of --help itself, and the `--flag value` of a usage line.
 FOREIGN_FLAGS = {"config_file", "num_processes", "help", "help_all", "flag", "no-deps", "module"}
-FOREIGN_COMMANDS = {"pip", "docker", "curl", "id=$(curl"}
+FOREIGN_COMMANDS = {"pip", "docker", "curl", "id=$(curl", "umask"}
 
 
 def locate(page: str) -> Path:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import subprocess
 import threading
 import time
@@ -25,6 +26,8 @@ from modeling.serving.access import (
     shorten_path,
     warn_if_open,
 )
+from modeling.settings.arguments import AppArguments
+from tests.helpers import REPOSITORY
 from tests.settings.commands import parse
 
 KEY = "a-key-of-22-characters"
@@ -495,3 +498,36 @@ def test_a_forwarded_address_counts_only_from_a_trusted_proxy(trusted, client, s
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
     curl(server(AccessLog(answer)), "-H", "X-Forwarded-For: 203.0.113.9, 198.51.100.4")
     assert wait_for(lines, 1)[0]["client"] == client
+
+
+# --- docs/serving.md --------------------------------------------------------------------------------------------------
+
+PAGE = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")
+
+
+def test_the_page_s_commands_make_a_key_and_get_in_with_it(server, tmp_path, monkeypatch, caplog):
+    make, ask = (re.search(rf"^```bash\n({word} .*?)^```", PAGE, re.M | re.S)[1] for word in ("umask", "curl"))
+    subprocess.run(["bash", "-c", make.splitlines()[0]], cwd=tmp_path, check=True)
+    key = load_api_key(str(tmp_path / "key.txt"))
+    monkeypatch.setenv("URL", server(AccessGuard(answer, key=key)))
+    for line in ask.splitlines():
+        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout == "hello", line
+    assert not caplog.messages
+
+
+def test_the_page_s_table_has_the_log_s_fields(lines):
+    build_client().get("/")
+    assert re.findall(r"^\| `(\w+)` \| [^|]*\|$", PAGE, re.M) == list(lines()[0])
+
+
+def test_the_page_s_numbers_hold():
+    text, rate_limit = " ".join(PAGE.split()), AppArguments(judge=["default"]).rate_limit
+    for said in (
+        f"`--rate_limit` ({rate_limit}) is the number of requests per minute",
+        f"or one every {60 / rate_limit} s",
+        f"After {FAILURES_PER_MINUTE} wrong attempts in quick succession",
+        f"every {60 // FAILURES_PER_MINUTE} s",
+        f"at most {MAX_PATH} characters",
+    ):
+        assert said in text, said

@@ -1,5 +1,6 @@
 """The metrics: each is counted once, under a route of a fixed few, and each server has its own."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,6 +9,7 @@ from starlette.testclient import TestClient
 
 from modeling.serving.access import AccessGuard, AccessLog
 from modeling.serving.monitoring import BATTLES, GROUP, OTHER, PAGES, SECONDS, Monitor, name_route
+from tests.helpers import REPOSITORY
 
 
 @pytest.fixture
@@ -119,3 +121,21 @@ def test_log_and_guard_count_what_they_see(monitor):
     found = read(monitor)
     assert found["bothways_refused_total reason=unauthorized"] == 1
     assert [found[f"bothways_requests_total route=/metrics status={status}"] for status in (200, 401)] == [1, 1]
+
+
+def test_the_page_on_serving_lists_every_metric_with_its_type_and_labels(monitor):
+    """docs/serving.md; not those of the process, nor the times at which counters began."""
+    monitor.count_request("/", 200, 0.1)
+    monitor.count_refusal("rate_limit")
+    found = set()
+    for family in text_string_to_metric_families(monitor.render()[0].decode()):
+        if family.name.startswith("bothways_") and not family.name.endswith("_created"):
+            name = family.name + "_total" * (family.type == "counter")
+            found.add((name, family.type, frozenset(label for sample in family.samples for label in sample.labels)))
+    page = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(bothways_\w+)` \| (\w+) \|(.*?)\|", page, re.M)
+    listed = {
+        (name, kind, frozenset(re.findall(r"`(\w+)`", labels)) | ({"le"} if kind == "histogram" else set()))
+        for name, kind, labels in rows
+    }
+    assert listed == found and len(rows) == 10

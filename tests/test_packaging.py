@@ -26,7 +26,8 @@ IMPORTED_AS = {
 # Imported by tests though it is declared nowhere: pytest depends on it.
 COMES_WITH_PYTEST = {"packaging"}
 SERVING = REPOSITORY / "modeling" / "serving"
-APP_ONLY = {SERVING / "page.py", SERVING / "monitoring.py"}  # scripts/app.py imports them once it has found Gradio
+# scripts/app.py imports them once it has found Gradio.
+APP_ONLY = {SERVING / f"{name}.py" for name in ("api", "app", "monitoring", "page", "requests", "web")}
 SETUP = ConfigParser()
 SETUP.read(REPOSITORY / "setup.cfg", encoding="utf-8")
 

@@ -1,32 +1,27 @@
-"""The HTTP server: the JSON API, health, and the Gradio page behind the rules of `web.py`; and how it starts and stops.
+"""The JSON API: verdicts, health and metrics over HTTP.
 
-It must not know how a request is judged.
+It must not know how a request is judged, nor who may ask.
 """
 
 import asyncio
-import ctypes
-import platform
-import threading
 from collections.abc import Awaitable
 from importlib.metadata import version
 from typing import TypeVar
 
-import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, Field
 
 from modeling.data.battles import TEXTS
 from modeling.serving.batching import QueueFullError
+from modeling.serving.monitoring import Monitor
 from modeling.serving.requests import BattleRequest, InvalidRequestError, describe_faults
 from modeling.serving.server import ServedJudge
 
 Result = TypeVar("Result")
 
-M_ARENA_MAX = -8  # a parameter number from glibc's malloc.h
 SECONDS_BETWEEN_CHECKS = 0.5  # whether a client that waits is still there
-SECONDS_TO_ANSWER = 5  # for sending what was read, once the server stops
 
 
 class VerdictResponse(BaseModel):
@@ -45,12 +40,14 @@ class VerdictResponse(BaseModel):
     seconds: float = Field(description="From the request to the answer.")
 
 
-def build_server(served: ServedJudge) -> FastAPI:
+def build_server(served: ServedJudge, monitor: Monitor) -> FastAPI:
     """Builds the JSON API.
 
     Args:
         served: The judge that answers.
+        monitor: What /metrics shows.
     """
+    monitor.set_waiting(served.queue.count_waiting)
     app = FastAPI(
         title="Bothways",
         description="Which of two answers would people prefer? Every battle is read in both orders.",
@@ -87,6 +84,12 @@ def build_server(served: ServedJudge) -> FastAPI:
             raise HTTPException(503, "The server is stopping.")
         return {"status": "ok", "judge": [member.name for member in served.judge.members], "version": app.version}
 
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Returns the metrics in Prometheus's text format."""
+        text, content_type = monitor.render()
+        return Response(text, media_type=content_type)
+
     return app
 
 
@@ -102,40 +105,3 @@ async def wait_for_client(request: Request, answer: Awaitable[Result]) -> Result
             task.cancel()
             raise HTTPException(499, "The client has gone.")
     return task.result()
-
-
-# --- starting and stopping --------------------------------------------------------------------------------------------
-
-
-class RunningServer:
-    """uvicorn in a thread of its own.
-
-    Args:
-        app: The server.
-        host: Address to listen on.
-        port: A free port.
-    """
-
-    def __init__(self, app: FastAPI, host: str, port: int):
-        config = uvicorn.Config(
-            app, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=SECONDS_TO_ANSWER
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
-
-    def start(self) -> None:
-        """Returns once the server answers."""
-        self._thread.start()
-        while self._thread.is_alive() and not self._server.started:
-            self._thread.join(0.01)
-
-    def stop(self) -> None:
-        """Sends the answers that are ready and closes all connections."""
-        self._server.should_exit = True
-        self._thread.join()
-
-
-def limit_malloc_arenas() -> None:
-    """Limits glibc to two heaps: by default each thread gets its own, and glibc returns little of their memory."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)

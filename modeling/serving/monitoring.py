@@ -47,7 +47,9 @@ class Monitor:
             "bothways_refused_total", "Requests that were refused unread, by reason.", ["reason"], registry=registry
         )
         self._battles = Counter("bothways_battles_total", "Battles judged.", registry=registry)
-        self._tokens = Counter("bothways_tokens_total", "Tokens that the judge read.", registry=registry)
+        self._tokens = Counter(
+            "bothways_tokens_total", "Tokens of the battles, each in its longest pass.", registry=registry
+        )
         self._batch_battles = Histogram(
             "bothways_batch_battles", "Battles read together.", buckets=BATTLES, registry=registry
         )
@@ -83,7 +85,7 @@ class Monitor:
 
         Args:
             battles: How many.
-            tokens: Tokens of all their passes.
+            tokens: Of the longest pass of each, added up.
             seconds: Time that it took.
         """
         self._battles.inc(battles)

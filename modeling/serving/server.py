@@ -47,7 +47,7 @@ class FileVerdicts:
 
 
 class ServedJudge:
-    """One loaded judge that any number of threads may ask. Every member reads every battle in both orders.
+    """One loaded judge that any number of threads may ask.
 
     Battles that wait at the same time are read together. `close` must be called at the end.
 
@@ -57,14 +57,28 @@ class ServedJudge:
         judge: The judge.
         limits: Of one request.
         max_waiting: Most battles that may wait to be read.
+        readings: See `Judge.plan_passes`.
+        count_batch: Called after each batch with its battles, their tokens and the seconds that it took.
+        count_file: Called after each file.
     """
 
-    def __init__(self, judge: Judge, limits: RequestLimits, max_waiting: int = 100):
+    def __init__(
+        self,
+        judge: Judge,
+        limits: RequestLimits,
+        max_waiting: int = 100,
+        readings: str = "both",
+        *,
+        count_batch: Callable[[int, int, float], None] = lambda battles, tokens, seconds: None,
+        count_file: Callable[[], None] = lambda: None,
+    ):
         self.judge, self.limits = judge, limits
-        if judge.plan_passes() != judge.plan_passes("both"):
+        self._count_batch, self._count_file = count_batch, count_file
+        self.readings = readings
+        if judge.plan_passes() != judge.plan_passes(readings):
             logger.warning(
-                f"The page reads both orders, whereas this judge's {JUDGE_FILE} says --readings {judge.readings}: its "
-                "probabilities are those of predict.py --readings both, not calibrated"
+                f"The app runs --readings {readings}, whereas this judge's {JUDGE_FILE} says {judge.readings}: its "
+                f"probabilities are those of predict.py --readings {readings}, not calibrated"
             )
         # A plain lock is not fair: a file that releases it between two packs would nearly always take it right back.
         # A batch therefore waits for the model while it holds the entrance, where the file must queue up as well.
@@ -112,7 +126,9 @@ class ServedJudge:
         # Two users may send the same id.
         rows = [{**battle, "id": number} for number, battle in enumerate(battles)]
         with self._use_model():
-            table = self.judge.predict(rows, readings="both")
+            start = time.perf_counter()
+            table = self.judge.predict(rows, readings=self.readings)
+            self._count_batch(len(rows), int(table["tokens"].sum()), time.perf_counter() - start)
         return [
             replace(explain_verdict(table.iloc[[number]], battle), id=battle["id"])
             for number, battle in enumerate(battles)
@@ -135,9 +151,10 @@ class ServedJudge:
         start = time.perf_counter()
         with self._use_model(), self._yield_between_packs(len(battles), report_progress):
             # One pack at a time: a battle judged between two packs may switch the adapter of a shared base.
-            verdicts = self.judge.predict(battles, readings="both", num_workers=1)
+            verdicts = self.judge.predict(battles, readings=self.readings, num_workers=1)
         seconds = time.perf_counter() - start
-        paths = write_verdicts(folder, verdicts, describe_predictions(self.judge, verdicts, str(path), "both"))
+        paths = write_verdicts(folder, verdicts, describe_predictions(self.judge, verdicts, str(path), self.readings))
+        self._count_file()
         return FileVerdicts(*paths, summarise_verdicts(verdicts, battles, seconds))
 
     def _wait_for_model(self) -> None:
@@ -157,7 +174,7 @@ class ServedJudge:
     @contextmanager
     def _yield_between_packs(self, num_battles: int, report_progress: Callable[[float], None]) -> Iterator[None]:
         """Lets a waiting battle go first before each pack of this thread: a hook on the models, as predict has none."""
-        num_passes, done, reader = num_battles * len(self.judge.plan_passes("both")), 0, threading.get_ident()
+        num_passes, done, reader = num_battles * len(self.judge.plan_passes(self.readings)), 0, threading.get_ident()
 
         def yield_model(model: nn.Module, _, batch: dict) -> None:
             """Reports progress and hands the model over once."""
@@ -185,12 +202,12 @@ def _estimate_tokens(battle: Mapping) -> int:
 
 def summarise_verdicts(verdicts: pd.DataFrame, battles: Dataset, seconds: float) -> str:
     """Returns one line about the verdicts on a file, with the accuracy if the file has labels."""
-    first, second = (np.array(name_winners(p_a)) for p_a in average_orders(verdicts).values())
+    winners = [np.array(name_winners(p_a)) for p_a in average_orders(verdicts).values()]
     num_a, num_cut = (verdicts["winner"] == "model_a").sum(), verdicts[list(CUT_COLUMNS)].any(axis=1).sum()
     parts = [
         f"{len(verdicts):,} battles in {seconds:.1f} s",
         f"A wins {num_a:,}, B {len(verdicts) - num_a:,}",
-        f"the order changed the winner in {(first != second).sum():,}",
+        f"the order changed the winner in {(winners[0] != winners[-1]).sum():,}",
         f"{num_cut:,} truncated",
     ]
     if "label" in battles.column_names:

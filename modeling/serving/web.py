@@ -11,7 +11,7 @@ from modeling.serving.requests import find_wrong_fields
 
 # Only what the page and the API need. Gradio's other routes fetch any URL on request, record sessions and monitor.
 ROUTES = re.compile(
-    r"/|/(v1/judge|health|openapi\.json)|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static)/.+|/gradio_api/("
+    r"/|/(v1/judge|health|metrics|openapi\.json)|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static)/.+|/gradio_api/("
     r"info|openapi\.json|app_id|startup-events|heartbeat/\w+|queue/(join|data)|call/(v2/)?\w+(/\w+)?|cancel|reset|upload"
     r"|upload_progress|run/predict|file=/.+)/?"
 )
@@ -141,7 +141,9 @@ def _add_headers(send):
     return send_with_headers
 
 
-async def refuse(send, status: int, reason: str | list[dict], headers: Iterable[tuple[bytes, bytes]] = (), **fields: object) -> None:
+async def refuse(
+    send, status: int, reason: str | list[dict], headers: Iterable[tuple[bytes, bytes]] = (), **fields: object
+) -> None:
     """Answers in FastAPI's error format, without reading the body.
 
     Args:

@@ -33,6 +33,7 @@ JUDGE_HELP = (
     "package."
 )
 DTYPE_HELP = "Precision of computation. auto measures which native precision is fastest on this device."
+MERGE_HELP = "Merge adapters into dequantised weights, for speed. auto: if memory allows it and the canaries agree."
 SKIP_PROBES_HELP = "Do not replay the canary battles that check each member against its saved probabilities."
 USE_CPU_HELP = "Run on the CPU even if there is a GPU."
 
@@ -133,11 +134,7 @@ class JudgeArguments(BattleArguments):
         "Maximum tokens per batch; a longer battle gets its own batch. Default: chosen for the device.",
         group="device",
     )
-    merge: str = option(
-        "auto",
-        "Merge adapters into dequantised weights, for speed. auto: if memory allows it and the canaries agree.",
-        choices=MERGES,
-    )
+    merge: str = option("auto", MERGE_HELP, choices=MERGES)
     dtype: str = option("auto", DTYPE_HELP, choices=PRECISIONS)
     use_cpu: bool = option(False, USE_CPU_HELP)
 
@@ -206,6 +203,12 @@ class AppArguments:
 
     judge: list[str] | None = option(None, JUDGE_HELP, group="model", path="judge")
     skip_probes: bool = option(False, SKIP_PROBES_HELP)
+    readings: str = option(
+        "both",
+        "Passes: every member in both orders (both), or each in the order it was trained in (own), in less time.",
+        choices=READINGS,
+    )
+    merge: str = option("auto", MERGE_HELP, choices=MERGES)
     dtype: str = option("auto", DTYPE_HELP, choices=PRECISIONS)
     use_cpu: bool = option(False, USE_CPU_HELP)
     host: str | None = option(

@@ -6,7 +6,9 @@ import json
 import httpx
 import pytest
 
-from modeling.serving.api import RunningServer, build_server
+from modeling.serving.api import build_server
+from modeling.serving.app import RunningServer
+from modeling.serving.monitoring import Monitor
 from modeling.serving.requests import RequestLimits
 from modeling.serving.server import ServedJudge
 from modeling.serving.web import choose_port
@@ -28,7 +30,7 @@ def send(served: ServedJudge, *bodies: object, path: str = "/v1/judge") -> list[
 
     async def send_all() -> list[httpx.Response]:
         """Posts all bodies at once."""
-        transport = httpx.ASGITransport(build_server(served))
+        transport = httpx.ASGITransport(build_server(served, Monitor("0", "x")))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             asked = [
                 client.post(
@@ -93,7 +95,7 @@ def test_more_than_may_wait_are_503_and_the_others_are_answered(served):
 
 async def _overfill(served: ServedJudge) -> dict[str, int]:
     """Status of each of six requests of which one is being read and three may wait."""
-    transport = httpx.ASGITransport(build_server(served))
+    transport = httpx.ASGITransport(build_server(served, Monitor("0", "x")))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         tasks = {"0": asyncio.create_task(client.post("/v1/judge", json={**BATTLE, "id": "0"}))}
         while not served._entrance.locked():
@@ -123,11 +125,28 @@ def send_get(served: ServedJudge, path: str) -> httpx.Response:
 
     async def get() -> httpx.Response:
         """Gets the path."""
-        transport = httpx.ASGITransport(build_server(served))
+        transport = httpx.ASGITransport(build_server(served, Monitor("0", "x")))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.get(path)
 
     return asyncio.run(get())
+
+
+def test_the_metrics_count_what_was_read_and_who_waits(judge):
+    monitor = Monitor("1.2", "abc")
+    served = ServedJudge(judge, LIMITS, count_batch=monitor.count_batch)
+    app = build_server(served, monitor)
+
+    async def ask() -> str:
+        """Judges two battles and returns the metrics."""
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            await asyncio.gather(*(client.post("/v1/judge", json=BATTLE) for _ in range(2)))
+            return (await client.get("/metrics")).text
+
+    text = asyncio.run(ask())
+    served.close()
+    assert "bothways_battles_total 2.0" in text and "bothways_waiting_requests 0.0" in text
+    assert 'bothways_build_info{judge="abc",version="1.2"} 1.0' in text
 
 
 def test_the_openapi_document_names_the_fields(served):
@@ -146,7 +165,7 @@ def test_a_client_that_goes_away_is_not_read_and_a_stop_sends_what_was_read(judg
     )
     served = ServedJudge(judge, LIMITS, max_waiting=10)
     port = choose_port("127.0.0.1", 0)
-    server = RunningServer(build_server(served), "127.0.0.1", port)
+    server = RunningServer(build_server(served, Monitor("0", "x")), "127.0.0.1", port)
     server.start()
 
     async def ask(name: str, timeout: float) -> httpx.Response:

@@ -85,7 +85,9 @@ def test_a_judge_that_reads_its_own_orders_is_served_with_a_warning(judge, caplo
     ServedJudge(judge, LIMITS)
     assert not caplog.messages
     ServedJudge(Judge(judge.members, "own"), LIMITS)
-    assert "The page reads both orders, whereas this judge's judge.json says --readings own" in caplog.messages[-1]
+    assert "The app runs --readings both, whereas this judge's judge.json says own" in caplog.messages[-1]
+    ServedJudge(Judge(judge.members, "own"), LIMITS, readings="own")
+    assert len(caplog.messages) == 1
 
 
 def test_swapped_answers_give_the_mirrored_verdict(served):

@@ -137,9 +137,20 @@ def bases(tmp_path_factory, plain_backbone, tokenizer) -> dict[str, BaseFiles]:
 def make_member(tokenizer):
     """Builds a member folder without training: adapter and head are random, so that they matter."""
 
-    def make(folder: Path, base: BaseFiles, orientation: str, *, dtype="float32", seed=0, max_length=128, **head):
+    def make(
+        folder: Path,
+        base: BaseFiles,
+        orientation: str,
+        *,
+        dtype="float32",
+        seed=0,
+        max_length=128,
+        freeze_layers=0,
+        **head,
+    ):
         set_seed(seed)
-        model = add_adapters(load_base(base, dtype=dtype, **head), r=4, alpha=4, dropout=0.0)
+        model = load_base(base, dtype=dtype, **head)
+        model = add_adapters(model, r=4, alpha=4, dropout=0.0, freeze_layers=freeze_layers)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad and ("lora_B" in name or "score" in name):

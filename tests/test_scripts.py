@@ -137,7 +137,7 @@ def test_any_number_of_processes_writes_the_same_bytes(processes, members, tmp_p
 
 def test_a_pass_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
     """Seed fault 3: its second pass died unnoticed, the first one's file was read twice, and every p was a half."""
-    compute, named = predictor.predict_battles, []
+    compute, named = predictor.predict_together, []
 
     def fail_second(*arguments, **options):
         named.append(options["name"])
@@ -145,8 +145,9 @@ def test_a_pass_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
             raise RuntimeError("out of memory")
         return compute(*arguments, **options)
 
-    monkeypatch.setattr(schedule, "predict_battles", fail_second)
+    monkeypatch.setattr(schedule, "predict_together", fail_second)
     flags = ["--battles", SAMPLES / "test.jsonl", "--judge", *members.values(), "--output_dir", tmp_path / "out"]
+    flags += ["--readings", "own"]  # both members at once where they read the same
     with pytest.raises(RuntimeError, match="out of memory"):
         call("predict", *flags, monkeypatch=monkeypatch)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".bothways-progress"]
@@ -164,11 +165,11 @@ def test_a_restart_reads_only_what_was_not_read_before(verb, flags, file, member
     """Counts tokens. The second member is interrupted, so that the first one's pass had ended."""
     compute, tokens, stop = predictor._predict_pack, [], []
 
-    def count(model, pack):
+    def count(models, pack, num_shared_layers):
         if stop == [len(tokens)]:
             raise KeyboardInterrupt
         tokens.append(len(pack.input_ids))
-        return compute(model, pack)
+        return compute(models, pack, num_shared_layers)
 
     def read(folder) -> list[int]:
         tokens.clear()

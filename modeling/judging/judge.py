@@ -92,7 +92,7 @@ class Judge:
                 others keep only that one.
             time_budget: Every battle gets a verdict within it. First passes come before all others; battles that get
                 no pass in time have even odds.
-            options: For `predict_battles`: tokens_per_batch, num_workers, progress_dir.
+            options: For `PassSchedule`: tokens_per_batch, num_workers, progress_dir, start_pack.
 
         Returns:
             Columns id; p_a, p_b, the mean over the passes, calibrated if the judge is; winner (model_a or model_b);

@@ -231,7 +231,11 @@ def merge_members(members: Sequence[Member], merge: str, skip_probes: bool, bar:
     for member in members:
         if member.adapter is not None:
             bar.set_description(f"Merging {member.name}", refresh=True)
-            model = build_merged(member.model, member.adapter, DTYPES[member.dtype])
+            # Members of one base share what their adapters leave alone: memory, and time in `PassSchedule`.
+            like = next(
+                (m.model for m, before in zip(merged, members, strict=False) if before.model is member.model), None
+            )
+            model = build_merged(member.model, member.adapter, DTYPES[member.dtype], like=like)
             member = replace(member, model=model, adapter=None)
         merged.append(member)
     try:

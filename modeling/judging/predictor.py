@@ -1,4 +1,4 @@
-"""Runs one model over encoded battles: packs sequences under a token budget, spreads packs over processes, resumes.
+"""Runs models over encoded battles: packs sequences under a token budget, spreads packs over processes, resumes.
 
 Packs are formed from the sequences alone, before they are spread, so neither the number of processes nor a restart
 changes a result. Every result carries its row number. Prediction, calibration and evaluation during training all come
@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from modeling.data.battles import orient_label
 from modeling.encoding.packing import PackedSequence, count_added_tokens, pack_sequences
+from modeling.network.frozen import replay_states, run_up_to
 
 # Smallest and largest token budget of a pack, by kind of device. On a CPU each core runs its own pack, and smaller
 # packs keep every core busy until the end. The GPU's was used on an H200; others were not compared.
@@ -68,26 +69,42 @@ def choose_budget(sequences: Sequence[Sequence[int]], device_type: str) -> int:
 
 
 def predict_battles(
-    model: nn.Module,
+    model: nn.Module, encoded: Sequence[Mapping], orientations: str | Sequence[str], **options
+) -> np.ndarray:
+    """Predicts the probability of each label for encoded battles, shape (sequences, labels).
+
+    Args:
+        model: A preference model, on its device, in eval mode; not wrapped for distributed training.
+        encoded, orientations, options: See `predict_together`.
+    """
+    return predict_together([model], encoded, orientations, **options)[0]
+
+
+def predict_together(
+    models: Sequence[nn.Module],
     encoded: Sequence[Mapping],
     orientations: str | Sequence[str],
     *,
+    num_shared_layers: int = 0,
     tokens_per_batch: int | None = None,
     num_workers: int | None = None,
     deadline: float | None = None,
     name: str | None = "",
     progress_dir: Path | None = None,
+    start_pack: Callable[[int], None] = lambda sequences: None,
 ) -> np.ndarray:
-    """Predicts the probability of each label for encoded battles.
+    """Predicts the probability of each label for encoded battles, by several models.
 
     Every process of a launch has to call this. All run the same number of forwards, unless there is a `deadline` or a
     `progress_dir`.
 
     Args:
-        model: A preference model, on its device, in eval mode; not wrapped for distributed training.
+        models: Preference models, on one device, in eval mode; not wrapped for distributed training.
         encoded: What `BattleEncoder.encode` returned; only `input_ids` are read. To read a battle in both orders,
             pass both of its encodings: they share the tokens of the prompt.
         orientations: The order in which all of them, or each of them, was encoded.
+        num_shared_layers: Lowest layers that are the same in all models, see `count_shared_layers`. Each pack goes
+            through them once.
         tokens_per_batch: Most tokens of a pack; `choose_budget` decides if None.
         num_workers: Packs that run at once. None: one on a GPU, and one per core on a CPU, where a core with its own
             pack is faster than several cores sharing one.
@@ -96,15 +113,16 @@ def predict_battles(
         progress_dir: Folder that keeps finished packs, so that a later call with the same input resumes. It grows with
             every call: whoever asked for the predictions removes it once they are written, and no sooner, or a crash in
             the last of many passes would cost all of them.
+        start_pack: Called before each pack with its number of sequences, on the thread that runs it.
 
     Returns:
-        Shape (sequences, labels), float64, in the order of `encoded`, by label (not by slot), the same on every
+        Shape (models, sequences, labels), float64, in the order of `encoded`, by label (not by slot), the same on every
         process.
 
     Raises:
         ValueError: If a probability is not finite.
     """
-    state, device = PartialState(), next(model.parameters()).device
+    state, device = PartialState(), next(models[0].parameters()).device
     # Equal texts are read once. Read twice, in two packs, they could differ by a rounding, and a battle of two equal
     # answers would get a winner.
     sequences, places = _drop_repeated([battle["input_ids"] for battle in encoded])
@@ -119,14 +137,24 @@ def predict_battles(
     found = {index: done[index] for index in mine if index in done}
     num_workers = num_workers or (torch.get_num_threads() if device.type == "cpu" else 1)
     shown = name.split("@")[0] if state.is_main_process and name is not None else None
-    for index, rows in _run_packs(model, packs, num_workers, deadline, shown):
+
+    def run(sequences: list) -> list | None:
+        """Probabilities of one pack; None after the deadline."""
+        if deadline is not None and time.monotonic() >= deadline:
+            return None
+        start_pack(len(sequences))
+        return _predict_pack(models, pack_sequences(sequences), num_shared_layers)
+
+    for model in models:
+        _prepare_8bit_layers(model)
+    for index, rows in _run_packs(run, packs, num_workers, shown):
         found[index] = rows
         if record:
             record.append(index, rows)
     by_slot = {index: rows for part in gather_object([found]) for index, rows in part.items()}
-    unique = _place_rows(by_slot, batches, (len(sequences), model.config.num_labels))
-    probabilities = np.array([orient_label(unique[at], order) for at, order in zip(places, orders, strict=True)])
-    probabilities = probabilities.reshape(len(encoded), model.config.num_labels)  # without battles it has no columns
+    unique = _place_rows(by_slot, batches, (len(models), len(sequences), models[0].config.num_labels))
+    probabilities = np.array([orient_label(unique[:, at].T, order) for at, order in zip(places, orders, strict=True)])
+    probabilities = probabilities.reshape(len(encoded), models[0].config.num_labels, len(models)).transpose(2, 0, 1)
     assert deadline is not None or not np.isnan(probabilities).any(), "a battle was not predicted"
     return probabilities
 
@@ -153,19 +181,12 @@ def _share_out(num_packs: int, process: int, num_processes: int) -> list[int]:
 
 
 def _run_packs(
-    model: nn.Module, packs: Mapping[int, list], num_workers: int, deadline: float | None, name: str | None
-) -> Iterator[tuple[int, list[list[float]]]]:
-    """Yields each pack's number and probabilities by slot, in order, without the packs that came after the deadline.
+    run: Callable[[list], list | None], packs: Mapping[int, list], num_workers: int, name: str | None
+) -> Iterator[tuple[int, list]]:
+    """Yields each pack's number and what `run` returned, in order, without the packs that came after the deadline.
 
     The bar counts tokens, which makes it show tokens/s and a true remaining time. Without a name there is none.
     """
-
-    def run(sequences: list) -> list[list[float]] | None:
-        """Probabilities of one pack; None after the deadline."""
-        late = deadline is not None and time.monotonic() >= deadline
-        return None if late else _predict_pack(model, pack_sequences(sequences))
-
-    _prepare_8bit_layers(model)
     sizes = [sum(map(len, sequences)) for sequences in packs.values()]
     with tqdm(total=sum(sizes), unit="tok", unit_scale=True, desc=name, disable=name is None) as bar:
         found = map_on_cores(run, list(packs.values()), num_workers)
@@ -183,11 +204,11 @@ def _prepare_8bit_layers(model: nn.Module) -> None:
             module.init_8bit_state()
 
 
-def _place_rows(by_slot: Mapping, batches: list[list[int]], shape: tuple[int, int]) -> np.ndarray:
+def _place_rows(by_slot: Mapping, batches: list[list[int]], shape: tuple[int, int, int]) -> np.ndarray:
     """Probabilities by slot in the order of the sequences, from those of each pack; NaN where a pack did not run."""
     probabilities = np.full(shape, np.nan)
     for index, rows in by_slot.items():
-        probabilities[batches[index]] = rows
+        probabilities[:, batches[index]] = rows
     return probabilities
 
 
@@ -209,12 +230,19 @@ def map_on_cores(function: Callable, tasks: Sequence, num_workers: int) -> Itera
 # Not inference_mode: what a forward stores in it, such as weights that ZeRO-3 collects or states of bitsandbytes, could
 # not take part in the training that goes on after an evaluation.
 @torch.no_grad()
-def _predict_pack(model: nn.Module, pack: PackedSequence) -> list[list[float]]:
-    """Softmax over the slots, one list per sequence of the pack."""
-    device = next(model.parameters()).device
+def _predict_pack(models: Sequence[nn.Module], pack: PackedSequence, num_shared_layers: int) -> list[list[list[float]]]:
+    """Softmax over the slots: for each model, one list per sequence of the pack."""
+    device = next(models[0].parameters()).device
     batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in pack.to_batch().items()}
+    states = None
+    if num_shared_layers:
+        states = run_up_to(models[0].list_layers()[num_shared_layers - 1], models[0], batch)
+    logits = []
+    for model in models:
+        with replay_states(model.list_layers()[:num_shared_layers] if num_shared_layers else [], states):
+            logits.append(model(**batch).logits.float())
     # On the CPU, because Apple's GPUs have no float64.
-    probabilities = torch.softmax(model(**batch).logits.float().cpu().double(), dim=-1)
+    probabilities = torch.softmax(torch.stack(logits).cpu().double(), dim=-1)
     if not torch.isfinite(probabilities).all():
         raise ValueError(
             "Prediction: expected finite probabilities; found NaN. The adapter or its base is damaged, or training "
@@ -244,8 +272,8 @@ class _ProgressFile:
             written = self.path.read_bytes()
             self.path.write_bytes(written[: written.rfind(b"\n") + 1])
 
-    def read(self) -> dict[int, list[list[float]]]:
-        """Probabilities by slot of each finished pack, from the files of all processes."""
+    def read(self) -> dict[int, list]:
+        """Probabilities by model, sequence and slot of each finished pack, from the files of all processes."""
         done = {}
         # All files: a restart may have another number of processes.
         for path in sorted(self.folder.glob(f"{self.identity}.*.jsonl")):
@@ -255,7 +283,7 @@ class _ProgressFile:
                     done[index] = rows
         return done
 
-    def append(self, index: int, rows: list[list[float]]) -> None:
+    def append(self, index: int, rows: list) -> None:
         """Adds one finished pack."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([index, rows]) + "\n")

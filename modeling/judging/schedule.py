@@ -4,7 +4,8 @@ It does not know how a pass is computed.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from accelerate.logging import get_logger
@@ -13,8 +14,9 @@ from modeling.data.battles import LABELS, ORIENTATIONS
 from modeling.encoding.encoder import CUT_COLUMNS, BattleEncoder
 from modeling.judging.loading import Member
 from modeling.judging.predictions import average_passes, sort_by_uncertainty
-from modeling.judging.predictor import predict_battles
+from modeling.judging.predictor import predict_together
 from modeling.judging.time_budget import PLANNED, TimeBudget
+from modeling.network.frozen import count_shared_layers
 
 logger = get_logger(__name__)
 
@@ -26,15 +28,26 @@ class PassSchedule:
     lengths: Tokens, and tokens cut from each field, shape (passes, battles, 4).
     """
 
-    def __init__(self, plan: Sequence[tuple[Member, str]], rows: Sequence[Mapping], **options):
+    def __init__(
+        self,
+        plan: Sequence[tuple[Member, str]],
+        rows: Sequence[Mapping],
+        *,
+        start_pack: Callable[[int], None] | None = None,
+        **options,
+    ):
         """
         Args:
             plan: The (member, orientation) pairs from `Judge.plan_passes`, one per pass.
             rows: Battles.
-            options: For `predict_battles`: tokens_per_batch, num_workers, progress_dir.
+            start_pack: Called before each pack with its number of battles' passes, on the thread that runs it. It may
+                let another schedule run in the meantime.
+            options: For `predict_together`: tokens_per_batch, num_workers, progress_dir.
         """
-        self.plan, self.rows, self.options = plan, rows, options
+        self.plan, self.rows, self.start_pack, self.options = plan, rows, start_pack, options
         self.names = [f"{member.name}_{orientation}" for member, orientation in plan]
+        # Keyed by identity: a Member holds dictionaries and so has no hash.
+        self.passes = {(id(member), orientation): number for number, (member, orientation) in enumerate(plan)}
         self.encoded = _encode_passes(plan, rows)
         self.p = np.full((len(plan), len(rows), len(LABELS)), np.nan)
         columns = ("length", *CUT_COLUMNS)
@@ -64,28 +77,50 @@ class PassSchedule:
 
         Args:
             wanted: Boolean, shape (passes, battles).
-            deadline: See `predict_battles`.
+            deadline: See `predict_together`.
         """
-        # Keyed by identity: a Member holds dictionaries and so has no hash.
-        members = {id(member): member for member, _ in self.plan}
-        for key, member in members.items():
-            own = np.array([id(other) == key for other, _ in self.plan])
-            places = np.argwhere(wanted & own[:, None] & np.isnan(self.p[..., 0]))
-            if not len(places):
-                continue
-            orders = [self.plan[index][1] for index, _ in places]
-            # All that decides the numbers is in the name: progress saved under another name is never resumed.
-            model = f"{member.fingerprint} on {member.facts.base_fingerprint} in {member.dtype}"
-            merged = ", merged" * (member.adapter is None)
-            found = predict_battles(
-                member.activate(),
-                [self.encoded[index][row] for index, row in places],
+        for members, of_orders in self._group_members(wanted & np.isnan(self.p[..., 0])):
+            places = np.argwhere(of_orders)  # (order, row)
+            numbers = [[self.passes[id(member), ORIENTATIONS[order]] for order, _ in places] for member in members]
+            orders = [ORIENTATIONS[order] for order, _ in places]
+            found = predict_together(
+                [member.activate() for member in members],
+                [self.encoded[number][row] for number, (_, row) in zip(numbers[0], places, strict=True)],
                 orders,
+                num_shared_layers=_count_shared_layers(members) if len(members) > 1 else 0,
                 deadline=deadline,
-                name=f"{member.name} reads {' and '.join(sorted(set(orders)))}@{model}{merged}",
+                name=_name_run(members, orders),
+                start_pack=partial(self._start_pack, members),
                 **self.options,
             )
-            self.p[places[:, 0], places[:, 1]] = found
+            for own, p in zip(numbers, found, strict=True):
+                self.p[own, places[:, 1]] = p
+
+    def _start_pack(self, members: Sequence[Member], sequences: int) -> None:
+        """Calls `start_pack`, which may have let another schedule activate another member of a shared model."""
+        if self.start_pack:
+            self.start_pack(sequences * len(members))
+            for member in members:
+                member.activate()
+
+    def _group_members(self, wanted: np.ndarray) -> list[tuple[list[Member], np.ndarray]]:
+        """Members that are run together, and which battles in which order, boolean, shape (orders, battles).
+
+        Members are run together if they share layers and have the same passes to make.
+        """
+        groups: list[tuple[list[Member], np.ndarray]] = []
+        for member in {id(member): member for member, _ in self.plan}.values():
+            of_orders = np.full((len(ORIENTATIONS), len(self.rows)), False)
+            for number, (other, order) in enumerate(self.plan):
+                if other is member:
+                    of_orders[ORIENTATIONS.index(order)] = wanted[number]
+            for members, of_others in groups:
+                if np.array_equal(of_orders, of_others) and _count_shared_layers([*members, member]):
+                    members.append(member)
+                    break
+            else:
+                groups.append(([member], of_orders))
+        return [group for group in groups if group[1].any()]
 
     def choose_first_passes(self) -> np.ndarray:
         """The pass that each battle gets before any other, boolean, shape (passes, battles).
@@ -155,6 +190,23 @@ class PassSchedule:
             share = min(1.0, max(0.0, (PLANNED * left - seconds) / others))
             message += f", which leaves time for all passes on {share:.0%} of the battles"
         logger.info(f"Time budget: {message}")
+
+
+def _count_shared_layers(members: Sequence[Member]) -> int:
+    """Lowest layers that the members share; 0 if they read other tokens, or one model has an adapter for each."""
+    if any(m.adapter is not None or m.encoder is not members[0].encoder for m in members):
+        return 0
+    return count_shared_layers([member.model for member in members])
+
+
+def _name_run(members: Sequence[Member], orders: Sequence[str]) -> str:
+    """What the progress bar shows, and all that decides the numbers: progress under another name is never resumed."""
+    models = [
+        f"{member.fingerprint} on {member.facts.base_fingerprint} in {member.dtype}{', merged' * (not member.adapter)}"
+        for member in members
+    ]
+    names = " and ".join(member.name for member in members)
+    return f"{names} {'read' if len(members) > 1 else 'reads'} {' and '.join(sorted(set(orders)))}@{'; '.join(models)}"
 
 
 def _encode_passes(plan: Sequence[tuple[Member, str]], rows: Sequence[Mapping]) -> list[list[dict]]:

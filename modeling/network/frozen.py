@@ -1,4 +1,4 @@
-"""Hidden states of the frozen lower layers, computed once and replayed in every later epoch.
+"""Hidden states of lower layers that do not change: computed once, and replayed in later epochs or by other models.
 
 Attention is causal, so a token's state depends on the tokens before it in its own sequence alone, whatever it is packed
 with (on a GPU, 8-bit layers choose outliers over the whole pack, as they do without this). This module must not know
@@ -8,8 +8,11 @@ how a training run uses it.
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +31,32 @@ def count_frozen_layers(layers: Sequence[nn.Module]) -> int:
     return next(trained, len(layers))
 
 
+def count_shared_layers(networks: Sequence[nn.Module]) -> int:
+    """Counts the lowest layers whose weights, like the embeddings', are the same memory in all preference models."""
+    weights = [network.get_input_embeddings().weight.data_ptr() for network in networks]
+    if len(set(weights)) > 1:
+        return 0
+    number = 0
+    for layers in zip(*(network.list_layers() for network in networks), strict=True):
+        if len({tuple(weight.data_ptr() for weight in layer.state_dict().values()) for layer in layers}) > 1:
+            break
+        number += 1
+    return number
+
+
+class _Replayed(threading.local):
+    """What this thread's forward passes get instead of the output of the frozen layers."""
+
+    states: Tensor | None = None
+
+
+_replayed, _lock = _Replayed(), threading.Lock()
+_users: Counter[nn.Module] = Counter()  # threads that replay each layer right now
+
+
 @contextmanager
 def replay_states(layers: Sequence[nn.Module], states: Tensor | None) -> Iterator[None]:
-    """Inside, the last of these layers gives `states` as its output, and the ones below it compute nothing.
+    """Inside, on this thread, the last of these layers gives `states` and the ones below it compute nothing.
 
     Args:
         layers: The frozen layers, from the lowest.
@@ -39,13 +65,26 @@ def replay_states(layers: Sequence[nn.Module], states: Tensor | None) -> Iterato
     if states is None:
         yield
         return
-    for layer in layers:
-        layer.forward = lambda *_, **__: states  # on the instance, where it hides the class's
+    with _lock:
+        for layer in layers:
+            _users[layer] += 1
+            if _users[layer] == 1:
+                layer.forward = partial(_replay, layer.forward)  # on the instance, where it hides the class's
+    _replayed.states = states
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        _replayed.states = None
+        with _lock:
+            for layer in layers:
+                _users[layer] -= 1
+                if not _users[layer]:
+                    del layer.forward, _users[layer]
+
+
+def _replay(forward: Callable[..., Tensor], *args, **kwargs) -> Tensor:
+    """This thread's states, or what the layer computes if the thread replays none."""
+    return forward(*args, **kwargs) if _replayed.states is None else _replayed.states
 
 
 class FrozenStates:
@@ -88,7 +127,7 @@ class FrozenStates:
                 pack = pack_sequences([self.sequences[row] for row in rows])
                 batch = pack.to_batch()
                 batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-                output = _run_up_to(layer, model, batch)
+                output = run_up_to(layer, model, batch)
                 self.dtype = output.dtype  # below float32 where the model computes in less
                 states = output[0].float().cpu().numpy()
                 for row, spans in zip(rows, pack.list_spans(), strict=True):
@@ -119,12 +158,17 @@ def measure_states(tokens: int, hidden_size: int) -> int:
     return ITEM * hidden_size * tokens
 
 
-def _run_up_to(layer: nn.Module, model: nn.Module, batch: Mapping) -> Tensor:
-    """Returns a layer's output, shape (1, tokens, hidden), without computing what comes above it."""
+def run_up_to(layer: nn.Module, model: nn.Module, batch: Mapping) -> Tensor:
+    """Returns a layer's output, shape (1, tokens, hidden), without computing what comes above it.
+
+    Other threads may run the model at the same time.
+    """
+    own = threading.get_ident()
 
     def stop(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-        """Leaves the forward pass."""
-        raise _Reached(output)
+        """Leaves the forward pass, if it is this thread's."""
+        if threading.get_ident() == own:
+            raise _Reached(output)
 
     hook = layer.register_forward_hook(stop)
     try:

@@ -131,7 +131,9 @@ def merge_adapter(model: PreferenceMixin, adapter: str) -> PreferenceMixin:
 
 
 @torch.no_grad()
-def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype, *, with_lora: bool = True) -> PreferenceMixin:
+def build_merged(
+    model: PeftModel, adapter: str, dtype: torch.dtype, *, with_lora: bool = True, like: PreferenceMixin | None = None
+) -> PreferenceMixin:
     """Builds a model with plain weights that computes what `model` computes with one adapter.
 
     Quantised weights are dequantised, the adapter is merged into them in float32, and its head replaces the base's. The
@@ -142,16 +144,19 @@ def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype, *, with_lor
         adapter: Name of the adapter in the model.
         dtype: Dtype of all weights except the head's.
         with_lora: False leaves the LoRA out: the base's weights, dequantised, with the adapter's head.
+        like: What an earlier call returned for another adapter: weights that neither changes are shared with it.
     """
     network = model.get_base_model()
     weights = {}
+    unchanged = dict(like.named_parameters()) if like else {}
     for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
             weights[f"{name}.weight"] = _merge_layer(module, adapter if with_lora else None).to(dtype)
             if module.base_layer.bias is not None:
                 weights[f"{name}.bias"] = module.base_layer.bias
         elif isinstance(module, Linear8bitLt | Linear4bit) and not name.endswith(".base_layer"):
-            weights[f"{name}.weight"] = dequantize_module_weight(module).to(dtype)
+            known = unchanged.get(f"{name}.weight")
+            weights[f"{name}.weight"] = dequantize_module_weight(module).to(dtype) if known is None else known
         elif isinstance(module, ModulesToSaveWrapper):
             weights |= {f"{name}.{key}": value for key, value in module.modules_to_save[adapter].state_dict().items()}
     config = deepcopy(network.config)
@@ -162,7 +167,7 @@ def build_merged(model: PeftModel, adapter: str, dtype: torch.dtype, *, with_lor
     stored = network.state_dict()
     for name in merged.state_dict().keys() - weights.keys():
         # Left are embeddings and norms, which may be stored in another dtype, and the head, which stays float32.
-        weights[name] = stored[name] if name.startswith(f"{HEAD}.") else stored[name].to(dtype)
+        weights[name] = stored[name] if name.startswith(f"{HEAD}.") else unchanged.get(name, stored[name].to(dtype))
     merged.load_state_dict(weights, assign=True)
     for name, buffer in network.named_buffers():  # rotary frequencies: no state_dict has them, so they are still meta
         if name not in stored:

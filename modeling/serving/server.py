@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,8 +16,6 @@ import numpy as np
 import pandas as pd
 from accelerate.logging import get_logger
 from datasets import Dataset
-from peft import PeftModel
-from torch import nn
 
 from modeling.data.battles import LABELS, TEXTS, name_winners
 from modeling.encoding.encoder import CUT_COLUMNS
@@ -149,9 +147,19 @@ class ServedJudge:
         """
         battles = load_upload(path, self.limits)
         start = time.perf_counter()
-        with self._use_model(), self._yield_between_packs(len(battles), report_progress):
-            # One pack at a time: a battle judged between two packs may switch the adapter of a shared base.
-            verdicts = self.judge.predict(battles, readings=self.readings, num_workers=1)
+        num_reads, done = len(battles) * len(self.judge.plan_passes(self.readings)), 0
+
+        def start_pack(sequences: int) -> None:
+            """Reports progress and lets a batch that waits go first."""
+            nonlocal done
+            report_progress(min(1.0, done / num_reads))
+            done += sequences
+            self._model_in_use.release()
+            self._wait_for_model()
+
+        with self._use_model():
+            # One pack at a time, because others must not run while a batch of battles is read.
+            verdicts = self.judge.predict(battles, readings=self.readings, num_workers=1, start_pack=start_pack)
         seconds = time.perf_counter() - start
         paths = write_verdicts(folder, verdicts, describe_predictions(self.judge, verdicts, str(path), self.readings))
         self._count_file()
@@ -170,29 +178,6 @@ class ServedJudge:
             yield
         finally:
             self._model_in_use.release()
-
-    @contextmanager
-    def _yield_between_packs(self, num_battles: int, report_progress: Callable[[float], None]) -> Iterator[None]:
-        """Lets a waiting battle go first before each pack of this thread: a hook on the models, as predict has none."""
-        num_passes, done, reader = num_battles * len(self.judge.plan_passes(self.readings)), 0, threading.get_ident()
-
-        def yield_model(model: nn.Module, _, batch: dict) -> None:
-            """Reports progress and hands the model over once."""
-            nonlocal done
-            if threading.get_ident() != reader:
-                return  # the battle that goes first runs the same model, and so this hook
-            report_progress(done / num_passes)
-            done += len(batch["ends"])
-            adapter = model.active_adapter if isinstance(model, PeftModel) else None
-            self._model_in_use.release()
-            self._wait_for_model()
-            if adapter is not None:  # the battle may have switched to another member's
-                model.set_adapter(adapter, inference_mode=True)
-
-        with ExitStack() as hooks:
-            for model in {member.model for member in self.judge.members}:  # members of one base share one model
-                hooks.enter_context(model.register_forward_pre_hook(yield_model, with_kwargs=True))
-            yield
 
 
 def _estimate_tokens(battle: Mapping) -> int:

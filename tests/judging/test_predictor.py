@@ -127,7 +127,7 @@ def test_equal_texts_are_read_once(member, sample_battles, monkeypatch):
     encoded = member.encoder.encode(member.encoder.clean_battles([battles[row] for row in order]), "ab")
     alone = read(member, battles, "ab")
     compute, packs = predictor._predict_pack, []
-    monkeypatch.setattr(predictor, "_predict_pack", lambda model, pack: packs.append(pack) or compute(model, pack))
+    monkeypatch.setattr(predictor, "_predict_pack", lambda *given: packs.append(given[1]) or compute(*given))
     orientations = ["ab", "ab", "ba", "ab", "ba", "ab"]
     found = predict_battles(member.activate(), encoded, orientations)
     assert sum(len(pack.ends) for pack in packs) == 3

@@ -1,6 +1,7 @@
 """More passes for uncertain battles, cascades, time budgets: whatever is left out, every battle gets a verdict."""
 
 import time
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,11 @@ from modeling.judging.cascade import Cascade
 from modeling.judging.judge import Judge
 from modeling.judging.schedule import PassSchedule
 from modeling.judging.time_budget import TimeBudget
+from modeling.network.frozen import count_shared_layers
 from tests.helpers import SAMPLES, call, fail
 
 TEST = SAMPLES / "test.jsonl"
+FROZEN = 1  # layers without adapters
 TOLERANCE = 1e-5  # float32, as in test_predictor.py
 
 
@@ -72,6 +75,53 @@ def test_a_share_is_from_0_to_1(judge, share):
         judge.predict([], second_reading=share)
 
 
+# --- members that share layers -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def upper_members(bases, make_member, tmp_path_factory) -> Judge:
+    """Two members on one 8-bit base whose adapters leave the lowest layer alone."""
+    folder = tmp_path_factory.mktemp("upper")
+    for seed, orientation in enumerate(("ab", "ba")):
+        make_member(folder / orientation, bases["8bit"], orientation, seed=seed, freeze_layers=FROZEN)
+    return Judge.from_pretrained([folder / "ab", folder / "ba"], dtype="float32", merge="always")
+
+
+def test_members_share_the_layers_that_their_adapters_leave_alone(upper_members, sample_battles, monkeypatch):
+    """Each pack goes through those once, their weights are in memory once, and every number stays the same."""
+    networks = [member.model for member in upper_members.members]
+    assert count_shared_layers(networks) == FROZEN
+    ran: Counter[tuple[int, int]] = Counter()
+    for number, network in enumerate(networks):
+        for place, layer in enumerate(network.list_layers()):
+            layer.mlp.register_forward_hook(lambda *_, key=(number, place): ran.update([key]))
+    battles, height = sample_battles.select(range(20)), len(networks[0].list_layers())
+    together = upper_members.predict(battles, tokens_per_batch=1000)
+    packs = ran[0, 0]
+    assert packs > 3 and [ran[0, place] for place in range(height)] == [packs] * height
+    assert [ran[1, place] for place in range(height)] == [0] * FROZEN + [packs] * (height - FROZEN)
+    monkeypatch.setattr(schedule, "count_shared_layers", lambda networks: 0)
+    apart = upper_members.predict(battles, tokens_per_batch=1000)
+    assert ran[1, 0] == packs  # now each member computes all of its layers
+    pd.testing.assert_frame_equal(together, apart, rtol=0, atol=1e-6)
+
+
+def test_members_that_read_other_orders_do_not_run_together(upper_members, sample_battles, monkeypatch):
+    """With --readings own they have other passes to make."""
+    compute, sizes = schedule.predict_together, []
+
+    def note(models, *given, **options):
+        """Notes how many models run together."""
+        sizes.append(len(models))
+        return compute(models, *given, **options)
+
+    monkeypatch.setattr(schedule, "predict_together", note)
+    for readings, expected in (("own", [1, 1]), ("both", [2])):
+        sizes.clear()
+        upper_members.predict(sample_battles.select(range(6)), readings=readings)
+        assert sizes == expected
+
+
 # --- time budgets -----------------------------------------------------------------------------------------------------
 
 
@@ -80,18 +130,19 @@ class SlowingClock:
 
     def __init__(self, monkeypatch, seconds_per_token: float, slow_after: float = float("inf")):
         self.now, self.seconds_per_token, self.slow_after = 1000.0, seconds_per_token, 1000.0 + slow_after
-        compute = schedule.predict_battles
+        compute = schedule.predict_together
 
-        def predict(model, encoded, orders, *, deadline=None, **options):
-            found = compute(model, encoded, orders, **options)
+        def predict(models, encoded, orders, *, deadline=None, **options):
+            found = compute(models, encoded, orders, **options)
             for row, battle in enumerate(encoded):
                 if deadline is not None and self.now >= deadline:
-                    found[row] = np.nan
+                    found[:, row] = np.nan
                 else:
-                    self.now += battle["length"] * seconds_per_token * (3 if self.now >= self.slow_after else 1)
+                    slow = 3 if self.now >= self.slow_after else 1
+                    self.now += battle["length"] * len(models) * seconds_per_token * slow
             return found
 
-        monkeypatch.setattr(schedule, "predict_battles", predict)
+        monkeypatch.setattr(schedule, "predict_together", predict)
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 

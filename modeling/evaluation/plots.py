@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6b6b6b"
 WIDTH, HEIGHT, DPI = 6.4, 4.2, 130  # inches, inches, dots per inch
+MARGIN = 0.03  # beyond the ends of a share's axis, so that intervals that end at 0 or 1 are drawn whole
 MOST_LANGUAGES, LONGEST_NAME = 20, 28  # rows, characters
 STYLE = {"fmt": "o", "markersize": 5, "capsize": 3, "elinewidth": 1.4, "linewidth": 1.6}
 BAR_STYLE = {"color": BLUE, "alpha": 0.6, "edgecolor": "white"}
@@ -52,12 +53,13 @@ def draw_reliability(report: Mapping) -> Figure | None:
     x, share = ([row[key] for row in rows] for key in ("mean_p", "share"))
     axes.plot([0.5, 1], [0.5, 1], linestyle="--", color=GREY, label="perfectly calibrated")
     axes.errorbar(x, share, _measure_ends(share, rows, "share_low", "share_high"), color=BLUE, label="judge", **STYLE)
-    axes.set(ylabel="people's share for the favoured answer", ylim=(min(0.4, *share) - 0.03, 1.03))
+    lowest = min(0.4, *(row["share"] if row["share_low"] is None else row["share_low"] for row in rows))
+    axes.set(ylabel="people's share for the favoured answer", ylim=(lowest - MARGIN, 1 + MARGIN))
     axes.set_title(f"Reliability (ECE {_format_value(report['ece'])})")
     axes.legend(loc="upper left", frameon=False)
     widths = [row["high"] - row["low"] for row in rows]
     below.bar([row["low"] for row in rows], [row["battles"] for row in rows], widths, align="edge", **BAR_STYLE)
-    below.set(xlabel="probability of the favoured answer", ylabel="battles", xlim=(0.49, 1.01))
+    below.set(xlabel="probability of the favoured answer", ylabel="battles", xlim=(0.48, 1.02))
     return figure
 
 
@@ -120,7 +122,7 @@ def draw_languages(report: Mapping) -> Figure | None:
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     more = f", the {len(shown)} most frequent" if len(table) > len(shown) else ""
     axes.set_title(f"Accuracy by language{more} (battles without ties)")
-    axes.set(xlabel="accuracy, 95% interval", xlim=(-0.02, 1.02))
+    axes.set(xlabel="accuracy, 95% interval", xlim=(-MARGIN, 1 + MARGIN))
     return figure
 
 
@@ -143,7 +145,11 @@ def draw_length_bias(report: Mapping) -> Figure | None:
         axes.errorbar(x + move, values, ends, color=color, label=label, **(STYLE | {"fmt": f"{marker}-"}))
     correlation = _format_value(report["length_bias"]["correlation"])
     axes.set_title(f"Length bias (correlation of p_a with length {correlation})")
-    axes.set(xlabel="length of a : length of b (characters)", ylabel="mean probability that a wins", ylim=(0, 1))
+    axes.set(
+        xlabel="length of a : length of b (characters)",
+        ylabel="mean probability that a wins",
+        ylim=(-MARGIN, 1 + MARGIN),
+    )
     _name_ratios(axes, x)
     axes.legend(loc="upper left", frameon=False)
     return figure

@@ -8,20 +8,20 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from modeling.evaluation.plots import draw_figures
+from modeling.evaluation.plots import DRAWINGS, draw_figures
 from modeling.evaluation.report import build_report
 
 NAMES = ["baselines", "reliability", "position_bias", "languages", "length_bias", "selective"]
 
 
-def build(battles: int, languages: list[str], passes: bool = True) -> dict:
+def build(battles: int, languages: list[str], passes: bool = True, p_a=None, label=None) -> dict:
     rng = np.random.default_rng(0)
-    label = rng.choice([0, 0.5, 1], battles)
+    label = rng.choice([0, 0.5, 1], battles) if label is None else np.full(battles, label)
     answers = {f"response_{side}": ["x" * n for n in rng.integers(1, 500, battles)] for side in "ab"}
     data = {"id": list(range(battles)), "prompt": [f"p {n}" for n in range(battles)], **answers}
     data |= {"label": np.column_stack([label, 1 - label]).tolist()}
     data |= {"language": [languages[n % len(languages)] for n in range(battles)]}
-    verdicts = pd.DataFrame({"id": data["id"], "p_a": rng.random(battles)})
+    verdicts = pd.DataFrame({"id": data["id"], "p_a": rng.random(battles) if p_a is None else p_a})
     if passes:
         verdicts = verdicts.assign(p_a_m_ab=rng.random(battles), p_a_m_ba=rng.random(battles))
     return build_report(verdicts, Dataset.from_dict(data), draws=100)
@@ -33,6 +33,22 @@ def test_all_six_are_drawn_and_are_not_blank(tmp_path):
     for path in paths:
         pixels = np.array(Image.open(path).convert("L"))
         assert pixels.shape[1] > 700 and 20 < pixels.std() < 100
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_no_interval_is_cut_off(label):
+    """Also those that end at 0 or 1: all battles have one winner, and the probabilities go from 0 to 1."""
+    report = build(80, ["en", "ko"], p_a=np.linspace(0, 1, 80), label=label)
+    found = 0
+    for draw in DRAWINGS.values():
+        for axes in draw(report).axes:
+            (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+            for lines in [lines for bar in axes.containers if hasattr(bar, "has_yerr") for lines in bar.lines[2]]:
+                points = np.concatenate(lines.get_segments())
+                assert (left < points[:, 0]).all() and (points[:, 0] < right).all(), axes.get_title()
+                assert (bottom < points[:, 1]).all() and (points[:, 1] < top).all(), axes.get_title()
+                found += len(points)
+    assert found > 20
 
 
 def test_the_same_report_gives_the_same_bytes(tmp_path):

@@ -6,7 +6,7 @@ About the Bootstrap", 5.3): plain percentiles are too narrow by sqrt((n - 1) / n
 module must not know judges, reports or files.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +31,28 @@ class Estimate:
     count: int
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] on {self.count}"
+        return f"{format_estimate(self.to_dict())} on {self.count}"
 
     def to_dict(self) -> dict:
         """Returns the estimate as JSON values; unknown values and infinite ends are None."""
         ends = {name: float(vars(self)[name]) for name in ("value", "low", "high")}
         return {name: end if np.isfinite(end) else None for name, end in ends.items()} | {"count": int(self.count)}
+
+
+def format_estimate(estimate: Mapping | None, digits: int = 3, why: str = "") -> str:
+    """Formats an estimate as `0.634 [0.584, 0.679]`, without an end that is not a number.
+
+    Args:
+        estimate: Result of `Estimate.to_dict`, possibly read back from JSON.
+        digits: Decimal places.
+        why: The reason if there is no value, which is then shown as `n/a (<why>)`.
+    """
+    if not estimate or estimate["value"] is None:
+        return f"n/a ({why})" if why else "n/a"
+    value, *ends = (estimate[name] for name in ("value", "low", "high"))
+    if None in ends:
+        return f"{value:.{digits}f} (too few for an interval)"
+    return f"{value:.{digits}f} [{', '.join(f'{end:.{digits}f}' for end in ends)}]"
 
 
 UNKNOWN = Estimate(np.nan, np.nan, np.nan, 0)

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from modeling.evaluation.baselines import ANSWERS_ALONE, TFIDF
+from modeling.evaluation.bootstrap import format_estimate as format_estimate
 from modeling.runtime.text_tables import format_table
 
 PAIR = "counterfactual_pair"  # column that names the two battles with the same answers and opposite winners
 LESSER_BASELINES = ("shorter wins", "majority per language")  # not in the conclusion
 MOST_ROWS = 12  # rows of a table in the terminal
-ABSENT = "-"
 METRIC_NAMES = {"accuracy": "accuracy", "log_loss": "log loss", "brier": "Brier", "ece": "ECE", "auc": "AUC"}
 METRIC_NOTES = {
     "accuracy": "share of battles without ties whose winner was predicted; guessing gives 0.5",
@@ -17,6 +17,12 @@ METRIC_NOTES = {
     "brier": "mean squared error of the probabilities; always 1/2 gives 0.25 on battles without ties",
     "ece": "mean gap between probability and outcome; chance alone makes it larger than 0",
     "auc": "how often a battle that a won has a higher p_a than one that b won; guessing gives 0.5",
+}
+NO_WINNER, NOT_READ = "no battle has a winner", "no battle was read"
+# Why a metric has no value.
+METRIC_GAPS = {name: "no battles" for name in METRIC_NAMES} | {
+    "accuracy": NO_WINNER,
+    "auc": "needs battles that a won and battles that b won",
 }
 TABLE_TITLES = {
     "language": "By language",
@@ -39,21 +45,13 @@ class Section:
     figures: list[str] = field(default_factory=list)
 
 
-def format_estimate(estimate: Mapping | None, digits: int = 3) -> str:
-    """Formats an estimate as `0.634 [0.584, 0.679]`, with a dash for what is unknown."""
-    if not estimate or estimate["value"] is None:
-        return ABSENT
-    ends = [ABSENT if estimate[end] is None else f"{estimate[end]:.{digits}f}" for end in ("low", "high")]
-    return f"{estimate['value']:.{digits}f} [{', '.join(ends)}]"
-
-
 def summarize(report: Mapping) -> str:
     """Says in a sentence what was scored and how the intervals were computed; without the final full stop."""
     ties = report["battles"] - report["decided"]
     return (
         f"{report['battles']:,} battles on {report['prompts']:,} prompts ({report.get('grouping', 'grouped')}); "
         f"{ties:,} battles are ties or have even labels. Brackets hold {report['confidence']:.0%} intervals from "
-        f"{report['draws']:,} bootstrap draws of prompts (no interval for fewer than 6 prompts)"
+        f"{report['draws']:,} bootstrap draws of prompts (none for fewer than 6 prompts)"
     )
 
 
@@ -64,16 +62,21 @@ def build_sections(report: Mapping) -> list[Section]:
 
 def _list_judge(report: Mapping) -> Iterator[Section]:
     rows = [
-        (name, format_estimate(report[key]), f"{report[key]['count']:,}", METRIC_NOTES[key])
+        (name, _format_metric(report, key), f"{report[key]['count']:,}", METRIC_NOTES[key])
         for key, name in METRIC_NAMES.items()
     ]
     yield Section("The judge", ("", "value", "battles", "what it says"), rows)
 
 
+def _format_metric(estimates: Mapping, key: str) -> str:
+    """Formats a metric, or says why it has no value."""
+    return format_estimate(estimates[key], why=METRIC_GAPS[key.removesuffix("_difference")])
+
+
 def _list_calibration(report: Mapping) -> Iterator[Section]:
     if facts := report.get("calibration"):
         rows = [
-            (name, format_estimate(facts["before"][key]), format_estimate(facts["after"][key]))
+            (name, _format_metric(facts["before"], key), _format_metric(facts["after"], key))
             for key, name in METRIC_NAMES.items()
         ]
         what = facts["method"]
@@ -88,7 +91,10 @@ def _list_calibration(report: Mapping) -> Iterator[Section]:
 def _list_comparison(report: Mapping) -> Iterator[Section]:
     if facts := report.get("comparison"):
         rows = [
-            (METRIC_NAMES[key], *map(format_estimate, (report[key], facts[key], facts[f"{key}_difference"])))
+            (
+                METRIC_NAMES[key],
+                *(_format_metric(*which) for which in ((report, key), (facts, key), (facts, f"{key}_difference"))),
+            )
             for key in ("accuracy", "log_loss")
         ]
         test = facts["mcnemar"]
@@ -102,7 +108,11 @@ def _list_comparison(report: Mapping) -> Iterator[Section]:
 
 def _list_baselines(report: Mapping) -> Iterator[Section]:
     rows = [
-        (name, *(format_estimate(row.get(key)) for key in ("accuracy", "difference", "log_loss")))
+        (
+            name,
+            *(format_estimate(row.get(key), why=NO_WINNER) for key in ("accuracy", "difference")),
+            format_estimate(row.get("log_loss"), why="no probabilities"),
+        )
         for name, row in report["baselines"].items()
     ]
     note = "The judge is better than a baseline if the interval of its lead lies above 0. None of them reads a prompt."
@@ -121,12 +131,16 @@ def _list_position(report: Mapping) -> Iterator[Section]:
         "first_wins": "share of passes that the first answer wins",
         "flip_share": "share of verdicts that change with the order",
     }
-    rows = [(name, format_estimate(facts.get(key))) for key, name in names.items() if facts.get(key)]
+    rows = [(name, format_estimate(facts.get(key), why=NOT_READ)) for key, name in names.items() if facts.get(key)]
     note = "" if facts.get("flip_share") else "No member read both orders, so changes with the order are unknown."
     if report["readings"]:
         yield Section("Position bias", ("", "value"), rows, note, ["position_bias"])
     passes = [
-        (row["name"], *(format_estimate(row.get(key)) for key in ("accuracy", "log_loss", "mean_p_first")))
+        (
+            row["name"],
+            format_estimate(row["accuracy"], why=NO_WINNER),
+            *(format_estimate(row.get(key), why=NOT_READ) for key in ("log_loss", "mean_p_first")),
+        )
         for row in report["readings"]
     ]
     note = "Each pass alone: <member>_<order>."
@@ -136,18 +150,18 @@ def _list_position(report: Mapping) -> Iterator[Section]:
 def _list_length(report: Mapping) -> Iterator[Section]:
     facts = report["length_bias"]
     names = {
-        "correlation": "correlation of p_a with the log of the length ratio",
-        "people_correlation": "the same correlation for people's labels",
-        "accuracy_length_matched": "accuracy where lengths differ by at most a fifth",
+        "correlation": ("correlation of p_a with the log of the length ratio", "all lengths or all p_a are equal"),
+        "people_correlation": ("the same correlation for people's labels", "all lengths or all labels are equal"),
+        "accuracy_length_matched": ("accuracy where lengths differ by at most a fifth", "no such battle has a winner"),
     }
-    rows = [(name, format_estimate(facts.get(key))) for key, name in names.items() if facts.get(key)]
+    rows = [(name, format_estimate(facts[key], why=why)) for key, (name, why) in names.items()]
     yield Section("Length bias", ("", "value"), rows, figures=["length_bias"])
 
 
 def _list_tables(report: Mapping) -> Iterator[Section]:
     for key, table in report["tables"].items():
         rows = [
-            (row["name"], f"{row['battles']:,}", format_estimate(row["accuracy"]), format_estimate(row["log_loss"]))
+            (row["name"], f"{row['battles']:,}", *(_format_metric(row, metric) for metric in ("accuracy", "log_loss")))
             for row in table
         ]
         header, note = ("", "battles", "accuracy", "log loss"), ""
@@ -180,11 +194,12 @@ def _list_leaderboard(report: Mapping) -> Iterator[Section]:
             (row["name"], f"{row['battles']:,}", format_estimate(row["people"], 0), format_estimate(row["judge"], 0))
             for row in facts["models"]
         ]
+        why = "needs three models of different ratings"
+        spearman, kendall = (format_estimate(facts[name], 2, why) for name in ("spearman", "kendall"))
         note = (
             f"Bradley-Terry ratings, mean 1000. Rank correlation of the {facts['ranked']:,} models with at least ten "
-            f"battles: Spearman {format_estimate(facts['spearman'], 2)}, Kendall "
-            f"{format_estimate(facts['kendall'], 2)}. A less confident judge rates models closer together without "
-            "ranking them worse."
+            f"battles: Spearman {spearman}, Kendall {kendall}. A less confident judge rates models closer together "
+            "without ranking them worse."
         )
         yield Section("Leaderboard", ("model", "battles", "by people", "by the judge"), rows, note)
 

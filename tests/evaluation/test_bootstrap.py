@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from modeling.evaluation.bootstrap import Estimate, Resampler, bound_draws, bound_share
+from modeling.evaluation.bootstrap import UNKNOWN, Estimate, Resampler, bound_draws, bound_share, format_estimate
 from modeling.evaluation.metrics import estimate_metrics
 
 GROUPS = np.array([4, 0, 5, 1, 2, 0, 3, 4, 2, 0])
@@ -160,3 +160,6 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_a_similar_one():
 def test_json_has_no_nan_and_no_infinity():
     estimate = Estimate(0.5, -np.inf, np.nan, 3)
     assert estimate.to_dict() == {"value": 0.5, "low": None, "high": None, "count": 3}
+    assert str(estimate) == "0.500 (too few for an interval) on 3" and str(UNKNOWN) == "n/a on 0"
+    assert str(Estimate(0.5, 0.25, 0.75, 3)) == "0.500 [0.250, 0.750] on 3"
+    assert format_estimate(None, why="no battles") == "n/a (no battles)"

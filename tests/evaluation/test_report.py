@@ -1,6 +1,7 @@
 """Reports of known predictions: their numbers, the errors, and that no battle's text is in them."""
 
 import json
+import re
 from math import isnan
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from datasets import Dataset
 
 from modeling.data.battles import load_battles
+from modeling.evaluation.html_report import build_page
 from modeling.evaluation.report import align_verdicts, build_comparison, build_report, format_report, group_prompts
 from modeling.evaluation.text_report import conclude
 
@@ -176,6 +178,43 @@ def test_extreme_files_have_a_report_and_a_table(labels):
     assert report["accuracy"]["count"] == report["decided"] == decided
     assert (report["accuracy"]["value"] is None) == (decided == 0) and report["auc"]["value"] is None
     assert "accuracy" in format_report(report)
+
+
+def refuse_constant(name: str):
+    raise AssertionError(f"{name} is not JSON")
+
+
+@pytest.mark.parametrize(
+    ("labels", "p_a", "missing"),
+    [
+        ([A], [0.8], {"auc"}),
+        ([A] * 12, list(np.linspace(0.1, 0.9, 12)), {"auc"}),
+        ([A, B] * 6, [0.5] * 12, set()),
+        ([A, B] * 6, [0.0, 1.0] * 6, set()),
+        ([A, B] * 4 + [TIE] * 4, [1.0, 0.0] * 6, set()),
+        ([TIE] * 12, [0.3] * 12, {"accuracy", "auc"}),
+    ],
+    ids=["one battle", "one winner", "always a half", "always wrong", "a group of ties", "ties only"],
+)
+def test_what_has_no_value_says_why_and_nothing_is_nan(labels, p_a, missing):
+    """In JSON, in the terminal and on the page, with a comparison and all columns. The last third is in Thai."""
+    languages = [["en", "th"][place >= 8] for place in range(len(labels))]
+    models = {"model_a": ["x"] * len(labels), "model_b": ["y"] * len(labels)}
+    verdicts = build_verdicts(p_a, p_a_m_ab=p_a, p_a_m_ba=np.nan)
+    battles = build_battles(labels, language=languages, **models)
+    found = build_report(verdicts, battles, answers_alone=verdicts, train_battles=battles, draws=100)
+    found["comparison"] = {"name": "other"} | build_comparison(verdicts, verdicts, battles, draws=100)
+    found["calibration"] = {"method": "temperature", "before": found, "after": found}
+    text, page = format_report(found), build_page(found, [])
+    json.loads(json.dumps(found | {"calibration": None}), parse_constant=refuse_constant)
+    for shown in (text, page, conclude(found, "here")):
+        assert not re.search(r"\b(nan|NaN|inf|Infinity|None(?! of them))\b", shown)
+        assert not re.search(r"n/a(?! \()", shown) and "[-" not in re.sub(r"\[-\d", "", shown)
+    absent = {name for name in ("accuracy", "log_loss", "brier", "ece", "auc") if found[name]["value"] is None}
+    assert absent == missing
+    assert ("accuracy  n/a (no battle has a winner)" in text) == ("accuracy" in missing)
+    assert ("AUC       n/a (needs battles that a won and battles that b won)" in text) == ("auc" in missing)
+    assert ("(too few for an interval)" in text) == (len(labels) < 6 or "th" in languages)
 
 
 def test_battles_of_nearly_one_prompt_are_one_group():

@@ -64,8 +64,9 @@ def main() -> None:
         if found:
             write_json(folder / "calibration.json", found.to_dict())
         pictures = draw_figures(report, folder / "figures")
+        title = f"Evaluation of {report['run']['judge']} on {report['data']['battles']['name']}"
         wrong = list_wrong_battles(verdicts, battles, arguments.show_battles)
-        page = build_page(report, pictures, battles=wrong, title=f"Evaluation on {Path(arguments.battles).name}")
+        page = build_page(report, pictures, battles=wrong, title=title)
         (folder / "report.html").write_text(page, encoding="utf-8")
         write_json(folder / scoring.REPORT_FILE, report)
     shutil.rmtree(name_progress(output), ignore_errors=True)

@@ -1,8 +1,12 @@
 """scripts/evaluate.py as a command: its files, calibration, a judge instead of predictions, and users' mistakes."""
 
+import html
 import json
 import re
 import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +15,7 @@ import pytest
 from modeling.data.battles import load_battles
 from modeling.evaluation.metrics import compute_accuracy, compute_log_loss
 from modeling.judging.calibration import Calibration
+from modeling.judging.member import fingerprint_member, read_member
 from tests.helpers import REPOSITORY, SAMPLES, call, fail, succeed
 
 TEST, TRAIN = SAMPLES / "test.jsonl", SAMPLES / "train.jsonl"
@@ -61,7 +66,7 @@ def test_the_command_writes_its_files_and_prints_the_table(predictions, tmp_path
     names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     drawn = ("baselines", "reliability", "position_bias", "languages", "length_bias", "selective")
     assert names == {f"{name}.png" for name in drawn}
-    assert "\nThe judge names the winner of " in said and "\nAll tables and pictures: " in said
+    assert "\nThe judge p.parquet names the winner of " in said and "\nAll tables and pictures: " in said
     written = (tmp_path / "out" / "report.html").read_text(encoding="utf-8") + json.dumps(report, ensure_ascii=False)
     assert str(tmp_path) not in written and not any(battle["prompt"][:20] in written for battle in battles)
 
@@ -73,10 +78,53 @@ def test_battles_are_shown_where_asked_and_a_second_run_replaces_the_first(predi
     assert "The 2 battles with the highest loss" in page
     report = (tmp_path / "out" / "report.json").read_text(encoding="utf-8")
     assert not any(battle["prompt"][:20] in report for battle in load_battles(TEST))
+    assert json.loads(report).pop("run")["command"].endswith("--show_battles 2 --use_cpu true")
     call("evaluate", *flags, monkeypatch=monkeypatch)
     assert "highest loss" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert (tmp_path / "out" / "report.json").read_text(encoding="utf-8") == report
+    again = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert again | {"run": None} == json.loads(report) | {"run": None}  # but for the command and the date
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+
+def test_a_report_says_whose_it_is_and_how_it_was_made(members, tmp_path, monkeypatch, capsys):
+    """Both judges by name and fingerprint, date, versions and command, without a folder of this machine (law 12)."""
+    monkeypatch.chdir(tmp_path)
+    for name, folder in members.items():
+        (tmp_path / name).symlink_to(folder)
+        flags = ["--judge", name, "--battles", TEST, "--output_dir", f"p/{name}"]
+        call("predict", *flags, monkeypatch=monkeypatch)
+    capsys.readouterr()
+    flags = ["--predictions", "p/ab/predictions.parquet", "--against", tmp_path / "p" / "ba" / "predictions.parquet"]
+    before = datetime.now(UTC).replace(second=0, microsecond=0)
+    call("evaluate", *flags, "--battles", TEST, "--draws", 100, "--output_dir", "out", monkeypatch=monkeypatch)
+    report, text = json.loads(Path("out/report.json").read_text()), capsys.readouterr().out
+    page = html.unescape(Path("out/report.html").read_text(encoding="utf-8"))
+    command = (
+        "python scripts/evaluate.py --predictions p/ab/predictions.parquet --against p/ba/predictions.parquet "
+        "--battles test.jsonl --draws 100 --output_dir out --use_cpu true"
+    )
+    run = report["run"]
+    assert (run["judge"], report["comparison"]["name"], run["command"]) == ("ab", "ba", command)
+    assert before <= datetime.strptime(run["date"], "%Y-%m-%d %H:%M UTC").replace(tzinfo=UTC) <= datetime.now(UTC)
+    assert {"bothways", "torch", "transformers", "python"} <= set(run["versions"])
+    ab, ba = (fingerprint_member(read_member(folder)) for folder in members.values())
+    assert (report["judge"]["members"], report["comparison"]["members"]) == ({"ab": ab}, {"ba": ba})
+    for shown in (text, page):
+        head = shown.split("accuracy")[0]
+        facts = (f"ab (members: ab {ab})", f"ba (members: ba {ba})", run["date"], command, f"torch {version('torch')}")
+        assert all(fact in head for fact in facts)
+        assert "right only with ab, " in shown and "only with ba: " in shown
+        assert not re.search("this judge|these predictions|the others", shown)
+    assert "The judge ab names the winner of " in text and text.splitlines()[-3].split()[0] == "ba"
+    written = page + json.dumps(report)
+    assert str(tmp_path) not in written and str(REPOSITORY) not in written
+
+
+def test_two_judges_of_one_name_are_told_apart(predictions, tmp_path, monkeypatch):
+    flags = build_flags(predictions, tmp_path / "out")
+    call("evaluate", *flags, "--against", predictions, monkeypatch=monkeypatch)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["run"]["judge"], report["comparison"]["name"]) == ("p.parquet", "p.parquet (--against)")
 
 
 def test_a_judge_s_predictions_are_kept_beside_the_report(members, tmp_path, monkeypatch):

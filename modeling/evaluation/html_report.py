@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from modeling.data.battles import TEXTS
 from modeling.evaluation.metrics import find_losses
 from modeling.evaluation.report import align_verdicts, read_labels, stack_probabilities
-from modeling.evaluation.text_report import METRIC_NAMES, build_sections, format_estimate, summarize
+from modeling.evaluation.text_report import METRIC_NAMES, build_sections, describe_origin, format_estimate, summarize
 
 TEMPLATE = "report_template.html"
 MOST_CHARACTERS = 4000  # characters shown of a text
@@ -52,6 +52,7 @@ def build_page(
     encoded = {path.stem: base64.b64encode(path.read_bytes()).decode("ascii") for path in pictures}
     return environment.get_template(TEMPLATE).render(
         title=title,
+        origin=describe_origin(report),
         summary=summarize(report),
         headline=headline,
         sections=build_sections(report),

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from modeling.evaluation.text_report import name_judge
+
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6b6b6b"
 WIDTH, HEIGHT, DPI = 6.4, 4.2, 130  # inches, inches, dots per inch
 MARGIN = 0.03  # beyond the ends of a share's axis, so that intervals that end at 0 or 1 are drawn whole
@@ -52,7 +54,8 @@ def draw_reliability(report: Mapping) -> Figure | None:
     axes, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     x, share = ([row[key] for row in rows] for key in ("mean_p", "share"))
     axes.plot([0.5, 1], [0.5, 1], linestyle="--", color=GREY, label="perfectly calibrated")
-    axes.errorbar(x, share, _measure_ends(share, rows, "share_low", "share_high"), color=BLUE, label="judge", **STYLE)
+    ends = _measure_ends(share, rows, "share_low", "share_high")
+    axes.errorbar(x, share, ends, color=BLUE, label=_label_judge(report), **STYLE)
     lowest = min(0.4, *(row["share"] if row["share_low"] is None else row["share_low"] for row in rows))
     axes.set(ylabel="people's share for the favoured answer", ylim=(lowest - MARGIN, 1 + MARGIN))
     axes.set_title(f"Reliability (ECE {_format_value(report['ece'])})")
@@ -96,7 +99,7 @@ def draw_baselines(report: Mapping) -> Figure | None:
         rows.append((_shorten(facts["name"]), facts["accuracy"]))
     if not rows or report["accuracy"]["value"] is None:
         return None
-    rows.insert(0, ("this judge", report["accuracy"]))
+    rows.insert(0, (_shorten(name_judge(report)), report["accuracy"]))
     figure = _build_figure(WIDTH, 1.4 + 0.34 * len(rows))
     axes = figure.subplots()
     axes.axvline(0.5, linestyle=":", color=GREY)
@@ -137,7 +140,7 @@ def draw_length_bias(report: Mapping) -> Figure | None:
     x = np.array([row["log2_ratio"] for row in rows])
     shift = 0.008 * np.ptp(x)  # moves the two curves apart, so that neither hides the other
     for key, label, color, marker, move in (
-        ("mean_p", "judge", BLUE, "o", -shift),
+        ("mean_p", _label_judge(report), BLUE, "o", -shift),
         ("people", "people", ORANGE, "s", shift),
     ):
         values = [row[key]["value"] for row in rows]
@@ -165,7 +168,7 @@ def draw_selective(report: Mapping) -> Figure | None:
     x, values = [100 * row["share"] for row in rows], [row["accuracy"]["value"] for row in rows]
     lower, upper = _measure_ends(values, [row["accuracy"] for row in rows])
     axes.fill_between(x, np.array(values) - lower, np.array(values) + upper, color=BLUE, alpha=0.2, linewidth=0)
-    axes.plot(x, values, "o-", color=BLUE, label="judge, with 95% interval")
+    axes.plot(x, values, "o-", color=BLUE, label=f"{_label_judge(report)}, with 95% interval")
     axes.axhline(0.5, linestyle=":", color=GREY, label="guessing")
     longer = report["baselines"].get("longer wins", {}).get("accuracy")
     if longer and longer["value"] is not None:
@@ -224,6 +227,14 @@ def _format_value(estimate: Mapping) -> str:
     return "unknown" if estimate["value"] is None else f"{estimate['value']:.3f}"
 
 
+def _label_judge(report: Mapping) -> str:
+    """Returns the judge's label in a legend, where "$" would start a formula and a leading "_" would hide the label."""
+    name = _shorten(report["run"]["judge"]) if "run" in report else ""
+    return f"judge {name}".strip().replace("$", r"\$")
+
+
 def _shorten(name: str) -> str:
     """Returns a name with at most `LONGEST_NAME` characters."""
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    # The middle goes, because paths begin alike and end in what tells them apart.
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"

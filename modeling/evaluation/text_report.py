@@ -55,6 +55,36 @@ def summarize(report: Mapping) -> str:
     )
 
 
+def name_judge(report: Mapping) -> str:
+    """Returns the name of the judge that a report is about."""
+    return report["run"]["judge"] if "run" in report else "the judge"
+
+
+def describe_origin(report: Mapping) -> dict[str, str]:
+    """Says whose report it is, and how and when it was made; empty for a report that was not made by evaluate.py."""
+    if "run" not in report:
+        return {}
+    run, judge, other = report["run"], report.get("judge", {}), report.get("comparison")
+    origin = {"Judge": _name_members(run["judge"], judge.get("members"))}
+    origin |= {"Compared with": _name_members(other["name"], other.get("members"))} if other else {}
+    predicted = judge.get("versions", {})
+    if not predicted.items() <= run["versions"].items():
+        origin["Predicted with"] = _list_versions(predicted)
+    return origin | {"Evaluated": f"{run['date']}, with {_list_versions(run['versions'])}", "Command": run["command"]}
+
+
+def _name_members(name: str, members: Mapping[str, str] | None) -> str:
+    """Names a judge, and its members with their fingerprints as far as they are known."""
+    if not members:
+        return f"{name} (members not recorded)"
+    return f"{name} (members: {', '.join(f'{member} {fingerprint}' for member, fingerprint in members.items())})"
+
+
+def _list_versions(versions: Mapping[str, str]) -> str:
+    """Lists packages with their versions."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
 def build_sections(report: Mapping) -> list[Section]:
     """Returns the sections that the report has data for, in order."""
     return [section for build in SECTIONS for section in build(report) if section.rows]
@@ -65,7 +95,7 @@ def _list_judge(report: Mapping) -> Iterator[Section]:
         (name, _format_metric(report, key), f"{report[key]['count']:,}", METRIC_NOTES[key])
         for key, name in METRIC_NAMES.items()
     ]
-    yield Section("The judge", ("", "value", "battles", "what it says"), rows)
+    yield Section("Metrics", ("", "value", "battles", "what it says"), rows)
 
 
 def _format_metric(estimates: Mapping, key: str) -> str:
@@ -97,13 +127,12 @@ def _list_comparison(report: Mapping) -> Iterator[Section]:
             )
             for key in ("accuracy", "log_loss")
         ]
-        test = facts["mcnemar"]
+        test, ours, theirs = facts["mcnemar"], name_judge(report), facts.get("name", "other predictions")
         note = (
-            f"{test['only_first']:,} battles are right only in these predictions, {test['only_second']:,} only in the "
-            f"others: McNemar's p = {test['p_value']:.2g}. A difference whose interval includes 0 may be due to chance."
+            f"{test['only_first']:,} battles are right only with {ours}, {test['only_second']:,} only with {theirs}: "
+            f"McNemar's p = {test['p_value']:.2g}. A difference whose interval includes 0 may be due to chance."
         )
-        header = ("", "these predictions", "the others", "difference")
-        yield Section(f"Against {facts.get('name', 'other predictions')}", header, rows, note)
+        yield Section(f"Against {theirs}", ("", ours, theirs, "difference"), rows, note)
 
 
 def _list_baselines(report: Mapping) -> Iterator[Section]:
@@ -115,12 +144,13 @@ def _list_baselines(report: Mapping) -> Iterator[Section]:
         )
         for name, row in report["baselines"].items()
     ]
-    note = "The judge is better than a baseline if the interval of its lead lies above 0. None of them reads a prompt."
+    judge = name_judge(report)
+    note = f"A baseline is beaten if the interval of the lead of {judge} lies above 0. None of them reads a prompt."
     if TFIDF not in report["baselines"]:
         note += " Give training battles to add TF-IDF."
     if ANSWERS_ALONE in report["baselines"]:
         note += " Answers alone is the judge without the prompts: its lead over that is what reading them is worth."
-    yield Section("Baselines", ("", "accuracy", "the judge's lead", "log loss"), rows, note, ["baselines"])
+    yield Section("Baselines", ("", "accuracy", f"lead of {judge}", "log loss"), rows, note, ["baselines"])
 
 
 def _list_position(report: Mapping) -> Iterator[Section]:
@@ -201,7 +231,7 @@ def _list_leaderboard(report: Mapping) -> Iterator[Section]:
             f"battles: Spearman {spearman}, Kendall {kendall}. A less confident judge rates models closer together "
             "without ranking them worse."
         )
-        yield Section("Leaderboard", ("model", "battles", "by people", "by the judge"), rows, note)
+        yield Section("Leaderboard", ("model", "battles", "by people", f"by {name_judge(report)}"), rows, note)
 
 
 # In the order in which they are shown.
@@ -228,7 +258,8 @@ def conclude(report: Mapping, more: str) -> str:
     if accuracy["value"] is None:
         return f"No battle has a winner, so there is no accuracy. All tables and pictures: {more}"
     right = round(accuracy["value"] * accuracy["count"])
-    lines = [f"The judge names the winner of {right:,} of {accuracy['count']:,} battles: {_format_share(accuracy)}"]
+    who = f"The judge {name_judge(report)}" if "comparison" in report and "run" in report else "The judge"
+    lines = [f"{who} names the winner of {right:,} of {accuracy['count']:,} battles: {_format_share(accuracy)}"]
     baselines = {name: row for name, row in report["baselines"].items() if name not in LESSER_BASELINES}
     rows = [(name, row["accuracy"], row["difference"]) for name, row in baselines.items()]
     if facts := report.get("comparison"):
@@ -261,13 +292,18 @@ def _compare(lead: Mapping) -> tuple[str, str]:
 
 def format_report(report: Mapping) -> str:
     """Returns the report as text for a terminal, with the first `MOST_ROWS` rows of each table."""
-    lines = [summarize(report)]
+    lines = [f"{name}: {_escape_controls(text)}" for name, text in describe_origin(report).items()]
+    lines.append(summarize(report))
     for section in build_sections(report):
-        rows = [section.header, *section.rows[:MOST_ROWS]]
-        # Names come from data: control characters could change the terminal's state.
-        cells = [["".join(c if c.isprintable() else "\ufffd" for c in cell) for cell in row] for row in rows]
-        lines += ["", section.title, *(f"  {line}".rstrip() for line in format_table(cells).splitlines())]
+        cells = [list(map(_escape_controls, row)) for row in [section.header, *section.rows[:MOST_ROWS]]]
+        lines += ["", _escape_controls(section.title)]
+        lines += [f"  {line}".rstrip() for line in format_table(cells).splitlines()]
         if (left_out := len(section.rows) - MOST_ROWS) > 0:
             lines.append(f"  and {left_out:,} more rows in the full report")
-        lines += [f"  {section.note}"] if section.note else []
+        lines += [f"  {_escape_controls(section.note)}"] if section.note else []
     return "\n".join(lines)
+
+
+def _escape_controls(text: str) -> str:
+    """Replaces control characters, because names come from data and could change the terminal's state."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)

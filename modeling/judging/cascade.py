@@ -47,7 +47,8 @@ class Cascade:
             for member in judge.members:
                 taken.append(name_member(member.name, taken))
                 members.append(replace(member, name=taken[-1]))
-            self.judges.append(Judge(members, judge.readings, judge.calibration))
+            self.judges.append(Judge(members, judge.readings, judge.calibration, judge.name))
+        self.name = ", then ".join(judge.name for judge in judges)
 
     def predict(
         self,

@@ -20,7 +20,7 @@ from modeling.judging.predictions import build_verdicts, calibrate_verdicts, lis
 from modeling.judging.schedule import PassSchedule
 from modeling.judging.time_budget import TimeBudget
 from modeling.runtime.choices import DEFAULT_READINGS
-from modeling.runtime.paths import DEFAULT_JUDGE
+from modeling.runtime.paths import DEFAULT_JUDGE, shorten_path
 
 logger = get_logger(__name__)
 
@@ -32,11 +32,16 @@ class Judge:
     """
 
     def __init__(
-        self, members: Sequence[Member], readings: str = DEFAULT_READINGS, calibration: Calibration | None = None
+        self,
+        members: Sequence[Member],
+        readings: str = DEFAULT_READINGS,
+        calibration: Calibration | None = None,
+        name: str | None = None,
     ):
         if not members:
             raise ValueError("Judge: expected at least one member; found none.")
         self.members, self.readings, self.calibration = list(members), readings, calibration
+        self.name = name or " + ".join(member.name for member in members)  # for people, in reports
 
     @classmethod
     def from_pretrained(
@@ -58,7 +63,7 @@ class Judge:
         members = load_members(found, device, skip_probes=skip_probes, dtype=dtype, merge=merge)
         facts = facts or JudgeFacts([member.name for member in members])
         calibration = read_calibration(facts, describe_members(members)) if facts.calibration else None
-        return cls(members, facts.readings, calibration)
+        return cls(members, facts.readings, calibration, " + ".join(map(shorten_path, names)))
 
     def plan_passes(self, readings: str | None = None) -> list[tuple[Member, str]]:
         """The (member, orientation) pairs, one per pass over a battle.

@@ -4,7 +4,10 @@ predictions.parquet holds it as metadata beside its columns, and report.json as 
 published as another judge's. How a judge reads is not known here.
 """
 
+import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 
 import pandas as pd
@@ -14,6 +17,7 @@ from modeling.judging.judge import Judge, describe_members
 from modeling.judging.member import MemberFacts, fingerprint_member, list_readings
 from modeling.judging.predictions import RAW, list_pass_columns
 from modeling.runtime.files import describe_file
+from modeling.runtime.paths import describe_command
 
 VERSIONS = ("bothways", "torch", "transformers", "peft")
 
@@ -35,15 +39,16 @@ def describe_predictions(
         readings, hide_prompts: As they were predicted.
 
     Returns:
-        `members`, the fingerprint of each by name; `passes`, as member:order; `calibration`, as `Calibration.to_dict`,
-        or None; `incomplete`, the battles without all passes; `cascade_shares`, None without a cascade;
-        `hide_prompts`; `battles`, see `describe_file`; `versions`.
+        `name`, of the judge, as in the command; `members`, the fingerprint of each by name; `passes`, as member:order;
+        `calibration`, as `Calibration.to_dict`, or None; `incomplete`, the battles without all passes;
+        `cascade_shares`, None without a cascade; `hide_prompts`; `battles`, see `describe_file`; `versions`.
     """
     cascade = isinstance(judge, Cascade)
     judges = judge.judges if cascade else [judge]
     calibration = None if cascade or RAW not in verdicts else judge.calibration
     plan = [one_pass for each in judges for one_pass in each.plan_passes(readings)]
     return {
+        "name": judge.name,
         "members": describe_members([member for each in judges for member in each.members]),
         "passes": [f"{member.name}:{orientation}" for member, orientation in plan],
         "calibration": calibration and calibration.to_dict(),
@@ -52,6 +57,15 @@ def describe_predictions(
         "hide_prompts": hide_prompts,
         "battles": describe_file(battles),
         "versions": {name: version(name) for name in VERSIONS},
+    }
+
+
+def describe_evaluation() -> dict:
+    """Describes the running evaluation as JSON values: `date` (UTC), `command` and `versions`."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": describe_command(sys.argv, "python"),
+        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
     }
 
 

@@ -18,7 +18,7 @@ from modeling.judging.calibration import FITS, Calibration
 from modeling.judging.judge import Judge
 from modeling.judging.member import locate_judge
 from modeling.judging.predictions import PREDICTIONS_FILE, RAW, calibrate_verdicts, read_provenance, take_raw
-from modeling.judging.provenance import describe_predictions
+from modeling.judging.provenance import describe_evaluation, describe_predictions
 from modeling.judging.recalibration import (
     check_not_fitted_on,
     check_not_trained_on,
@@ -171,9 +171,9 @@ def evaluate_verdicts(
     bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
     train_battles = load_training(arguments, battles) if arguments.train_file else None
     others = {"train_battles": train_battles, "answers_alone": answers_alone, "by": arguments.by or ()}
-    report = build_report(verdicts, battles, **others, **bootstrap)
-    if provenance:
-        report["judge"] = provenance
+    report = {"run": {"judge": name_judge(provenance, arguments.predictions)} | describe_evaluation()}
+    report |= {"judge": provenance} if provenance else {}
+    report |= build_report(verdicts, battles, **others, **bootstrap)
     if RAW in verdicts:
         before = build_report(take_raw(verdicts), battles, **bootstrap)
         metrics = {
@@ -181,16 +181,25 @@ def evaluate_verdicts(
         }
         report["calibration"] = (calibration.to_dict() if calibration else {"method": "the judge's own"}) | metrics
     if arguments.against:
-        against = read_verdicts(arguments.against, battles)
-        path = Path(arguments.against)
-        # predict.py names every file alike, so that its folder says whose predictions they are.
-        name = path.resolve().parent.name if path.name == PREDICTIONS_FILE else path.name
-        report["comparison"] = {"name": name} | build_comparison(verdicts, against, battles, **bootstrap)
+        against, theirs = read_verdicts(arguments.against, battles), read_provenance(arguments.against) or {}
+        name = name_judge(theirs, arguments.against)
+        name += " (--against)" * (name == report["run"]["judge"])  # such as one judge with other --readings
+        report["comparison"] = {"name": name, "members": theirs.get("members", {})}
+        report["comparison"] |= build_comparison(verdicts, against, battles, **bootstrap)
     sources = {"battles": arguments.battles, "predictions": None if arguments.judge else arguments.predictions}
     sources |= {"against": arguments.against, "training": arguments.train_file}
     sources |= {"answers alone": None if arguments.answers_alone == "judge" else arguments.answers_alone}
     sources |= {"calibration": arguments.calibrate_battles}
     return report | {"data": {role: describe_file(path) for role, path in sources.items() if path}}
+
+
+def name_judge(provenance: dict | None, predictions: str | None) -> str:
+    """The name of the judge as its predictions record it, or else that of their file."""
+    if provenance and "name" in provenance:
+        return provenance["name"]
+    # predict.py names every file alike, so that its folder says whose predictions they are.
+    path = Path(predictions)
+    return path.resolve().parent.name if path.name == PREDICTIONS_FILE else path.name
 
 
 def load_training(arguments: EvaluateArguments, battles: Dataset) -> Dataset:

@@ -6,7 +6,8 @@ loaded. It must not know what is in the files.
 
 import os
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from modeling.runtime.packages import GEMMA_BASE, PACKAGED, WEIGHTS, find_packaged, find_parts, is_built
@@ -82,6 +83,32 @@ def is_in_folder(name: str) -> bool:
     A name with a revision, as in owner/name@main, is meant for the Hub.
     """
     return "/" in name and "@" not in name and Path(name).parent.is_dir()
+
+
+def shorten_path(text: str) -> str:
+    """Returns a path as a file that is written may name it; other text stays.
+
+    A path inside the working directory is relative to it, and any other keeps only its last part: a file that is
+    copied elsewhere must not tell the folders of this machine.
+    """
+    path = Path(os.path.expanduser(text))
+    if not path.is_absolute() and ".." not in path.parts:
+        return text
+    inside = os.path.relpath(path)
+    return path.name if inside.startswith("..") else inside
+
+
+def describe_command(argv: Sequence[str], launcher: str) -> str:
+    """Returns a script's command as typed, with its paths as `shorten_path` has them.
+
+    Args:
+        argv: The script and its flags, as in `sys.argv`.
+        launcher: What started the script, such as "python". Its own flags are not in `argv`.
+    """
+    script, *words = argv
+    flags = [word.partition("=") if word.startswith("--") else ("", "", word) for word in words]
+    shortened = [flag + equals + shorten_path(value) for flag, equals, value in flags]
+    return f"{launcher} {shlex.join([f'scripts/{Path(script).name}', *shortened])}"
 
 
 # --- checking names ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ must not know how a card looks.
 """
 
 import platform
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.judging.predictions import build_verdicts
 from modeling.runtime.distributed import describe_launch
 from modeling.runtime.files import describe_file
+from modeling.runtime.paths import describe_command, shorten_path
 from modeling.training.memory import measure_peak_memory
 from modeling.training.trainer import compute_train_loss
 
@@ -80,15 +80,15 @@ def describe_run(
     """
     settings = asdict(arguments)
     for name in ("eval_file", "base", "start_from"):
-        settings[name] = _shorten(settings[name]) if settings[name] else None
-    settings["train_file"] = [_shorten(file) for file in arguments.train_file]
+        settings[name] = shorten_path(settings[name]) if settings[name] else None
+    settings["train_file"] = [shorten_path(file) for file in arguments.train_file]
     training = vars(trainer.args)
     settings |= {name: training[name] for name in RECORDED}
     settings |= {"optim": training["optim"].value, "lr_scheduler_type": training["lr_scheduler_type"].value}
     return {
         **settings,
         "base_made_from": trainer.model.config.to_dict().get("made_from"),
-        "command": describe_command(sys.argv),
+        "command": describe_command(sys.argv, "accelerate launch"),
         "data": list(data),
         "num_battles": len(trainer.train_dataset),
         "launch": describe_launch(trainer.accelerator, trainer.model_wrapped),
@@ -96,18 +96,6 @@ def describe_run(
         "seconds": round(seconds, 1),
         "metrics": dict(metrics),
     }
-
-
-def describe_command(argv: Sequence[str]) -> str:
-    """Returns the command as typed, without this machine's folders and without the launcher's flags."""
-    script, *flags = argv
-    return shlex.join(["accelerate", "launch", f"scripts/{Path(script).name}", *map(_shorten, flags)])
-
-
-def _shorten(text: str) -> str:
-    """Keeps only the last part of an absolute path, also after `--flag=`; other text stays."""
-    flag, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
-    return flag + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def measure_training(trainer: Trainer) -> dict[str, float]:

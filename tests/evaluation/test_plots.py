@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from modeling.evaluation.plots import DRAWINGS, draw_figures
+from modeling.evaluation.plots import DRAWINGS, draw_figures, draw_reliability
 from modeling.evaluation.report import build_report
 
 NAMES = ["baselines", "reliability", "position_bias", "languages", "length_bias", "selective"]
@@ -77,6 +77,9 @@ def test_names_are_not_markup(tmp_path):
     names = ["$\\frac{1}{0}$", "a_b^c", "x" * 300, *(f"language {n}" for n in range(60))]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        paths = draw_figures(build(250, names), tmp_path)
+        report = build(250, names) | {"run": {"judge": "_a$\\frac{1}{0}$/" + "x" * 60}}
+        paths = draw_figures(report, tmp_path)
+    labels = draw_reliability(report).axes[0].get_legend_handles_labels()[1]
+    assert labels[1].startswith(r"judge _a\$\frac{1}{")
     height = Image.open(next(path for path in paths if path.stem == "languages")).size[1]
     assert height < 1100

@@ -33,6 +33,7 @@ def test_predictions_carry_their_judge_and_a_report_passes_it_on(members, facts,
     found = read_provenance(predictions)
     assert set(found.pop("versions")) == {"bothways", "torch", "transformers", "peft"}
     assert found == {
+        "name": "ab + ba",
         "members": {name: fingerprint_member(member) for name, member in facts.items()},
         "passes": ["ab:ab", "ab:ba", "ba:ab", "ba:ba"],
         "calibration": None,

@@ -6,7 +6,7 @@ from modeling.data.battles import list_orders
 from modeling.encoding.collator import encode_dataset
 from modeling.encoding.encoder import BattleEncoder, build_encoding
 from modeling.runtime.files import hash_file
-from modeling.training.run_record import build_eval_verdicts, describe_command, describe_source
+from modeling.training.run_record import build_eval_verdicts, describe_source
 from tests.helpers import SAMPLES
 
 
@@ -20,16 +20,6 @@ def test_a_source_is_described_by_counts_and_its_hash(tmp_path, sample_battles):
     found = describe_source("eval", "owner/name", soft)
     assert found["outcomes"] == {"a": 0, "b": 2, "tie": 1} and found["languages"] == {"Thai": 2}
     assert (found["source"], found["sha256"]) == ("owner/name", None)
-
-
-def test_a_command_is_told_as_typed_without_folders_of_this_machine():
-    """Law 12."""
-    argv = ["/home/someone/bothways/scripts/train.py", "--orientation", "ab", "--train_file", "/data/my battles.csv"]
-    told = describe_command([*argv, "--eval_file=/data/test.csv", "--output_dir", "outputs/mine/ab"])
-    assert told == (
-        "accelerate launch scripts/train.py --orientation ab --train_file 'my battles.csv' --eval_file=test.csv "
-        "--output_dir outputs/mine/ab"
-    )
 
 
 @pytest.mark.parametrize("orientation", ["ab", "ba", "both"])

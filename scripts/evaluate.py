@@ -29,7 +29,7 @@ def main() -> None:
     from modeling.data.battles import load_battles
     from modeling.evaluation.html_report import build_page, list_wrong_battles
     from modeling.evaluation.plots import draw_figures
-    from modeling.evaluation.text_report import conclude, format_report
+    from modeling.evaluation.text_report import conclude, format_report, list_failures
     from modeling.judging import scoring
     from modeling.judging.predictions import PREDICTIONS_FILE, write_predictions
     from modeling.judging.recalibration import save_calibration
@@ -75,6 +75,9 @@ def main() -> None:
     if found and arguments.save_calibration:
         save_calibration(arguments.judge, judge, arguments.readings or judge.readings, found)
     print(f"\n{conclude(report, str(output / 'report.html'))}")
+    if failures := list_failures(report):
+        logger.error("\n".join(failures))
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

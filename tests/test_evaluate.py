@@ -189,6 +189,34 @@ def test_calibration_is_fitted_elsewhere_and_shown_before_and_after(method, pred
     assert "Calibration" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("margin", [0, 0.001])
+def test_a_metric_beyond_its_bound_fails_the_command_after_the_report(
+    margin, predictions, tmp_path, monkeypatch, caplog
+):
+    """A metric at its bound passes; one that is worse by a thousandth fails: below for accuracy, above for log loss."""
+    flags = build_flags(predictions, tmp_path / "out")
+    call("evaluate", *flags, monkeypatch=monkeypatch)
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    bounds = {"accuracy": found["accuracy"]["value"] + margin, "log_loss": found["log_loss"]["value"] - margin}
+    flags += ["--fail_under", *(f"{name}={bound!r}" for name, bound in bounds.items()), "brier=1"]
+    if not margin:
+        call("evaluate", *flags, monkeypatch=monkeypatch)
+    else:
+        with pytest.raises(SystemExit) as stop:
+            call("evaluate", *flags, monkeypatch=monkeypatch)
+        assert stop.value.code == 1
+        said = caplog.messages[-1].splitlines()
+        assert len(said) == 2 and "expected accuracy " in said[0] and "or more; found" in said[0]
+        loss = found["log_loss"]
+        ends = f"{loss['value']:.3f} [{loss['low']:.3f}, {loss['high']:.3f}] on {loss['count']} battles"
+        assert "expected log loss " in said[1] and f"or less; found {ends}" in said[1]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    passed = [not margin, not margin, True]
+    assert [row["passed"] for row in report["bounds"]] == passed
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<td>no</td>") == passed.count(False) and page.count("<td>yes</td>") == passed.count(True)
+
+
 def test_calibrating_on_scored_battles_or_prompts_is_refused(predictions, tmp_path, monkeypatch, caplog):
     """Prompts decide, not ids."""
     flags = [*build_flags(predictions, tmp_path / "out"), "--calibrate", "temperature"]
@@ -215,6 +243,10 @@ def test_calibrating_on_scored_battles_or_prompts_is_refused(predictions, tmp_pa
         ({"--train_file": TEST}, "--train_file .*: expected no scored battle; found 72"),
         ({"--battles": TRAIN}, "expected a row for each battle; found none for 216"),
         ({"--show_battles": -1}, "no fewer battles than 0"),
+        ({"--fail_under": "acuracy=0.6"}, "expected metrics among accuracy, log_loss, brier, ece, auc; found acuracy"),
+        ({"--fail_under": "accuracy"}, "expected <name>=<value>, each name once; found 'accuracy'"),
+        ({"--fail_under": "accuracy=nan"}, "expected a number for each metric; found accuracy=nan. Write accuracy=0.6"),
+        ({"--fail_under": "ece=low"}, "expected a number for each metric; found ece=low"),
         ({"--predictions": ""}, "Expected --predictions or --judge; found neither"),
     ],
 )

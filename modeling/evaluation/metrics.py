@@ -15,12 +15,13 @@ The `compute_` functions are fast and treat battles as independent; the Trainer 
 `Resampler`, which knows the battles that share a prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
 from modeling.evaluation.bootstrap import UNKNOWN, Z_95, Estimate, Resampler, bound_draws, bound_share
+from modeling.runtime.choices import HIGHER_IS_BETTER
 
 SMALLEST_PROBABILITY = 1e-7  # keeps the log loss finite
 BINS = 5  # bins of the favoured answer's probability, from 1/2 to 1
@@ -199,6 +200,22 @@ def estimate_selective(resampler: Resampler, probabilities: np.ndarray, labels: 
     estimates = resampler.estimate_means(hits, parts, shares=range(len(shares)))
     rows = zip(shares.tolist(), estimates, strict=True)
     return [{"share": share, "accuracy": e.to_dict(), "battles": e.count} for share, e in rows if e.count]
+
+
+def check_bounds(estimates: Mapping[str, Mapping], bounds: Mapping[str, float]) -> list[dict]:
+    """Returns for each bound its metric, the bound itself, and whether the metric's value is at least as good.
+
+    A metric without a value passes no bound: nothing shows that it is good enough.
+
+    Args:
+        estimates: {metric: result of `Estimate.to_dict`}.
+        bounds: {metric: bound}.
+    """
+    rows = []
+    for metric, bound in bounds.items():
+        value, sign = estimates[metric]["value"], 1 if metric in HIGHER_IS_BETTER else -1
+        rows.append({"metric": metric, "bound": bound, "passed": value is not None and sign * value >= sign * bound})
+    return rows
 
 
 def compute_mcnemar(hits: np.ndarray, other_hits: np.ndarray) -> dict[str, float]:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 
 from modeling.evaluation.baselines import ANSWERS_ALONE, TFIDF
 from modeling.evaluation.bootstrap import format_estimate as format_estimate
+from modeling.runtime.choices import HIGHER_IS_BETTER, METRICS
 from modeling.runtime.text_tables import format_table
 
 PAIR = "counterfactual_pair"  # column that names the two battles with the same answers and opposite winners
 LESSER_BASELINES = ("shorter wins", "majority per language")  # not in the conclusion
 MOST_ROWS = 12  # rows of a table in the terminal
-METRIC_NAMES = {"accuracy": "accuracy", "log_loss": "log loss", "brier": "Brier", "ece": "ECE", "auc": "AUC"}
+METRIC_NAMES = dict(zip(METRICS, ("accuracy", "log loss", "Brier", "ECE", "AUC"), strict=True))
 METRIC_NOTES = {
     "accuracy": "share of battles without ties whose winner was predicted; guessing gives 0.5",
     "log_loss": "mean cross-entropy of the probabilities, ties included; always 1/2 gives 0.693, lower is better",
@@ -101,6 +102,34 @@ def _list_judge(report: Mapping) -> Iterator[Section]:
 def _format_metric(estimates: Mapping, key: str) -> str:
     """Formats a metric, or says why it has no value."""
     return format_estimate(estimates[key], why=METRIC_GAPS[key.removesuffix("_difference")])
+
+
+def _list_bounds(report: Mapping) -> Iterator[Section]:
+    rows = [
+        (
+            METRIC_NAMES[row["metric"]],
+            _format_bound(row),
+            _format_metric(report, row["metric"]),
+            "yes" if row["passed"] else "no",
+        )
+        for row in report.get("bounds", [])
+    ]
+    yield Section("Bounds", ("", "expected", "found", "passed"), rows, "Bounds are those of --fail_under.")
+
+
+def _format_bound(row: Mapping) -> str:
+    """Says which values pass a bound."""
+    return f"{row['bound']:g} or {'more' if row['metric'] in HIGHER_IS_BETTER else 'less'}"
+
+
+def list_failures(report: Mapping) -> list[str]:
+    """Returns an error for each bound of --fail_under that a metric does not pass."""
+    return [
+        f"--fail_under {row['metric']}={row['bound']:g}: expected {METRIC_NAMES[row['metric']]} {_format_bound(row)}; "
+        f"found {_format_metric(report, row['metric'])} on {report[row['metric']]['count']:,} battles."
+        for row in report.get("bounds", [])
+        if not row["passed"]
+    ]
 
 
 def _list_calibration(report: Mapping) -> Iterator[Section]:
@@ -237,6 +266,7 @@ def _list_leaderboard(report: Mapping) -> Iterator[Section]:
 # In the order in which they are shown.
 SECTIONS = (
     _list_judge,
+    _list_bounds,
     _list_calibration,
     _list_comparison,
     _list_baselines,

@@ -12,6 +12,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 
 from modeling.data.battles import TEXTS, hide_prompts, load_battles
+from modeling.evaluation.metrics import check_bounds
 from modeling.evaluation.report import align_verdicts, build_comparison, build_report, read_labels
 from modeling.evaluation.text_report import METRIC_NAMES, PAIR
 from modeling.judging.calibration import FITS, Calibration
@@ -174,6 +175,8 @@ def evaluate_verdicts(
     report = {"run": {"judge": name_judge(provenance, arguments.predictions)} | describe_evaluation()}
     report |= {"judge": provenance} if provenance else {}
     report |= build_report(verdicts, battles, **others, **bootstrap)
+    if bounds := arguments.read_bounds():
+        report["bounds"] = check_bounds(report, bounds)
     if RAW in verdicts:
         before = build_report(take_raw(verdicts), battles, **bootstrap)
         metrics = {

@@ -22,3 +22,5 @@ MERGES = ("auto", "always", "never")
 STOCK_FORMS = ("merged", "adapter")
 SUBMISSIONS = ("wsdm", "lmsys")  # the columns of submission.csv, as the two contests ask for them
 CALIBRATIONS = ("temperature", "isotonic")
+METRICS = ("accuracy", "log_loss", "brier", "ece", "auc")
+HIGHER_IS_BETTER = ("accuracy", "auc")  # of the others, less is better

@@ -15,7 +15,9 @@ from modeling.runtime.choices import (
     BAD_ROW_POLICIES,
     BLANK_POLICIES,
     CALIBRATIONS,
+    HIGHER_IS_BETTER,
     MERGES,
+    METRICS,
     PRECISIONS,
     QUANT_TYPES,
     QUANTIZATIONS,
@@ -108,6 +110,14 @@ def parse_pairs(flag: str, pairs: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{flag} {' '.join(pairs)}: expected <name>=<value>, each name once; found {pair!r}.")
         found[name] = value
     return found
+
+
+def _read_number(text: str) -> float:
+    """Returns a text's number; NaN for a text that is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 @dataclass
@@ -411,10 +421,7 @@ class PredictArguments(JudgeArguments):
         for word in self.blend or ():
             # Only the last "=" separates: a folder's name may hold others. Without one the weight is 1.
             path, _, weight = word.rpartition("=") if "=" in word else (word, "", "1")
-            try:
-                number = float(weight)
-            except ValueError:
-                number = math.nan
+            number = _read_number(weight)
             if not path or path in weights or not 0 < number < math.inf:
                 raise ValueError(
                     f"--blend {' '.join(self.blend)}: expected <file>=<weight>, each file once and each weight above "
@@ -496,6 +503,12 @@ class EvaluateArguments(JudgeArguments):
     by: list[str] | None = option(None, "Further columns of --battles to tabulate accuracy and log loss by.")
     draws: int = option(1000, "Bootstrap draws of prompts for the intervals.", group="report")
     seed: int = option(0, "Seed of the bootstrap.")
+    fail_under: list[str] | None = option(
+        None,
+        "Exit with code 1 after writing the report if a metric is worse than its bound, each as <metric>=<bound>: "
+        f"accuracy=0.6 log_loss=0.69. Metrics: {', '.join(METRICS)}; except for {' and '.join(HIGHER_IS_BETTER)}, "
+        "worse means higher.",
+    )
     show_battles: int = option(0, "Number of worst-predicted battles to show in report.html, with their texts.")
     calibrate: str | None = option(
         None, "Calibrate on --calibrate_battles before scoring.", choices=CALIBRATIONS, group="calibration"
@@ -523,9 +536,25 @@ class EvaluateArguments(JudgeArguments):
         if self.answers_alone == "judge" and not self.judge:
             raise ValueError("--answers_alone judge: expected a --judge to read them; found none. Name it.")
         self._check_calibration()
+        self.read_bounds()  # raises if one is malformed
         if self.draws < 100 or self.show_battles < 0:
             found = f"--draws {self.draws} --show_battles {self.show_battles}"
             raise ValueError(f"{found}: expected 100 draws or more, and no fewer battles than 0.")
+
+    def read_bounds(self) -> dict[str, float]:
+        """Returns the bounds of --fail_under by metric."""
+        given = f"--fail_under {' '.join(self.fail_under or ())}"
+        pairs = parse_pairs("--fail_under", self.fail_under or ())
+        if unknown := [name for name in pairs if name not in METRICS]:
+            raise ValueError(
+                f"{given}: expected metrics among {', '.join(METRICS)}; found {', '.join(unknown)}. Correct the name."
+            )
+        bounds = {name: _read_number(text) for name, text in pairs.items()}
+        if wrong := [f"{name}={pairs[name]}" for name, bound in bounds.items() if not math.isfinite(bound)]:
+            raise ValueError(
+                f"{given}: expected a number for each metric; found {', '.join(wrong)}. Write accuracy=0.6."
+            )
+        return bounds
 
     def _check_calibration(self) -> None:
         if bool(self.calibrate) != bool(self.calibrate_battles):

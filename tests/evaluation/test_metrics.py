@@ -17,6 +17,7 @@ from transformers import EvalPrediction
 from modeling.evaluation import metrics
 from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.metrics import (
+    check_bounds,
     compute_accuracy,
     compute_log_loss,
     compute_mcnemar,
@@ -303,3 +304,14 @@ run_script(main)
     hidden, found = map(Path, succeed(sys.executable, "-c", code).splitlines()[-2:])
     assert hidden == SCRIPTS / "evaluate.py"  # the trap is real
     assert found.parent.name == "evaluate" and SCRIPTS not in found.parents
+
+
+def test_bounds_are_met_from_the_better_side_and_never_without_a_value():
+    """Every metric is between its best value and 0.5, which is both a bad accuracy and a bad Brier score."""
+    best = {"accuracy": 1.0, "log_loss": 0.0, "brier": 0.0, "ece": 0.0, "auc": 1.0}
+    for value, passed in ((0.5, True), (None, False)):
+        estimates = {name: {"value": value} for name in best}
+        assert [row["passed"] for row in check_bounds(estimates, dict.fromkeys(best, 0.5))] == [passed] * 5
+        assert not any(row["passed"] for row in check_bounds(estimates, best))
+        worse = {name: 1 - bound for name, bound in best.items()}
+        assert [row["passed"] for row in check_bounds(estimates, worse)] == [passed] * 5

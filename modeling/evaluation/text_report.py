@@ -1,5 +1,6 @@
 """The report as titled tables of text, for the terminal and the HTML page. It must not know anything but reports."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -44,6 +45,11 @@ class Section:
     rows: list[tuple[str, ...]]
     note: str = ""
     figures: list[str] = field(default_factory=list)
+
+    @property
+    def anchor(self) -> str:
+        """The title as the id of an HTML element, which has no spaces."""
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
 
 def summarize(report: Mapping) -> str:
@@ -229,7 +235,8 @@ def _list_tables(report: Mapping) -> Iterator[Section]:
         if key == "cut":
             fields = (f"{name} in {cut['battles']:,}" for name, cut in report.get("cut_fields", {}).items())
             note = f"Battles with cut text, by field: {', '.join(fields)}."
-        yield Section(TABLE_TITLES.get(key, key), header, rows, note, ["languages"] if key == "language" else [])
+        title = TABLE_TITLES.get(key, f"By {key}")
+        yield Section(title, header, rows, note, ["languages"] if key == "language" else [])
 
 
 def _list_curves(report: Mapping) -> Iterator[Section]:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from modeling.data.battles import load_battles
+from modeling.evaluation.bootstrap import format_estimate
 from modeling.evaluation.metrics import compute_accuracy, compute_log_loss
 from modeling.judging.calibration import Calibration
 from modeling.judging.member import fingerprint_member, read_member
@@ -186,7 +187,26 @@ def test_calibration_is_fitted_elsewhere_and_shown_before_and_after(method, pred
     labels = np.array(load_battles(TEST)["label"][:])
     expected = compute_log_loss(np.column_stack([p_a, 1 - p_a]), labels).value
     assert report["log_loss"]["value"] == pytest.approx(expected)
-    assert "Calibration" in capsys.readouterr().out
+    interval = next(iter(facts["intervals"].values()))
+    assert facts["intervals"] == calibration.intervals and interval["low"] <= interval["value"] <= interval["high"]
+    said = capsys.readouterr().out
+    name = "temperature" if method == "temperature" else "0.6 becomes"
+    assert f"; {name} {format_estimate(interval)}" in said and "was fitted on" not in said
+
+
+def test_a_calibration_on_fewer_than_a_hundred_battles_warns(predictions, tmp_path, monkeypatch, capsys, caplog):
+    rows = TRAIN.read_text(encoding="utf-8").splitlines()
+    for battles in (99, 100):
+        (tmp_path / "few.jsonl").write_text("\n".join(rows[:battles]), encoding="utf-8")
+        few = write_predictions(tmp_path / "few.parquet", tmp_path / "few.jsonl", seed=2)
+        flags = ["--calibrate", "temperature", "--calibrate_battles", tmp_path / "few.jsonl"]
+        flags += ["--calibrate_predictions", few, *build_flags(predictions, tmp_path / "out")]
+        caplog.clear()
+        call("evaluate", *flags, monkeypatch=monkeypatch)
+        warning = f"The calibration was fitted on {battles} battles: expected 100 or more."
+        page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+        shown = [any(warning in message for message in caplog.messages), warning in capsys.readouterr().out]
+        assert [*shown, warning in page] == [battles < 100] * 3
 
 
 @pytest.mark.parametrize("margin", [0, 0.001])

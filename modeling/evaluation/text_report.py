@@ -11,6 +11,7 @@ from modeling.runtime.text_tables import format_table
 
 PAIR = "counterfactual_pair"  # column that names the two battles with the same answers and opposite winners
 LESSER_BASELINES = ("shorter wins", "majority per language")  # not in the conclusion
+LEAST_TO_CALIBRATE = 100  # battles; with this many outcomes an ideal judge's temperature is uncertain by about a third
 MOST_ROWS = 12  # rows of a table in the terminal
 METRIC_NAMES = dict(zip(METRICS, ("accuracy", "log loss", "Brier", "ECE", "AUC"), strict=True))
 METRIC_NOTES = {
@@ -145,12 +146,30 @@ def _list_calibration(report: Mapping) -> Iterator[Section]:
             for key, name in METRIC_NAMES.items()
         ]
         what = facts["method"]
-        if facts.get("temperature"):
-            what += f" {facts['temperature']:.3f}"
         if facts.get("battles"):
             what += f", fitted on {facts['battles']:,} other battles"
-        note = f"Method: {what}. All other metrics are after calibration."
+        note = f"Method: {what}{_list_parameters(facts)}. All other metrics are after calibration."
+        if doubt := doubt_calibration(facts):
+            note += f" {doubt}"
         yield Section("Calibration", ("", "before", "after"), rows, note)
+
+
+def _list_parameters(facts: Mapping) -> str:
+    """Lists a calibration's parameters with their intervals; those of an older judge.json have none."""
+    parameters = facts.get("intervals", {})
+    if not parameters and facts.get("temperature"):
+        return f"; temperature {facts['temperature']:.3f} (interval not recorded)"
+    return "".join(f"; {name} {format_estimate(estimate)}" for name, estimate in parameters.items())
+
+
+def doubt_calibration(facts: Mapping) -> str:
+    """Returns a warning if a calibration was fitted on fewer battles than `LEAST_TO_CALIBRATE`, else nothing."""
+    if facts.get("battles", LEAST_TO_CALIBRATE) >= LEAST_TO_CALIBRATE:
+        return ""
+    return (
+        f"The calibration was fitted on {facts['battles']:,} battles: expected {LEAST_TO_CALIBRATE} or more. With "
+        "fewer, chance may change the probabilities more than the judge's error does. Calibrate on more battles."
+    )
 
 
 def _list_comparison(report: Mapping) -> Iterator[Section]:

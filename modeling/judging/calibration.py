@@ -5,19 +5,22 @@ to p_a. Both methods are odd around 1/2, which preserves p(A, B) = 1 - p(B, A), 
 winner. Which battles may be used, and where the result is stored, is in recalibration.py.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 
+from modeling.evaluation.bootstrap import CONFIDENCE, Estimate, Resampler, bound_draws
 from modeling.evaluation.metrics import check_arrays, find_losses
 from modeling.runtime.choices import CALIBRATIONS
 
 COLDEST, HOTTEST = 0.01, 100.0  # bounds of the search: battles without an upset would have temperature 0
 LEAST = 1e-7  # probabilities are clipped to this before the logarithm, as in the log loss
 KEPT = 0.01  # weight of the input in isotonic's output: its steps are flat, and two probabilities must not become equal
+EXAMPLES = (0.6, 0.7, 0.8, 0.9)  # probabilities whose calibrated values describe isotonic's steps
+MOST_DRAWS = 250  # of the bootstrap: each one fits again
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Calibration:
     temperature: Divides the log odds (method "temperature" only).
     points: Pairs (p, calibrated p), ascending, with linear interpolation between them (method "isotonic" only).
     fitted_on: Name and SHA-256 of the file of these battles, where known.
+    intervals: For each of `list_parameters` its estimate, as `Estimate.to_dict`, where known.
     """
 
     method: str
@@ -35,6 +39,7 @@ class Calibration:
     temperature: float | None = None
     points: tuple[tuple[float, float], ...] = ()
     fitted_on: Mapping[str, str | None] | None = None
+    intervals: Mapping[str, Mapping] | None = None
 
     def __post_init__(self):
         if self.method not in CALIBRATIONS:
@@ -57,10 +62,18 @@ class Calibration:
         odd = (np.interp(p_a, x, y) + 1 - np.interp(1 - p_a, x, y)) / 2
         return KEPT * p_a + (1 - KEPT) * odd
 
+    def list_parameters(self) -> dict[str, float]:
+        """The fitted parameters by name: the temperature, or what isotonic's steps make of `EXAMPLES`."""
+        if self.method == "temperature":
+            return {"temperature": self.temperature}
+        values = self.apply(np.array(EXAMPLES)).tolist()
+        return {f"{p:g} becomes": value for p, value in zip(EXAMPLES, values, strict=True)}
+
     def to_dict(self) -> dict:
         """JSON values, without the fields that the method does not use."""
         facts: dict = {"method": self.method, "battles": self.battles}
         facts |= {"fitted_on": dict(self.fitted_on)} if self.fitted_on else {}
+        facts |= {"intervals": {name: dict(each) for name, each in self.intervals.items()}} if self.intervals else {}
         if self.method == "temperature":
             return facts | {"temperature": self.temperature}
         return facts | {"points": [list(point) for point in self.points]}
@@ -68,7 +81,7 @@ class Calibration:
     @classmethod
     def from_dict(cls, facts: Mapping) -> "Calibration":
         """The calibration that `to_dict` wrote; a ValueError if the values are no calibration."""
-        known = {"method", "battles", "temperature", "points", "fitted_on"}
+        known = {"method", "battles", "temperature", "points", "fitted_on", "intervals"}
         if not {"method", "battles"} <= set(facts) <= known:
             raise ValueError(f"Calibration: expected the keys {', '.join(sorted(known))}; found {', '.join(facts)}.")
         try:
@@ -77,15 +90,16 @@ class Calibration:
             points = tuple((float(x), float(y)) for x, y in facts.get("points", ()))
         except (TypeError, ValueError) as error:
             raise ValueError(f"Calibration: expected numbers; found something else ({error}).") from error
-        return cls(facts["method"], battles, temperature, points, facts.get("fitted_on"))
+        return cls(facts["method"], battles, temperature, points, facts.get("fitted_on"), facts.get("intervals"))
 
 
-def fit_temperature(p_a: np.ndarray, labels: np.ndarray) -> Calibration:
+def fit_temperature(p_a: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Calibration:
     """The temperature with the lowest cross-entropy (Guo et al. 2017, section 4.2).
 
     Args:
         p_a: Probabilities that a wins, shape (battles,).
         labels: True probabilities, soft labels and ties included, shape (battles, 2).
+        weights: How often each battle counts, shape (battles,); None counts each once.
 
     Raises:
         ValueError: If there are no battles, or a value is NaN.
@@ -95,14 +109,14 @@ def fit_temperature(p_a: np.ndarray, labels: np.ndarray) -> Calibration:
     def compute_loss(log_temperature: float) -> float:
         """Mean cross-entropy at a temperature, in nats."""
         scaled = _scale(p_a, np.exp(log_temperature))
-        return float(find_losses(np.column_stack([scaled, 1 - scaled]), labels).mean())
+        return float(np.average(find_losses(np.column_stack([scaled, 1 - scaled]), labels), weights=weights))
 
     # The loss is convex in 1 / T, so it has a single minimum in log T too.
     best = minimize_scalar(compute_loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded")
     return Calibration("temperature", len(p_a), temperature=float(np.exp(best.x)))
 
 
-def fit_isotonic(p_a: np.ndarray, labels: np.ndarray) -> Calibration:
+def fit_isotonic(p_a: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Calibration:
     """The isotonic regression of labels on probabilities (Zadrozny and Elkan 2002).
 
     Least squares and cross-entropy have the same solution. See `fit_temperature` for arguments and errors.
@@ -112,12 +126,42 @@ def fit_isotonic(p_a: np.ndarray, labels: np.ndarray) -> Calibration:
     least = 1 / (len(p_a) + 2)
     steps = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
     # Every battle in both orders makes the steps odd around 1/2.
-    steps.fit(np.concatenate([p_a, 1 - p_a]), np.concatenate([labels[:, 0], labels[:, 1]]))
+    both = None if weights is None else np.concatenate([weights, weights])
+    steps.fit(np.concatenate([p_a, 1 - p_a]), np.concatenate([labels[:, 0], labels[:, 1]]), both)
     points = zip(steps.X_thresholds_.tolist(), steps.y_thresholds_.tolist(), strict=True)
     return Calibration("isotonic", len(p_a), points=tuple(points))
 
 
 FITS = dict(zip(CALIBRATIONS, (fit_temperature, fit_isotonic), strict=True))
+
+
+def add_intervals(calibration: Calibration, p_a: np.ndarray, labels: np.ndarray, groups: Sequence[int]) -> Calibration:
+    """The calibration with 95% intervals of its parameters, from a bootstrap that fits each draw again.
+
+    Args:
+        calibration: Fitted on these battles.
+        p_a, labels: See `fit_temperature`.
+        groups: Group number of each battle, as for `Resampler`.
+    """
+    resampler, everything = Resampler(groups, MOST_DRAWS), np.full(len(p_a), True)
+    drawn = [
+        list(FITS[calibration.method](p_a, labels, times).list_parameters().values())
+        for times in resampler.iterate_times(everything, MOST_DRAWS)
+    ]
+    parameters = calibration.list_parameters().items()
+    estimates = {
+        name: Estimate(value, *_bound_parameter(draws, resampler.num_groups), len(p_a)).to_dict()
+        for (name, value), draws in zip(parameters, np.array(drawn).T, strict=True)
+    }
+    return replace(calibration, intervals=estimates)
+
+
+def _bound_parameter(draws: np.ndarray, num_groups: int) -> tuple[float, float]:
+    """The interval of a parameter; NaN if too many draws have a temperature near an end of the search."""
+    # Such a draw has no upset, or shows no skill: its loss falls, or is flat, to the very end, so the draw says nothing
+    # about the temperature. Within a factor of ten, because a flat loss stops the search short of the end.
+    endless = (draws < 10 * COLDEST) | (draws > HOTTEST / 10)
+    return (np.nan, np.nan) if endless.mean() > (1 - CONFIDENCE) / 2 else bound_draws(draws, num_groups)
 
 
 def _scale(p_a: np.ndarray, temperature: float) -> np.ndarray:

@@ -13,9 +13,9 @@ from datasets import Dataset
 
 from modeling.data.battles import TEXTS, hide_prompts, load_battles
 from modeling.evaluation.metrics import check_bounds
-from modeling.evaluation.report import align_verdicts, build_comparison, build_report, read_labels
-from modeling.evaluation.text_report import METRIC_NAMES, PAIR
-from modeling.judging.calibration import FITS, Calibration
+from modeling.evaluation.report import align_verdicts, build_comparison, build_report, group_battles, read_labels
+from modeling.evaluation.text_report import METRIC_NAMES, PAIR, doubt_calibration
+from modeling.judging.calibration import FITS, Calibration, add_intervals
 from modeling.judging.judge import Judge
 from modeling.judging.member import locate_judge
 from modeling.judging.predictions import PREDICTIONS_FILE, RAW, calibrate_verdicts, read_provenance, take_raw
@@ -136,8 +136,10 @@ def fit_calibration(arguments: EvaluateArguments, judge: Judge | None, others: D
             check_passes(verdicts, judge, arguments.readings, f"--calibrate_predictions {path}")
     else:
         verdicts = read_battles(arguments, judge, others.select(rows), calibrated=False)
-    calibration = FITS[arguments.calibrate](take_raw(verdicts)["p_a"].to_numpy(), read_labels(others)[rows])
-    return replace(calibration, fitted_on=describe_file(arguments.calibrate_battles))
+    p_a, labels = take_raw(verdicts)["p_a"].to_numpy(), read_labels(others)[rows]
+    calibration = FITS[arguments.calibrate](p_a, labels)
+    calibration = replace(calibration, fitted_on=describe_file(arguments.calibrate_battles))
+    return add_intervals(calibration, p_a, labels, group_battles(others.select(rows))[0])
 
 
 def calibrate(arguments: EvaluateArguments, verdicts: pd.DataFrame, found: Calibration | None) -> pd.DataFrame:
@@ -182,7 +184,11 @@ def evaluate_verdicts(
         metrics = {
             when: {name: each[name] for name in METRIC_NAMES} for when, each in (("before", before), ("after", report))
         }
-        report["calibration"] = (calibration.to_dict() if calibration else {"method": "the judge's own"}) | metrics
+        # A file of predictions records the calibration of one judge; that of a cascade is not known.
+        facts = calibration.to_dict() if calibration else (provenance or {}).get("calibration")
+        report["calibration"] = (facts or {"method": "the judge's own"}) | metrics
+        if doubt := doubt_calibration(report["calibration"]):
+            logger.warning(doubt)
     if arguments.against:
         against, theirs = read_verdicts(arguments.against, battles), read_provenance(arguments.against) or {}
         name = name_judge(theirs, arguments.against)

@@ -7,7 +7,7 @@ import pytest
 
 from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.metrics import compute_log_loss, estimate_metrics
-from modeling.judging.calibration import FITS, Calibration, fit_isotonic, fit_temperature
+from modeling.judging.calibration import FITS, Calibration, add_intervals, fit_isotonic, fit_temperature
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -139,3 +139,50 @@ def test_calibration_never_costs_log_loss_where_it_was_fitted():
         after = fit(p_a, labels).apply(p_a)
         losses = [compute_log_loss(np.column_stack([p, 1 - p]), labels).value for p in (p_a, after)]
         assert losses[1] <= losses[0] + 1e-6
+
+
+def test_an_interval_holds_the_true_temperature():
+    """In 95% of cases: of 40 samples of 120 battles, fewer than 34 hold it with probability 0.003 (binomial)."""
+    held = 0
+    for seed in range(40):
+        p_a, labels = draw_overconfident(120, 1.5, seed)
+        found = add_intervals(fit_temperature(p_a, labels), p_a, labels, range(120)).intervals["temperature"]
+        held += found["low"] <= 1.5 <= found["high"]
+    assert held >= 34
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_intervals_narrow_with_more_battles_and_survive_json(method):
+    """Four times as many battles halve the width of a temperature's interval; isotonic's steps converge more slowly."""
+    widths = []
+    for battles in (300, 1200):
+        p_a, labels = draw_overconfident(battles, 1.5)
+        calibration = add_intervals(FITS[method](p_a, labels), p_a, labels, range(battles))
+        assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
+        assert set(calibration.intervals) == set(calibration.list_parameters())
+        assert all(each["count"] == battles for each in calibration.intervals.values())
+        widths.append(np.mean([each["high"] - each["low"] for each in calibration.intervals.values()]))
+    assert widths[1] < 0.8 * widths[0]
+
+
+def test_battles_of_one_prompt_widen_the_interval():
+    """Each battle four times is no more evidence: by group the width is that of the battles once, else half of it."""
+    p_a, labels = draw_overconfident(300, 1.5)
+    p_4, labels_4 = np.tile(p_a, 4), np.tile(labels, (4, 1))
+    widths = []
+    for p, outcomes, groups in ((p_a, labels, 1), (p_4, labels_4, 1), (p_4, labels_4, 4)):
+        numbers = np.arange(len(p)) if groups == 1 else np.tile(np.arange(300), 4)
+        found = add_intervals(fit_temperature(p, outcomes), p, outcomes, numbers).intervals["temperature"]
+        widths.append(found["high"] - found["low"])
+    assert widths[2] == pytest.approx(widths[0], rel=1e-3) and widths[1] < 0.65 * widths[0]
+
+
+@pytest.mark.parametrize(
+    "groups", [list(range(8)), [0] * 8], ids=["no upset bounds the temperature", "one prompt has no spread"]
+)
+def test_what_has_no_interval_has_none(groups):
+    labels = np.tile([1.0, 0.0], (8, 1))
+    labels[0] = [0.0, 1.0] if groups[-1] == 0 else labels[0]
+    p_a = np.linspace(0.6, 0.9, 8)
+    found = add_intervals(fit_temperature(p_a, labels), p_a, labels, groups).intervals["temperature"]
+    assert (found["low"], found["high"], found["count"]) == (None, None, 8)

@@ -83,6 +83,40 @@ def rate_models(models_a: Sequence, models_b: Sequence, chances_a: np.ndarray) -
     return dict(zip(pairs.models.tolist(), ratings.tolist(), strict=True))
 
 
+def fit_strengths(
+    first: Sequence[int],
+    second: Sequence[int],
+    won: np.ndarray,
+    lost: np.ndarray,
+    num_players: int,
+    tolerance: float,
+) -> np.ndarray:
+    """Fits Bradley-Terry strengths by maximum likelihood: i beats j with probability s_i / (s_i + s_j).
+
+    Args:
+        first, second: Numbers of the players of each pair, from 0.
+        won, lost: Wins of the first and of the second player of each pair, whole or not, shape (pairs,).
+        num_players: Number of players.
+        tolerance: Iterations stop when the strengths change by less.
+
+    Returns:
+        Strengths up to a common factor, shape (players,).
+    """
+    # evalica takes winners, not probabilities: each pair appears twice, once won by its first player and once by its
+    # second, weighted by the wins.
+    winners = [evalica.Winner.X] * len(won) + [evalica.Winner.Y] * len(lost)
+    result = evalica.bradley_terry(
+        [*first, *first],
+        [*second, *second],
+        winners,
+        index=pd.RangeIndex(num_players),
+        weights=np.concatenate([won, lost]),
+        tolerance=tolerance,
+        limit=10_000,
+    )
+    return result.scores.sort_index().to_numpy()
+
+
 class _Pairs:
     """The pair of models in each battle. Ratings need only sums over the battles of each pair, so draws are cheap."""
 
@@ -97,12 +131,7 @@ class _Pairs:
         # Each model also draws one battle against an invented player. Without it, a model that never lost, and models
         # that never met, would have infinite ratings.
         player, everyone = len(self.models), list(range(len(self.models)))
-        ends = self.first.tolist() + everyone, self.second.tolist() + [player] * player
-        # evalica takes winners, not probabilities: each pair appears twice, once won by its first model and once by its
-        # second, weighted by the expected wins.
-        self.left, self.right = ends[0] * 2, ends[1] * 2
-        self.winners = [evalica.Winner.X] * len(ends[0]) + [evalica.Winner.Y] * len(ends[0])
-        self.index = pd.RangeIndex(player + 1)
+        self.ends = self.first.tolist() + everyone, self.second.tolist() + [player] * player
 
     def includes(self, model: int) -> np.ndarray:
         """Returns which battles a model takes part in, booleans of shape (battles,)."""
@@ -117,11 +146,10 @@ class _Pairs:
         total = np.bincount(self.pair, weights=times, minlength=len(self.first))
         won = np.bincount(self.pair, weights=times * chances, minlength=len(self.first))
         drawn = np.full(len(self.models), 0.5)
-        weights = np.concatenate([won, drawn, total - won, drawn]).clip(min=0)  # rounding: total - won may be -1e-17
-        result = evalica.bradley_terry(
-            self.left, self.right, self.winners, index=self.index, weights=weights, tolerance=1e-4, limit=10_000
-        )
-        points = SCALE * np.log10(result.scores.sort_index().to_numpy()[:-1])  # without the invented player
+        lost = (total - won).clip(min=0)  # rounding: it may be -1e-17
+        wins = np.concatenate([won, drawn]), np.concatenate([lost, drawn])
+        strengths = fit_strengths(*self.ends, *wins, len(self.models) + 1, tolerance=1e-4)
+        points = SCALE * np.log10(strengths[:-1])  # without the invented player
         return points - points.mean() + MEAN
 
 

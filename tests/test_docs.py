@@ -145,9 +145,9 @@ def test_every_command_parses(page, line, monkeypatch):
 
 
 def test_every_python_example_is_run():
-    """Below, and docs/app.md's in tests/serving/test_page.py, where the app is."""
+    """Below, and in tests/serving/: docs/app.md's in test_page.py, docs/decisions.md's in test_decisions.py."""
     found = {page: len(blocks) for page in PAGES if (blocks := list_blocks(page, "python"))}
-    assert found == {"README.md": 1, "prediction.md": 1, "publishing.md": 1, "app.md": 1}
+    assert found == {"README.md": 1, "prediction.md": 1, "publishing.md": 1, "app.md": 1, "decisions.md": 2}
 
 
 @pytest.mark.parametrize("page", ["README.md", "prediction.md"])

@@ -2,7 +2,12 @@
 
 import json
 import math
+import re
+import shlex
+import subprocess
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations, permutations
 
 import pytest
@@ -18,7 +23,7 @@ from modeling.serving.decisions import (
     parse_decision,
     parse_systemone,
 )
-from tests.helpers import HOSTILE_INPUTS, HOSTILE_TEXTS
+from tests.helpers import HOSTILE_INPUTS, HOSTILE_TEXTS, REPOSITORY
 
 LIMITS = DecisionLimits(max_characters=1000, max_pairs=100)
 PARSERS = [parse_systemone, parse_decision]
@@ -511,3 +516,59 @@ def test_confidence_is_transformers(num_options, parse_questions):
         (theirs,) = parse_questions({"best": choice(dict.fromkeys(map(str, range(num_options))))})
         assert compute_confidence(p) == pytest.approx(theirs.answer(p)["confidence"])
     assert compute_confidence([1.0, 0.0]) == 1 and compute_confidence([0.5, 0.5]) == 0
+
+
+# --- docs/decisions.md ------------------------------------------------------------------------------------------------
+
+
+class Endpoints(BaseHTTPRequestHandler):
+    """Both protocols over HTTP, as far as clients need it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        parse = {"/v1/systemone": parse_systemone, "/v1/decisions": parse_decision}[self.path]
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        sent = json.dumps(answer(parse, body)).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(sent)))
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def url():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoints) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def list_examples(language: str) -> list[str]:
+    text = (REPOSITORY / "docs" / "decisions.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def test_the_python_examples_run(url):
+    found: dict = {}
+    for code in list_examples("python"):
+        assert "http://127.0.0.1:7860" in code
+        exec(code.replace("http://127.0.0.1:7860", url), found)
+    p = {text: read({"response_a": "4", "response_b": text}) for text in ("Five.", "I do not know.")}
+    assert found["best"]["choice"] in ("one", "two", "three") and len(found["best"]["probabilities"]) == 3
+    assert found["p_first"] == found["probability"] == pytest.approx(p["Five."])
+    assert [each.value for each in found["chosen"].probabilities] == ["one", "two"]
+    assert found["chosen"].probabilities[0].probability == pytest.approx(p["Five."])
+
+
+def test_the_curl_examples_run(url):
+    commands = [code for code in list_examples("bash") if code.startswith("curl")]
+    assert len(commands) == 2
+    for command in commands:
+        words = shlex.split(command.replace("\\\n", " ").replace("$URL", url))
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+        assert len(json.loads(done.stdout)["answers"]) == 1

@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from modeling.data.battles import RESPONSES
 from modeling.data.cells import RowError
 from modeling.data.conversations import check_messages, join_messages
 from modeling.judging.ranking import compute_choice_probabilities, list_pairs
-from modeling.serving.validation import BodyReader, Place, describe, find_nearest, suggest
+from modeling.serving.validation import BodyReader, Place, describe, find_nearest, shorten
 from modeling.serving.validation import InvalidRequest as InvalidRequest
 
 MAX_SYSTEMONE_QUESTIONS, MAX_DECISION_QUESTIONS = 64, 400  # the protocols' own limits
@@ -210,6 +211,8 @@ class _DecisionReader(BodyReader):
 
     def ask_first(self, name: str | None, kind: str, asked: _Asked, where: Place, way_out: str) -> Question | None:
         """Returns the question whether the first of two answers is better."""
+        if asked.responses == {}:
+            return None  # refused already
         if asked.responses is None or len(asked.responses) != 2:
             found = "none" if asked.responses is None else len(asked.responses)
             expected = f"expected two responses, as a {kind} asks whether the first of two is better"
@@ -233,9 +236,11 @@ class _DecisionReader(BodyReader):
             return None
         if asked.responses is None:
             return self.read_text(option.text, option.where)
-        if option.name not in asked.responses:
-            hint = suggest(str(option.name), asked.responses)
-            self.refuse(option.where, f"expected the name of one of the responses; found another. {hint}")
+        if asked.responses and option.name not in asked.responses:
+            near, names = find_nearest(str(option.name), asked.responses), islice(map(shorten, asked.responses), 5)
+            hint = f"Did you mean {near}?" if near else "Use one of their names."
+            expected = f"expected the name of one of the responses ({', '.join(names)})"
+            self.refuse(option.where, f"{expected}; found {describe(option.name)}. {hint}")
         elif option.text is not None:
             found = describe(option.text)
             self.refuse(option.where, f"expected no text, as the responses have it; found {found}. Leave it out.")
@@ -455,6 +460,6 @@ def _read_option(reader: _DecisionReader, choice: object, where: Place, asked: _
     if not isinstance(value, str | bool):
         reader.refuse((*where, "value"), f"expected text, true or false; found {describe(value)}.", "string_type")
         return None
-    if description is None and asked.responses is None:
-        return _Option(value, value, (*where, "value"))  # the value itself is the answer
-    return _Option(value, description, (*where, "value" if description is None else "description"))
+    if isinstance(value, str) and description is None:  # the value itself is the answer, or the name of one
+        return _Option(value, value if asked.responses is None else None, (*where, "value"))
+    return _Option(value, description, (*where, "description"))

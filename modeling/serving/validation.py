@@ -53,9 +53,11 @@ class BodyReader:
         if not isinstance(value, dict):
             self.refuse(where, f"expected an object; found {describe(value)}.", "dict_type")
             return {}
-        known = [*required, *optional]
+        known = list(dict.fromkeys([*required, *optional]))
         for key in islice((key for key in value if key not in known), MAX_FAULTS):
-            self.refuse((*where, key), f"expected {', '.join(known)}. {suggest(key, known)}", "extra_forbidden")
+            near = find_nearest(key, known)
+            way_out = f"Did you mean {near}?" if near else "Leave it out."
+            self.refuse((*where, key), f"expected {', '.join(known)}. {way_out}", "extra_forbidden")
         for key in required:
             if key not in value:
                 self.refuse((*where, key), "expected this key; found none. Add it.", "missing")
@@ -104,12 +106,6 @@ def find_nearest(name: str, known: Iterable[str]) -> str | None:
     """Returns the known name that a misspelt one probably means."""
     near = difflib.get_close_matches(shorten(name), map(shorten, islice(known, MAX_FAULTS)), n=1)
     return near[0] if near else None
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Returns the way out for an unknown name."""
-    near = find_nearest(name, known)
-    return f"Did you mean {near}?" if near else "Leave it out."
 
 
 def describe(value: object) -> str:

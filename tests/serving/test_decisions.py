@@ -255,6 +255,9 @@ def test_names_in_the_question_must_be_those_of_the_state():
     messages = refuse(parse_systemone, body)
     assert set(messages) == {("questions", "best", "criteria", name) for name in ("tow", "three")}
     assert "Did you mean two?" in messages["questions", "best", "criteria", "tow"]
+    assert "(one, two, three)" in messages["questions", "best", "criteria", "tow"]
+    misspelt = refuse(parse_systemone, systemone({"type": "noul"}, {"prompt": PROMPT, "response": ANSWERS}))
+    assert set(misspelt) == {("state", "response"), ("state", "responses")}
     first = refuse(parse_systemone, systemone({"type": "noul"}, compared()))  # of three
     assert "found 3" in first["questions", "best"]
     described = {"type": "noul", "criteria": {"true": "The second one is better", "false": None}}
@@ -315,7 +318,7 @@ def test_values_may_be_booleans():
     (found,) = validate(answer(parse_decision, body)).answers
     assert [each.value for each in found.probabilities] == [True, "true", False]
     bare = decision({"type": "choice", "choices": [{"value": True}, {"value": False}]})
-    assert set(refuse(parse_decision, bare)) == {("questions", 0, "choices", place, "value") for place in (0, 1)}
+    assert set(refuse(parse_decision, bare)) == {("questions", 0, "choices", place, "description") for place in (0, 1)}
 
 
 def test_a_predicate_is_the_probability_of_the_first_response():

@@ -80,16 +80,15 @@ def ask_judge(judge: Judge, battles: Sequence[Mapping]) -> tuple[np.ndarray, np.
     return np.array([p_a[: len(battles)], p_b[len(battles) :]]), one_order
 
 
-def ask_pipeline(base: str, battles: Sequence[Mapping]) -> np.ndarray:
+def ask_pipeline(folder: Path, battles: Sequence[Mapping]) -> np.ndarray:
     """Returns p_a by transformers' decision pipeline, shape (2, battles): as they are, and with swapped options."""
-    folder = build_packaged(base)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = tokenizer.chat_template or PLAIN_TEMPLATE
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
     decide = pipeline("decision", model=model, tokenizer=tokenizer, decision_config=DecisionConfig())
     return np.array(
         [
-            [read_p_a(decide(write_request(battle, swapped)), swapped) for battle in tqdm(battles, WEIGHTS[base].title)]
+            [read_p_a(decide(write_request(battle, swapped)), swapped) for battle in tqdm(battles, folder.name)]
             for swapped in (False, True)
         ]
     )
@@ -145,7 +144,7 @@ def main() -> None:
     battles = [cut_battle(battle, tokenizer, arguments.max_tokens) for battle in drawn]
     labels = np.array([battle["label"] for battle in battles])
     found = {
-        f"pipeline, {WEIGHTS[base].title}": measure_flips(ask_pipeline(base, battles), labels)
+        f"pipeline, {WEIGHTS[base].title}": measure_flips(ask_pipeline(build_packaged(base), battles), labels)
         for base in arguments.bases
     }
     both, one = ask_judge(Judge.from_pretrained(), battles)

@@ -8,6 +8,7 @@ pytest.importorskip("transformers.decision", reason="this transformers has no de
 from benchmarks.studies.decision_flips import (
     PLAIN_TEMPLATE,
     ask_judge,
+    ask_pipeline,
     cut_battle,
     draw_battles,
     measure_flips,
@@ -44,6 +45,15 @@ def test_the_judge_s_verdicts_do_not_flip(judge, sample_battles):
     both, one = ask_judge(judge, [{name: row[name] for name in TEXTS} for row in sample_battles.select(range(6))])
     assert both[0] == pytest.approx(both[1], abs=1e-5) and both[0] == pytest.approx(one.mean(0), abs=1e-6)
     assert np.abs(one[0] - one[1]).max() > 0.01
+
+
+def test_a_pipeline_on_a_random_model_flips(plain_backbone, sample_battles):
+    """It reads the letters A and B, whose logits hardly depend on which answer has which letter."""
+    battles = [{name: row[name][:40] for name in TEXTS} for row in sample_battles.select(range(6))]
+    p_a = ask_pipeline(plain_backbone, battles)
+    assert p_a.shape == (2, 6) and ((p_a > 0) & (p_a < 1)).all()
+    assert ((p_a[0] >= 0.5) != (p_a[1] >= 0.5)).any()
+    assert len(np.unique(p_a)) == p_a.size  # each request was read
 
 
 def test_texts_are_cut_to_the_room(tokenizer, sample_battles):

@@ -1,27 +1,36 @@
-"""The JSON API: verdicts, health and metrics over HTTP.
+"""The JSON API: verdicts, the protocols of decision models, health and metrics over HTTP.
 
 It must not know how a request is judged, nor who may ask.
 """
 
 import asyncio
-from collections.abc import Awaitable
+import json
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import TypeVar
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, Field
 
-from modeling.data.battles import TEXTS
 from modeling.serving.batching import QueueFullError
+from modeling.serving.decisions import Decision, DecisionLimits, parse_decision, parse_systemone
 from modeling.serving.monitoring import Monitor
-from modeling.serving.requests import BattleRequest, InvalidRequestError, describe_faults
 from modeling.serving.server import ServedJudge
+from modeling.serving.validation import InvalidRequest
 
 Result = TypeVar("Result")
 
 SECONDS_BETWEEN_CHECKS = 0.5  # whether a client that waits is still there
+
+
+class BattleRequest(BaseModel):
+    """One battle, for the OpenAPI document; `check_battle` reads it."""
+
+    prompt: str = Field(description="Question or task.")
+    response_a: str = Field(description="The first answer.")
+    response_b: str = Field(description="The second answer.")
+    id: str | int = Field("", description="Returned unchanged.")
 
 
 class VerdictResponse(BaseModel):
@@ -61,28 +70,24 @@ def build_server(served: ServedJudge, monitor: Monitor) -> FastAPI:
         """Answers that too many wait, or that the server is stopping."""
         return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
 
-    @app.exception_handler(RequestValidationError)
-    async def refuse_fields(_: Request, error: RequestValidationError) -> JSONResponse:
-        """Answers which fields are missing, unknown or of another type, without repeating what was sent."""
-        return JSONResponse({"detail": describe_faults(error.errors(), BattleRequest)}, 422)
-
-    @app.exception_handler(InvalidRequestError)
-    async def refuse_request(_: Request, error: InvalidRequestError) -> JSONResponse:
+    @app.exception_handler(InvalidRequest)
+    async def refuse_request(_: Request, error: InvalidRequest) -> JSONResponse:
         """Answers what is wrong with which field, in FastAPI's format."""
         return JSONResponse({"detail": error.detail}, 422)
 
-    @app.post("/v1/judge")
-    async def judge(battle: BattleRequest, request: Request) -> VerdictResponse:
+    @app.post("/v1/judge", response_model=VerdictResponse, openapi_extra=describe_body(BattleRequest))
+    async def judge(request: Request) -> dict:
         """Returns the verdict on one battle."""
-        texts = {name: getattr(battle, name) for name in TEXTS}
-        return await wait_for_client(request, served.judge_battle(texts, battle.id))
+        return await wait_for_client(request, served.judge_battle(await read_json(request)))
+
+    add_decisions(app, served)
 
     @app.get("/health")
     async def health() -> dict:
         """Answers once the judge is loaded; with status 503 while the server stops."""
         if served.queue.is_closed:
             raise HTTPException(503, "The server is stopping.")
-        return {"status": "ok", "judge": [member.name for member in served.judge.members], "version": app.version}
+        return {"status": "ok", "judge": served.name, "version": app.version}
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -91,6 +96,47 @@ def build_server(served: ServedJudge, monitor: Monitor) -> FastAPI:
         return Response(text, media_type=content_type)
 
     return app
+
+
+def add_decisions(app: FastAPI, served: ServedJudge) -> None:
+    """Adds the two protocols of decision models to the server's routes."""
+    # A request's pairs wait together, so that more than may wait could never be read.
+    limits = DecisionLimits(max_characters=served.limits.max_characters, max_pairs=served.queue.max_waiting)
+
+    async def decide(request: Request, parse: Callable[[object, DecisionLimits, str], Decision]) -> dict:
+        """Returns the response to a request in one of the protocols."""
+        decision = parse(await read_json(request), limits, served.name)
+        verdicts = await wait_for_client(request, served.judge_battles(decision.battles))
+        return decision.answer([verdict.p_a for verdict in verdicts], sum(verdict.tokens for verdict in verdicts))
+
+    @app.post("/v1/systemone", openapi_extra=describe_body())
+    async def systemone(request: Request) -> dict:
+        """Answers questions in System One's shape, as transformers serves it: docs/decisions.md."""
+        return await decide(request, parse_systemone)
+
+    @app.post("/v1/decisions", openapi_extra=describe_body())
+    async def decisions(request: Request) -> dict:
+        """Answers questions in the shape of OpenAI's Decisions: docs/decisions.md."""
+        return await decide(request, parse_decision)
+
+
+def describe_body(model: type[BaseModel] | None = None) -> dict:
+    """Returns the OpenAPI document's entry for a JSON body that FastAPI does not read itself."""
+    schema = model.model_json_schema() if model else {"type": "object"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def read_json(request: Request) -> object:
+    """Returns the JSON value of a request's body, whatever its Content-Type says.
+
+    Raises:
+        InvalidRequest: If it is not JSON.
+    """
+    try:
+        return json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        message = "expected JSON in UTF-8; found something else. Write the body as docs/app.md shows."
+        raise InvalidRequest([{"loc": ["body"], "msg": message, "type": "json_invalid"}]) from error
 
 
 async def wait_for_client(request: Request, answer: Awaitable[Result]) -> Result:

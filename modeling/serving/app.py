@@ -16,8 +16,8 @@ from modeling.judging.judge import Judge, describe_members
 from modeling.serving.access import AccessGuard, AccessLog, load_api_key, load_users, warn_if_open
 from modeling.serving.api import build_server
 from modeling.serving.monitoring import Monitor
-from modeling.serving.page import build_page, mount_page
-from modeling.serving.requests import BattleRequest, FileRequest, RequestLimits
+from modeling.serving.page import CALLS, build_page, mount_page
+from modeling.serving.requests import RequestLimits
 from modeling.serving.server import ServedJudge
 from modeling.serving.web import RequestGuard, choose_port
 from modeling.settings.arguments import AppArguments
@@ -64,7 +64,7 @@ def run_app(arguments: AppArguments, css: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="bothways-app-") as folder:  # only this user can read it
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": str(Path(folder) / "examples")}
         app = mount_page(build_server(served, monitor), build_page(served, Path(folder)), arguments, css)
-        app = RequestGuard(app, arguments.max_bytes, {"judge": BattleRequest, "judge_file": FileRequest})
+        app = RequestGuard(app, arguments.max_bytes, CALLS)
         app = AccessGuard(app, key, users, arguments.rate_limit, monitor.count_refusal)
         server = RunningServer(AccessLog(app, monitor.count_request), host, port)
         server.start()

@@ -42,7 +42,7 @@ class BatchingQueue:
         max_waiting: int = 100,
     ):
         self._work, self._measure, self._max_size = work, measure, max_size
-        self._max_delay, self._max_waiting = max_delay, max_waiting
+        self._max_delay, self.max_waiting = max_delay, max_waiting
         self._waiting: deque[tuple[object, Future]] = deque()
         self._changed = threading.Condition()
         self.is_closed = False
@@ -59,9 +59,9 @@ class BatchingQueue:
         with self._changed:
             if self.is_closed:
                 raise QueueFullError("The server is stopping. Try again in a minute.")
-            if len(self._waiting) + len(items) > self._max_waiting:
+            if len(self._waiting) + len(items) > self.max_waiting:
                 raise QueueFullError(
-                    f"Expected at most {self._max_waiting} waiting battles; found {len(self._waiting)} and "
+                    f"Expected at most {self.max_waiting} waiting battles; found {len(self._waiting)} and "
                     f"{len(items)} new. Try again in some seconds."
                 )
             self._waiting.extend(zip(items, futures, strict=True))

@@ -17,8 +17,9 @@ from modeling.judging.loading import Member
 from modeling.runtime.paths import BATTLE_ENDINGS
 from modeling.serving.batching import QueueFullError
 from modeling.serving.rendering import read_card, render_verdict
-from modeling.serving.requests import TITLES
+from modeling.serving.requests import TITLES, name_faults
 from modeling.serving.server import FileVerdicts, ServedJudge
+from modeling.serving.validation import InvalidRequest
 from modeling.settings.arguments import AppArguments
 
 TITLE = "Bothways"
@@ -29,6 +30,8 @@ PURPOSE = (
 FILE_TYPES = list(BATTLE_ENDINGS)
 SECONDS_BETWEEN_SWEEPS = 10
 SECONDS_KEPT = 1800  # uploaded files and results are deleted after this time
+# Gradio's API: each call's fields, in order, and whether it needs them.
+CALLS = {"judge": dict.fromkeys(TEXTS, True) | {"id": False}, "judge_file": {"file": True}}
 NO_VERDICT = "<p class='facts'>The verdict appears here.</p>"  # Gradio shows the place in the queue over it
 EXAMPLES_FILE = DEMO_FOLDER / "test.jsonl"
 EXAMPLES = {
@@ -122,8 +125,10 @@ def build_battle_tab(served: ServedJudge) -> None:
     async def read(texts: Sequence[object], id: object = "") -> dict:
         """Returns the verdict on one battle. Asynchronous, so that any number can wait and be read together."""
         try:
-            return await served.judge_battle(dict(zip(TEXTS, texts, strict=True)), id)
-        except (ValueError, QueueFullError) as error:
+            return await served.judge_battle(dict(zip(TEXTS, texts, strict=True)) | {"id": id})
+        except InvalidRequest as error:
+            raise gr.Error(name_faults(error), print_exception=False) from error
+        except QueueFullError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     async def judge(prompt: str, response_a: str, response_b: str, id: str = "") -> dict:

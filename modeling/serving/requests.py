@@ -1,20 +1,17 @@
 """What users send: checked against limits before the judge sees it. Knows no judge and no web framework."""
 
-import difflib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from modeling.data.battles import TEXTS, load_battles
 from modeling.data.text import replace_surrogates
 from modeling.runtime.paths import BATTLE_ENDINGS
 from modeling.runtime.sources import iterate_columns
+from modeling.serving.validation import BodyReader, InvalidRequest, describe
 
 TITLES = dict(zip(TEXTS, ("Prompt", "Answer A", "Answer B"), strict=True))
 MAX_ID_LENGTH = 200
@@ -32,95 +29,42 @@ class RequestLimits:
     max_bytes: int
 
 
-Text = Annotated[str, BeforeValidator(lambda text: replace_surrogates(text) if isinstance(text, str) else text)]
-
-
-class BattleRequest(BaseModel):
-    """One battle. Other fields are refused, so that a misspelt one is noticed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    prompt: Text = Field(description="Question or task.")
-    response_a: Text = Field(description="The first answer.")
-    response_b: Text = Field(description="The second answer.")
-    id: Text | int = Field("", description="Returned unchanged.")
-
-
-class FileRequest(BaseModel):
-    """An uploaded file of battles, as Gradio's API sends it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    file: object
-
-
-def find_wrong_fields(sent: Mapping, model: type[BaseModel]) -> list[dict]:
-    """Returns the missing and unknown fields of a JSON object, as `describe_faults` does."""
-    try:
-        model.model_validate(sent)
-    except ValidationError as error:
-        return describe_faults([f for f in error.errors() if f["type"] in ("missing", "extra_forbidden")], model)
-    return []
-
-
-def describe_faults(faults: Sequence[Mapping], model: type[BaseModel]) -> list[dict]:
-    """Returns pydantic's errors in FastAPI's format, without repeating what was sent: it may be long.
-
-    A misspelt field gets the name of the nearest known one.
-    """
-    described = []
-    for fault in faults:
-        loc = ["body", *(str(part)[:MAX_ID_LENGTH] for part in fault["loc"] if part != "body")]
-        message = f"{loc[-1]}: {fault['msg']}."
-        if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(loc[-1], model.model_fields, 1)
-            message += f" Did you mean {near[0]}?" if near else f" Known are {', '.join(model.model_fields)}."
-        described.append({"type": fault["type"], "loc": loc, "msg": message})
-    return described
-
-
-class InvalidRequestError(ValueError):
-    """A request that cannot be answered as it is.
-
-    Attributes:
-        detail: One dictionary per fault, in FastAPI's format: loc (path of the field), msg, type.
-    """
-
-    def __init__(self, message: str, *field: str):
-        super().__init__(message)
-        self.detail = [{"loc": ["body", *field], "msg": message, "type": "value_error"}]
-
-
-def check_battle(texts: Mapping[str, object], limits: RequestLimits, id: object = "") -> dict:
+def check_battle(body: object, limits: RequestLimits) -> dict:
     """Returns a battle with the texts unchanged, except that lone surrogates become U+FFFD.
 
+    Args:
+        body: An object with prompt, response_a, response_b and, if wanted, id.
+        limits: Upper limits.
+
     Raises:
-        InvalidRequestError: If a text is missing or too long, or the id is neither a short text nor a whole number.
+        InvalidRequest: For all faults: fields that are missing, unknown, blank, too long or no text, and an id that is
+            neither a short text nor a whole number.
     """
+    reader = BodyReader(limits.max_characters)
+    fields = reader.read_object(body, (), TEXTS, ("id",))
+    id = fields.pop("id", "")
     if isinstance(id, bool) or not isinstance(id, str | int) or len(str(id)) > MAX_ID_LENGTH:
-        raise InvalidRequestError(
-            f"id: expected a text of at most {MAX_ID_LENGTH} characters, or a whole number. Shorten it.", "id"
-        )
-    battle = {"id": replace_surrogates(id) if isinstance(id, str) else id}
-    for name, title in TITLES.items():
-        text = texts.get(name)
-        if text is not None and not isinstance(text, str):
-            found = type(text).__name__
-            raise InvalidRequestError(f"{title}: expected text; found {found}. Send {name} as a string.", name)
-        if not text or not text.strip():
-            raise InvalidRequestError(f"{title}: expected some text; found none. Type or paste it.", name)
-        check_bound(title, len(text), limits.max_characters, "characters", name)
-        battle[name] = replace_surrogates(text)  # JSON lets lone ones in; the tokenizer refuses them
-    return battle
+        most = f"a text of at most {MAX_ID_LENGTH} characters, or a whole number"
+        reader.refuse(("id",), f"expected {most}; found {describe(id)}. Shorten it.")
+    texts = {name: reader.read_text(text, (name,)) for name, text in fields.items()}
+    reader.finish()
+    return {"id": replace_surrogates(id) if isinstance(id, str) else id} | texts
 
 
-def check_bound(where: str, found: int, most: int, unit: str, *field: str) -> None:
-    """Raises an InvalidRequestError for the field if a request exceeds a limit."""
+def name_faults(error: InvalidRequest) -> str:
+    """Returns what is wrong with a battle in the page's words, one fault per line."""
+    places = [".".join(map(str, fault["loc"][1:])) for fault in error.detail]
+    return "\n".join(
+        f"{TITLES.get(place, place)}: {fault['msg']}" for place, fault in zip(places, error.detail, strict=True)
+    )
+
+
+def check_bound(where: str, found: int, most: int, unit: str) -> None:
+    """Raises a ValueError if a file exceeds a limit."""
     if found > most:
-        raise InvalidRequestError(
+        raise ValueError(
             f"{where}: expected at most {most:,} {unit}; found {found:,}. Send less at a time, or run "
-            "scripts/predict.py, which has no limit.",
-            *field,
+            "scripts/predict.py, which has no limit."
         )
 
 

@@ -70,7 +70,7 @@ class ServedJudge:
         count_batch: Callable[[int, int, float], None] = lambda battles, tokens, seconds: None,
         count_file: Callable[[], None] = lambda: None,
     ):
-        self.judge, self.limits = judge, limits
+        self.judge, self.limits, self.name = judge, limits, judge.name
         self._count_batch, self._count_file = count_batch, count_file
         self.readings = readings
         if judge.plan_passes() != judge.plan_passes(readings):
@@ -97,22 +97,26 @@ class ServedJudge:
         """
         return self.queue.submit(battles)
 
-    async def judge_battle(self, texts: Mapping[str, object], id: object = "") -> dict:
-        """Returns the fields of the `Verdict` on one battle, and `seconds`, from the request to the answer.
-
-        Cancelling it takes the battle out of those that wait.
-
-        Args:
-            texts: prompt, response_a and response_b.
-            id: Returned unchanged, so that callers can match answers to requests.
+    async def judge_battles(self, battles: Sequence[Mapping]) -> list[Verdict]:
+        """Returns the verdicts on checked battles. Cancelling it takes those out that still wait.
 
         Raises:
-            ValueError: See `check_battle`.
+            QueueFullError: If too many wait.
+        """
+        return await asyncio.gather(*map(asyncio.wrap_future, self.submit(battles)))
+
+    async def judge_battle(self, body: object) -> dict:
+        """Returns the fields of the `Verdict` on one battle, and `seconds`, from the request to the answer.
+
+        Args:
+            body: See `check_battle`.
+
+        Raises:
+            InvalidRequest: See `check_battle`.
             QueueFullError: If too many wait.
         """
         start = time.perf_counter()
-        (future,) = self.submit([check_battle(texts, self.limits, id)])
-        verdict = await asyncio.wrap_future(future)
+        (verdict,) = await self.judge_battles([check_battle(body, self.limits)])
         return verdict.to_dict() | {"seconds": round(time.perf_counter() - start, 3)}
 
     def close(self) -> None:

@@ -5,13 +5,11 @@ import re
 import socket
 from collections.abc import Iterable, Mapping
 
-from pydantic import BaseModel
-
-from modeling.serving.requests import find_wrong_fields
+from modeling.serving.validation import BodyReader
 
 # Only what the page and the API need. Gradio's other routes fetch any URL on request, record sessions and monitor.
 ROUTES = re.compile(
-    r"/|/(v1/judge|health|metrics|openapi\.json)|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static)/.+|/gradio_api/("
+    r"/|/(v1/(judge|systemone|decisions)|health|metrics|openapi\.json)|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static)/.+|/gradio_api/("
     r"info|openapi\.json|app_id|startup-events|heartbeat/\w+|queue/(join|data)|call/(v2/)?\w+(/\w+)?|cancel|reset|upload"
     r"|upload_progress|run/predict|file=/.+)/?"
 )
@@ -54,10 +52,11 @@ class RequestGuard:
     Args:
         app: The ASGI app behind it.
         max_bytes: Size limit of an uploaded file.
-        calls: The body of each call of Gradio's API. Gradio itself answers a wrong field with status 500.
+        calls: Fields of each call of Gradio's API, and whether it needs them. Gradio itself answers a wrong field with
+            status 500.
     """
 
-    def __init__(self, app, max_bytes: int, calls: Mapping[str, type[BaseModel]]):
+    def __init__(self, app, max_bytes: int, calls: Mapping[str, Mapping[str, bool]]):
         self.app, self.max_bytes, self.calls = app, max_bytes, calls
 
     async def __call__(self, scope, receive, send):
@@ -98,13 +97,14 @@ class RequestGuard:
             return 422, "Expected JSON; found something else."
         if not isinstance(sent, dict):
             return 422, "Expected a JSON object with the fields of the call."
-        body_model = self.calls[call["name"]]
+        fields = self.calls[call["name"]]
         if call["by_name"]:
-            faults = find_wrong_fields(sent, body_model)
-            return (422, faults) if faults else None
-        data, names = sent.get("data"), list(body_model.model_fields)
-        if not isinstance(data, list) or len(data) != len(names):
-            return 422, f'Expected {{"data": [{", ".join(names)}]}}: {len(names)} values in this order.'
+            reader = BodyReader(max_characters=0)  # it reads no texts here
+            reader.read_object(sent, (), [name for name, is_needed in fields.items() if is_needed], list(fields))
+            return (422, reader.faults) if reader.faults else None
+        data = sent.get("data")
+        if not isinstance(data, list) or len(data) != len(fields):
+            return 422, f'Expected {{"data": [{", ".join(fields)}]}}: {len(fields)} values in this order.'
         return None
 
 

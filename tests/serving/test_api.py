@@ -63,28 +63,25 @@ def test_hostile_texts_are_judged_and_echo_their_id(served, text):
 @pytest.mark.parametrize(
     ("body", "field", "said"),
     [
-        ({"promt": "?", "response_a": "x", "response_b": "y"}, "prompt", "Field required"),
+        ({"promt": "?", "response_a": "x", "response_b": "y"}, "prompt", "expected this key; found none"),
         ({**BATTLE, "promt": "x"}, "promt", "Did you mean prompt"),
-        ({**BATTLE, "prompt": 7}, "prompt", "valid string"),
+        ({**BATTLE, "prompt": 7}, "prompt", "expected text; found a number"),
         ({**BATTLE, "response_a": " "}, "response_a", "expected some text"),
         ({**BATTLE, "response_b": "x" * 1001}, "response_b", "at most 1,000 characters; found 1,001"),
         ({**BATTLE, "response_b": "x" * 10**6}, "response_b", "at most 1,000 characters; found 1,000,000"),
         ({**BATTLE, "id": {"a": 1}}, "id", ""),
         ({**BATTLE, "id": "x" * 201}, "id", "at most 200 characters"),
         ([1], "body", ""),
-        (b"{", "body", "JSON"),
+        (b"{", "body", "expected JSON"),
+        (b"[" * 10**5, "body", "expected JSON"),
+        (b"\xff", "body", "expected JSON"),
+        (b"", "body", "expected JSON"),
     ],
 )
 def test_a_bad_request_is_422_and_names_its_field(served, body, field, said):
     (answer,) = send(served, body)
     assert answer.status_code == 422 and len(answer.content) < 2000
     assert any(field in fault["loc"] and said in fault["msg"] for fault in answer.json()["detail"])
-
-
-@pytest.mark.parametrize("body", [b"[" * 10**5, b"\xff"])
-def test_a_body_that_cannot_be_parsed_is_400(served, body):
-    (answer,) = send(served, body)
-    assert answer.status_code == 400 and answer.json()["detail"] == "There was an error parsing the body"
 
 
 def test_more_than_may_wait_are_503_and_the_others_are_answered(served):
@@ -149,11 +146,49 @@ def test_the_metrics_count_what_was_read_and_who_waits(judge):
     assert 'bothways_build_info{judge="abc",version="1.2"} 1.0' in text
 
 
-def test_the_openapi_document_names_the_fields(served):
-    document = send_get(served, "/openapi.json").json()
-    assert "post" in document["paths"]["/v1/judge"]
-    assert set(document["components"]["schemas"]["BattleRequest"]["properties"]) == {*BATTLE, "id"}
-    assert document["components"]["schemas"]["BattleRequest"]["required"] == list(BATTLE)
+def test_the_openapi_document_names_paths_and_fields(served):
+    paths = send_get(served, "/openapi.json").json()["paths"]
+    schema = paths["/v1/judge"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(schema["properties"]) == {*BATTLE, "id"} and schema["required"] == list(BATTLE)
+    assert {"/v1/systemone", "/v1/decisions", "/health", "/metrics"} <= set(paths)
+
+
+CHOICE = {"type": "choice", "criteria": {"one": "4", "two": "Five."}}
+
+
+def test_both_protocols_give_the_judges_probability(served, judge):
+    """In System One's and in OpenAI's shape; swapping the options swaps the probabilities to the last digit."""
+    expected = judge.predict([{"id": 0, **BATTLE}], readings="both")["p_a"][0]
+    (answer,) = send(served, {"state": "2 + 2?", "questions": {"best": CHOICE}}, path="/v1/systemone")
+    best = answer.json()["answers"]["best"]
+    assert best["probabilities"]["one"] == pytest.approx(expected, abs=1e-5)
+    swapped = {**CHOICE, "criteria": {"two": "Five.", "one": "4"}}
+    (again,) = send(served, {"state": "2 + 2?", "questions": {"best": swapped}}, path="/v1/systemone")
+    assert again.json()["answers"]["best"] == best
+    choices = [{"value": "one", "description": "4"}, {"value": "two", "description": "Five."}]
+    body = {"model": "x", "input": "2 + 2?", "questions": [{"type": "choice", "choices": choices}]}
+    (answer,) = send(served, body, path="/v1/decisions")
+    probabilities = {each["value"]: each["probability"] for each in answer.json()["answers"][0]["probabilities"]}
+    assert probabilities == best["probabilities"]
+
+
+@pytest.mark.parametrize("path", ["/v1/systemone", "/v1/decisions"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        [],
+        {"state": "?", "questions": {"a": {"type": "score", "criteria": ["bad", "good"]}}},
+        {"state": "?", "questions": {"a": {"type": "choice", "criteria": {str(n): f"{n}" for n in range(256)}}}},
+        {"state": "?" * 10**6, "questions": {"a": CHOICE}},
+        {"input": "?", "model": "x", "questions": [{"type": "rank"}]},
+    ],
+)
+def test_what_a_judge_cannot_answer_is_422_and_disturbs_nobody(served, path, body):
+    bad, good = send(served, body, {"state": "?", "questions": {"a": CHOICE}}, path=path)[:2]
+    assert bad.status_code == 422 and all(fault["msg"] for fault in bad.json()["detail"])
+    assert len(bad.content) < 20_000
+    assert good.status_code == (200 if path == "/v1/systemone" else 422)
 
 
 def test_a_client_that_goes_away_is_not_read_and_a_stop_sends_what_was_read(judge, monkeypatch):

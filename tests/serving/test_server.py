@@ -44,7 +44,7 @@ def known(judge, sample_battles) -> dict:
 
 
 def ask(served: ServedJudge, texts, id="") -> dict:
-    return asyncio.run(served.judge_battle(texts, texts.get("id", id)))
+    return asyncio.run(served.judge_battle({name: texts[name] for name in TEXTS} | {"id": texts.get("id", id)}))
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -151,6 +151,11 @@ def test_results_of_many_threads_do_not_mix(served, known, sample_battles, tmp_p
     assert list(asked) == [None] * 6 and wrong == [] and together == alone
 
 
+def build_body(row: dict) -> dict:
+    """A request for a row, whose id is one that others have too."""
+    return {name: row[name] for name in TEXTS} | {"id": "same"}
+
+
 def test_battles_that_wait_together_are_read_together(judge, known, sample_battles, monkeypatch):
     """Five that arrive while the model is busy make one batch; users' ids may be equal, and come back."""
     sizes: list[int] = []
@@ -159,10 +164,10 @@ def test_battles_that_wait_together_are_read_together(judge, known, sample_battl
     served = ServedJudge(judge, LIMITS)
     rows = list(sample_battles)[:5]
     with served._use_model():
-        (first,) = served.submit([check_battle(rows[0], LIMITS, "same")])
+        (first,) = served.submit([check_battle(build_body(rows[0]), LIMITS)])
         while served.queue.count_waiting():
             pass
-        others = served.submit([check_battle(row, LIMITS, "same") for row in rows])
+        others = served.submit([check_battle(build_body(row), LIMITS) for row in rows])
     for row, future in zip([rows[0], *rows], [first, *others], strict=True):
         assert future.result().id == "same"
         assert future.result().p_a == pytest.approx(known[row["id"]]["p_a"], abs=1e-5)

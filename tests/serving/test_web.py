@@ -5,10 +5,10 @@ import socket
 
 import pytest
 
-from modeling.serving.requests import BattleRequest, FileRequest
+from modeling.data.battles import TEXTS
 from modeling.serving.web import CALL, LARGEST_BODY, RequestGuard, choose_port
 
-CALLS = {"judge": BattleRequest, "judge_file": FileRequest}
+CALLS = {"judge": dict.fromkeys(TEXTS, True) | {"id": False}, "judge_file": {"file": True}}
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def test_only_requests_that_the_page_needs_are_let_in(method, path, length, stat
         ("v2/judge", {"prompt": "?", "response_a": "x", "response_b": "y"}, None, ""),
         ("v2/judge", {"prompt": "?", "response_a": "x", "response_b": "y", "id": 3}, None, ""),
         ("v2/judge", {"promt": "?", "response_a": "x", "response_b": "y"}, 422, "Did you mean prompt"),
-        ("v2/judge", {}, 422, "response_b: Field required"),
+        ("v2/judge", {}, 422, "expected this key; found none"),
         ("v2/judge", [1], 422, "a JSON object"),
         ("v2/judge", b"{", 422, "Expected JSON"),
         ("v2/judge", b"[" * 10**6, 422, "Expected JSON"),
         ("v2/judge", b"\xff\xfe", 422, "Expected JSON"),
         ("v2/jugde", {}, 404, "no call jugde; found judge, judge_file"),
-        ("v2/judge_file", {}, 422, "file: Field required"),
+        ("v2/judge_file", {}, 422, "expected this key; found none"),
         ("judge", {"data": ["?", "x", "y", ""]}, None, ""),
         ("judge", {"data": ["?", "x"]}, 422, "4 values in this order"),
         ("judge", {"date": ["?", "x", "y", ""]}, 422, "4 values in this order"),

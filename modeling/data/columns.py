@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 import pyarrow as pa
-from accelerate.logging import get_logger
 
 from modeling.data.cells import parse_number
 from modeling.data.schemas import TEXTS, WINNER_WORDS
 from modeling.runtime.formats import Columns
+from modeling.runtime.logs import build_logger
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 
 def rename_columns(source: str, columns: Columns, names: Mapping[str, str], *, is_first: bool) -> Columns:

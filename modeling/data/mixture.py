@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from accelerate.logging import get_logger
 from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets import Sequence as Floats
 
@@ -15,9 +14,10 @@ from modeling.data.battles import RESPONSES, TEXTS
 from modeling.data.cells import RowError, read_probability
 from modeling.data.near_duplicates import DuplicateIndex, normalize_text
 from modeling.data.reader import Fault
+from modeling.runtime.logs import build_logger
 from modeling.runtime.text_tables import format_table
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 MOST_LANGUAGES = 12  # per source in the table of counts; the others share a row
 
 PROBABILITIES = Floats(Value("float64"))

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
-from accelerate.logging import get_logger
 from datasets import Dataset
 
 from modeling.data.cells import FIX, LABELS, RowError, is_missing
@@ -31,8 +30,9 @@ from modeling.data.schemas import (
 from modeling.data.text import has_surrogates, is_blank, replace_nested_surrogates, replace_surrogates
 from modeling.runtime.choices import BAD_ROW_POLICIES, BLANK_POLICIES, TIE_POLICIES
 from modeling.runtime.formats import Columns
+from modeling.runtime.logs import build_logger
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 REPEATED = "each id must be on 1 row, because predictions are keyed by id"
 BLANK = "prompt, response_a and response_b must not be null or blank"
 MIXED_IDS = "ids must be all text or all whole numbers"

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from accelerate.logging import get_logger
 from datasets import Dataset
 
 from modeling.data.battles import LABELS, TEXTS, list_orders, orient_label
 from modeling.encoding.encoder import CUT_COLUMNS, TOKENIZER_BATCH, BattleEncoder
 from modeling.encoding.packing import pack_sequences
+from modeling.runtime.logs import build_logger
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 BY_SLOT = ("label", "teacher")  # columns with a number per label, which are mirrored when the answers swap places
 NO_TEACHER = [math.nan] * len(LABELS)

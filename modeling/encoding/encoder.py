@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import islice
 
-from accelerate.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
 from modeling.data.battles import TEXTS, order_responses
 from modeling.data.text import repair_text
 from modeling.encoding.tokenizer import TemplateTokenizer
 from modeling.runtime.choices import TRUNCATIONS
+from modeling.runtime.logs import build_logger
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 TEMPLATE = "<prompt>: {prompt}\n\n<response_a>: {first}\n\n<response_b>: {second}"
 TEMPLATE_FIELDS = ("prompt", "first", "second")

@@ -9,16 +9,16 @@ from importlib.metadata import version
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from accelerate.logging import get_logger
 from datasets import Dataset
 
 from modeling.data.battles import name_winners
 from modeling.evaluation.report import align_verdicts
 from modeling.judging.predictions import read_provenance
 from modeling.runtime.files import describe_file
+from modeling.runtime.logs import build_logger
 from modeling.runtime.paths import check_predictions
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 
 def blend_predictions(weights: Mapping[str, float], battles: Dataset, source: str) -> tuple[pd.DataFrame, dict]:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from accelerate.logging import get_logger
 from datasets import Dataset
 
 from modeling.judging.judge import Judge, check_share
 from modeling.judging.loading import name_member
 from modeling.judging.predictions import list_pass_columns, replace_verdicts, sort_by_uncertainty
 from modeling.judging.time_budget import TimeBudget
+from modeling.runtime.logs import build_logger
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 
 class Cascade:

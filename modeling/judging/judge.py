@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.logging import get_logger
 from datasets import Dataset
 
 from modeling.data.folds import assign_folds, fingerprint_fold
@@ -20,9 +19,10 @@ from modeling.judging.predictions import build_verdicts, calibrate_verdicts, lis
 from modeling.judging.schedule import PassSchedule
 from modeling.judging.time_budget import TimeBudget
 from modeling.runtime.choices import DEFAULT_READINGS
+from modeling.runtime.logs import build_logger
 from modeling.runtime.paths import DEFAULT_JUDGE, shorten_path
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 
 class Judge:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.logging import get_logger
 from peft import LoraConfig, PeftModel
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -42,10 +41,11 @@ from modeling.runtime.devices import measure_free_memory
 from modeling.runtime.distributed import call_on_main
 from modeling.runtime.files import check_replaceable, replace_folder
 from modeling.runtime.hub import download_repository
+from modeling.runtime.logs import build_logger
 from modeling.runtime.packages import NOTICES, WEIGHTS
 from modeling.runtime.paths import find_judge_folder
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 MERGED_SHARE = 0.6  # largest share of the free memory for merged weights; activations need the rest
 MEMBER_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.md", "*.png", *NOTICES)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from accelerate.logging import get_logger
 from datasets import Dataset
 
 from modeling.data.near_duplicates import DuplicateIndex
@@ -17,8 +16,9 @@ from modeling.judging.judge import Judge, describe_members
 from modeling.judging.member import JUDGE_FILE, JudgeFacts, locate_judge, read_judge, write_judge
 from modeling.judging.predictions import list_pass_columns
 from modeling.runtime.files import describe_file
+from modeling.runtime.logs import build_logger
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 
 def find_unscored(others: Dataset, battles: Dataset, where: str) -> list[int]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from accelerate.logging import get_logger
 
 from modeling.data.battles import LABELS, ORIENTATIONS
 from modeling.encoding.encoder import CUT_COLUMNS, BattleEncoder
@@ -17,8 +16,9 @@ from modeling.judging.predictions import average_passes, sort_by_uncertainty
 from modeling.judging.predictor import predict_together
 from modeling.judging.time_budget import PLANNED, TimeBudget
 from modeling.network.frozen import count_shared_layers
+from modeling.runtime.logs import build_logger
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 
 class PassSchedule:

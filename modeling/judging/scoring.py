@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-from accelerate.logging import get_logger
 from datasets import Dataset
 
 from modeling.data.battles import TEXTS, hide_prompts, load_battles
@@ -29,10 +28,11 @@ from modeling.judging.recalibration import (
 )
 from modeling.runtime.distributed import call_on_main
 from modeling.runtime.files import check_replaceable, describe_file, name_progress
+from modeling.runtime.logs import build_logger
 from modeling.runtime.paths import check_predictions
 from modeling.settings.arguments import EvaluateArguments
 
-logger = get_logger("bothways.evaluate")
+logger = build_logger("bothways.evaluate")
 
 REPORT_FILE = "report.json"
 OWN_TABLES = ("length", "cut", PAIR)

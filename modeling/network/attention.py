@@ -12,7 +12,6 @@ from functools import lru_cache, partial
 
 import torch
 from accelerate import PartialState
-from accelerate.logging import get_logger
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
@@ -22,8 +21,9 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from modeling.encoding.packing import Segment, pack_sequences
 from modeling.network.gpu_attention import attend_flex, attend_varlen
+from modeling.runtime.logs import build_logger
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 # In order of preference, each with the kind of mask it needs for padded batches. The first two are for GPUs and take a
 # whole row at once; the others take one segment at a time, the last with plain matrix products.

@@ -8,7 +8,6 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from accelerate.logging import get_logger
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
@@ -21,9 +20,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from modeling.network.base import HEAD, BaseFiles, build_empty_base, load_tokenizer
 from modeling.network.classifier import PreferenceMixin
 from modeling.runtime.hub import download_repository
+from modeling.runtime.logs import build_logger
 from modeling.runtime.paths import find_adapter_folder
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Names in transformers of the layers that a fresh head replaces: classification heads of decoders and of encoders, and

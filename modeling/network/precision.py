@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from accelerate.logging import get_logger
 from bitsandbytes.autograd._functions import MatMul8bitFp
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
@@ -20,8 +19,9 @@ from transformers import PreTrainedConfig
 
 from modeling.runtime.choices import PRECISIONS
 from modeling.runtime.distributed import call_on_main
+from modeling.runtime.logs import build_logger
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Largest allowed change of a canary's probability between the precision in which the canaries were recorded and the one

@@ -11,7 +11,6 @@ from pathlib import Path
 from textwrap import indent
 
 from accelerate import PartialState
-from accelerate.logging import get_logger
 from transformers import TrainingArguments
 
 from modeling.judging.judge import read_calibration
@@ -29,11 +28,12 @@ from modeling.publishing.staging import (
 from modeling.runtime.choices import DEFAULT_READINGS
 from modeling.runtime.distributed import call_on_main
 from modeling.runtime.hub import PushResult, check_login, check_repository, check_repository_name, push_folder
+from modeling.runtime.logs import build_logger
 from modeling.runtime.packages import WEIGHTS
 from modeling.runtime.paths import check_local_folder
 from modeling.runtime.text_tables import format_table
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 NOT_YET = "0" * 40  # placeholder for the commit of a base that is not pushed yet
 

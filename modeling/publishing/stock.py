@@ -13,7 +13,6 @@ from pathlib import Path
 from textwrap import dedent
 
 import torch
-from accelerate.logging import get_logger
 from huggingface_hub import ModelCardData
 from markupsafe import Markup
 from peft import LoraConfig, PeftModel
@@ -52,8 +51,9 @@ from modeling.publishing.card_metadata import find_licence
 from modeling.publishing.cards import CARD_FILE, CardMember, read_card_member
 from modeling.publishing.markdown import fence, render
 from modeling.runtime.files import check_replaceable, replace_folder, write_json
+from modeling.runtime.logs import build_logger
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 FACTS_FILE, FACTS_FORMAT = "bothways.json", 1  # in every folder that is written here
 BASE_FOLDER = "base"  # in an adapter's folder, unless the base is on the Hub as it is

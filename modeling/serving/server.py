@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from accelerate.logging import get_logger
 from datasets import Dataset
 
 from modeling.data.battles import LABELS, TEXTS, name_winners
@@ -25,10 +24,11 @@ from modeling.judging.member import JUDGE_FILE
 from modeling.judging.predictions import write_verdicts
 from modeling.judging.provenance import describe_predictions
 from modeling.judging.verdicts import Verdict, average_orders, explain_verdict
+from modeling.runtime.logs import build_logger
 from modeling.serving.batching import BatchingQueue
 from modeling.serving.requests import RequestLimits, check_battle, load_upload
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 # Most tokens of one order that are read together, by kind of device.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from accelerate.logging import get_logger
 from datasets import Dataset
 
 from modeling.data.battles import LABELS, list_orders
@@ -21,11 +20,12 @@ from modeling.judging.member import MemberFacts, save_member
 from modeling.network.base import BaseFiles
 from modeling.network.classifier import HEAD_DEFAULTS
 from modeling.network.lora import collect_trained_weights
+from modeling.runtime.logs import build_logger
 from modeling.settings.train_arguments import TrainArguments
 from modeling.training.run_record import build_eval_verdicts, describe_fold, describe_run, measure_training
 from modeling.training.trainer import PreferenceTrainer
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 
 @dataclass

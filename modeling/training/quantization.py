@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.logging import get_logger
 from torch import Tensor, device
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -28,9 +27,10 @@ from modeling.network.classifier import PreferenceMixin
 from modeling.network.lora import check_adapter, merge_adapter
 from modeling.network.precision import choose_dtype, set_dtype
 from modeling.runtime.files import check_replaceable
+from modeling.runtime.logs import build_logger
 from modeling.settings.arguments import QuantizeArguments
 
-logger = get_logger("bothways.quantize")
+logger = build_logger("bothways.quantize")
 BASE_FILE = "config.json"  # a folder with this file is a base, which may be replaced
 # Largest difference between the logits of a base before and after it was saved. Not 0: the last digit of float32 sums
 # over the head's weights depends on the weights' alignment in memory (1e-8 was measured on a CPU).

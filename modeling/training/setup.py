@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from accelerate.logging import get_logger
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
@@ -35,13 +34,14 @@ from modeling.network.losses import Distillation
 from modeling.network.precision import choose_dtype
 from modeling.runtime.distributed import call_on_main, check_shared_folder, prepare_deepspeed, suspend_sharding
 from modeling.runtime.files import check_replaceable
+from modeling.runtime.logs import build_logger
 from modeling.settings.train_arguments import TrainArguments
 from modeling.training.checkpoints import find_checkpoint, read_recorded_dtype
 from modeling.training.memory import MemoryPlan, measure_resident, plan_memory
 from modeling.training.run_record import describe_source, name_run
 from modeling.training.trainer import PreferenceTrainer, smooth_dataset
 
-logger = get_logger("bothways.train")
+logger = build_logger("bothways.train")
 CENTERED = 64  # battles whose mean state centres the head
 MADE = "made counterfactual pairs"  # as a source of training battles
 MIXED_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}  # our names and the launcher's

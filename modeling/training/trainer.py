@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import DistributedType
-from accelerate.logging import get_logger
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch import nn
@@ -27,10 +26,11 @@ from modeling.judging.predictor import predict_battles
 from modeling.network.base import HEAD
 from modeling.network.lora import collect_trained_weights, write_adapter
 from modeling.network.losses import compute_preference_loss, smooth_labels
+from modeling.runtime.logs import build_logger
 from modeling.training.checkpoints import delete_older_checkpoints, seal_checkpoint
 from modeling.training.memory import measure_peak_memory
 
-logger = get_logger(__name__)
+logger = build_logger(__name__)
 
 
 class EpochSampler(Sampler):

@@ -1,0 +1,31 @@
+"""A log names the process only where there are several, and only scripts decide what is shown."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+from accelerate import PartialState
+
+from modeling.runtime.logs import build_logger
+from tests.helpers import REPOSITORY
+
+
+@pytest.mark.parametrize(("num_processes", "expected"), [(1, "said"), (2, "[RANK 0] said")])
+def test_only_one_of_several_processes_is_named(num_processes, expected, monkeypatch, caplog):
+    monkeypatch.setitem(PartialState()._shared_state, "num_processes", num_processes)
+    build_logger("modeling.tests").warning("said")
+    assert caplog.messages == [expected]
+
+
+def test_a_message_comes_from_the_line_that_logs_it(caplog):
+    build_logger("modeling.tests").warning("said")
+    assert caplog.records[0].funcName == "test_a_message_comes_from_the_line_that_logs_it"
+
+
+def test_importing_the_package_leaves_the_log_to_its_user():
+    """The root logger, and the level of our own."""
+    program = "import logging, modeling; modeling.Judge; root = logging.getLogger()\n"
+    program += "print(root.handlers, root.level, logging.getLogger('modeling').handlers)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == (f"[] {logging.WARNING} []\n", "")

@@ -14,7 +14,11 @@ Ten packages, one concern each. A package imports only from those below it in `P
     runtime      files, Hub, distributed processes, devices
 """
 
+import warnings
 from importlib import import_module
+
+# tqdm asks for ipywidgets in a notebook that has none, on red ground. It draws its bars as text without them.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 PACKAGES = (
     "serving",

@@ -55,7 +55,7 @@ def test_the_demo_runs_from_backbone_to_submission(tmp_path):
 
     judge = ["--judge", tmp_path / "ab", tmp_path / "ba", "--output_dir", tmp_path / "out"]
     said = succeed(sys.executable, "scripts/predict.py", "--battles", battles, *judge, cold=True)
-    assert "tok/s" in said and "always a" in said and "longer wins" in said
+    assert "4 battles in" in said and "[RANK" not in said and "always a" in said and "longer wins" in said
     check_outputs(tmp_path / "out", battles)
     for path in [*(tmp_path / "ab").glob("*.json"), *base.glob("*.json")]:
         assert str(tmp_path) not in path.read_text(), f"law 12: {path.name} names a folder of this machine"

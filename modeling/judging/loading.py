@@ -44,6 +44,7 @@ from modeling.runtime.hub import download_repository
 from modeling.runtime.logs import build_logger
 from modeling.runtime.packages import NOTICES, WEIGHTS
 from modeling.runtime.paths import find_judge_folder
+from modeling.runtime.progress import describe_step, show_progress
 
 logger = build_logger(__name__)
 
@@ -174,9 +175,9 @@ def _load_members(
     """The members in one precision, or each in its own if `dtype` is None, with their canary battles replayed."""
     members: list[Member] = []
     models: dict[tuple, PeftModel] = {}
-    with tqdm(total=2 * len(found), leave=False, disable=not PartialState().is_main_process) as bar:
+    with show_progress(total=2 * len(found), leave=False, disable=not PartialState().is_main_process) as bar:
         for name, folder, facts in found:
-            bar.set_description(f"Loading {name}", refresh=True)
+            describe_step(bar, f"Loading {name}")
             members.append(_load_member(name, folder, facts, dtype or facts.dtype, device, members, models))
             bar.update()
         if members and merge != "never" and (merged := merge_members(members, merge, skip_probes, bar)):
@@ -230,7 +231,7 @@ def merge_members(members: Sequence[Member], merge: str, skip_probes: bool, bar:
     merged = []
     for member in members:
         if member.adapter is not None:
-            bar.set_description(f"Merging {member.name}", refresh=True)
+            describe_step(bar, f"Merging {member.name}")
             # Members of one base share what their adapters leave alone: memory, and time in `PassSchedule`.
             like = next(
                 (m.model for m, before in zip(merged, members, strict=False) if before.model is member.model), None
@@ -261,7 +262,7 @@ def attach_member(model: PreferenceMixin | PeftModel, slot: str, folder: Path) -
 
 def check_canaries(member: Member, skip: bool, bar: tqdm) -> None:
     """Replays a member's canary battles and logs the largest change; an error if it is beyond the tolerance."""
-    bar.set_description(f"Checking {member.name}", refresh=True)
+    describe_step(bar, f"Checking {member.name}")
     canaries = read_json(member.folder / CANARIES_FILE, "Judge")
     if skip or not canaries.get("battles", True):
         reason = "--skip_probes" if skip else "training stopped before they were recorded"

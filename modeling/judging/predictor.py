@@ -21,11 +21,11 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from bitsandbytes.nn import Linear8bitLt
 from torch import nn
-from tqdm.auto import tqdm
 
 from modeling.data.battles import orient_label
 from modeling.encoding.packing import PackedSequence, count_added_tokens, pack_sequences
 from modeling.network.frozen import replay_states, run_up_to
+from modeling.runtime.progress import show_progress
 
 # Smallest and largest token budget of a pack, by kind of device. On a CPU each core runs its own pack, and smaller
 # packs keep every core busy until the end. The GPU's was used on an H200; others were not compared.
@@ -188,7 +188,7 @@ def _run_packs(
     The bar counts tokens, which makes it show tokens/s and a true remaining time. Without a name there is none.
     """
     sizes = [sum(map(len, sequences)) for sequences in packs.values()]
-    with tqdm(total=sum(sizes), unit="tok", unit_scale=True, desc=name, disable=name is None) as bar:
+    with show_progress(total=sum(sizes), unit="tok", unit_scale=True, desc=name, disable=name is None) as bar:
         found = map_on_cores(run, list(packs.values()), num_workers)
         for index, rows, size in zip(packs, found, sizes, strict=True):
             if rows is not None:

@@ -32,6 +32,7 @@ from modeling.runtime.choices import QUANT_TYPES
 from modeling.runtime.hub import download_repository
 from modeling.runtime.packages import NOTICES, PACKAGED, WEIGHTS, find_packaged
 from modeling.runtime.paths import check_base
+from modeling.runtime.progress import delay_loading_bars
 
 HEAD = "score"
 INCOMPLETE = "Its weights are incomplete or of another model: download or save it again."
@@ -210,7 +211,7 @@ def load_base(
 
 def _load_whole(folder: Path, family: type[PreferenceMixin], **options) -> PreferenceMixin:
     """Loads a model; a ValueError if its files lack a weight of the body, hold one too many, or are damaged."""
-    with _quiet_transformers():
+    with _quiet_transformers(), delay_loading_bars():
         try:
             model, loaded = family.from_pretrained(folder, output_loading_info=True, **options)
         except SafetensorError as error:

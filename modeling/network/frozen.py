@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from modeling.encoding.packing import PackedSequence, pack_sequences
+from modeling.runtime.progress import show_progress
 
 ITEM = 4  # bytes of a float32, in which states are kept: rounding them would change the losses
 
@@ -122,7 +122,7 @@ class FrozenStates:
         """
 
         device = next(model.parameters()).device
-        with tqdm(total=len(self.states), unit="tok", unit_scale=True, desc="Frozen layers") as bar:
+        with show_progress(total=len(self.states), unit="tok", unit_scale=True, desc="Frozen layers") as bar:
             for rows in batches:
                 pack = pack_sequences([self.sequences[row] for row in rows])
                 batch = pack.to_batch()

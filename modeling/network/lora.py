@@ -4,6 +4,7 @@ This is the module that knows PEFT. It must not know members, battles or trainin
 """
 
 import re
+import warnings
 from copy import deepcopy
 from pathlib import Path
 
@@ -65,7 +66,14 @@ def add_adapters(model: PreferenceMixin, *, r: int, alpha: float, dropout: float
         modules_to_save=[HEAD],
         layers_to_transform=list(range(freeze_layers, layers)),
     )
-    return get_peft_model(model, config)
+    return _wrap_model(model, config)
+
+
+def _wrap_model(model: PreferenceMixin, config: LoraConfig, name: str = "default") -> PeftModel:
+    """PEFT's model, without transformers' warning that PEFT asks for an attribute by its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config, adapter_name=name)
 
 
 def collect_trained_weights(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -307,7 +315,7 @@ def attach_adapter(
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
     else:
-        model = get_peft_model(model, config, adapter_name=name)
+        model = _wrap_model(model, config, name)
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     _compare_tensors(folder, expected, weights)
     set_peft_model_state_dict(model, weights, adapter_name=name)

@@ -38,6 +38,7 @@ PACKAGES = (
 EXPORTS = {
     "Judge": "judging.judge",
     "load_battles": "data.battles",
+    "read_battles": "data.battles",
     "Gemma2ForPreference": "network.classifier",
     "Gemma3TextForPreference": "network.classifier",
     "LlamaForPreference": "network.classifier",

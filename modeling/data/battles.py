@@ -1,18 +1,21 @@
-"""Loads battles from any source in any schema, and swaps their sides. Knows no tensors and no tokenizer.
+"""Loads battles from any source or object in any schema, and swaps their sides. Knows no tensors and no tokenizer.
 
 Whatever the schema, loaded battles have the columns id, prompt, response_a, response_b and, where the outcome is known,
 label. Other columns are carried along.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset
 
 from modeling.data.cells import LABELS as LABELS
-from modeling.data.reader import BattleReader, RowPolicy
-from modeling.data.schemas import RESPONSES
+from modeling.data.columns import rename_columns
+from modeling.data.objects import list_columns
+from modeling.data.reader import BattleReader, RowPolicy, build_battles, is_checked
+from modeling.data.schemas import ID_COLUMNS, RESPONSES
 from modeling.data.schemas import TEXTS as TEXTS
 from modeling.runtime.choices import ORIENTATIONS, TRAINED_ORIENTATIONS
 from modeling.runtime.formats import CHUNK_ROWS
@@ -44,7 +47,37 @@ def load_battles(source: str | Path, *, require_labels: bool = False, **policy: 
     table = pa.concat_tables(parts, promote_options="permissive")
     # A column can turn out to have no common type only after earlier parts have already included it.
     names = [name for name in table.column_names if name not in reader.types.left_out]
-    return Dataset(table.select(names).combine_chunks())
+    return build_battles(table.select(names).combine_chunks())
+
+
+def read_battles(battles: object, **policy: str | Mapping) -> Dataset:
+    """Reads battles that are Python objects, checked as those of a file are.
+
+    Args:
+        battles: A table of pandas, `datasets`, Arrow or polars; a list of dicts or of tuples (prompt, response_a,
+            response_b); or one such dict or tuple. Columns and keys are those of a schema of `SCHEMAS`. A prompt may
+            be a list of messages.
+        policy: Fields of `RowPolicy`, which are the flags that errors name.
+
+    Returns:
+        Rows in the order of the battles, with the columns id, prompt, response_a and response_b. Without ids they are
+        numbered from 0. What `load_battles` returned is not checked again.
+
+    Raises:
+        ValueError: As for `load_battles`, with "Battles" in place of the file.
+    """
+    if is_checked(battles):
+        return battles
+    policy = RowPolicy(**policy)
+    columns = rename_columns("Battles", list_columns(battles), policy.columns, is_first=True)
+    if set(TEXTS) <= set(columns):  # others do not matter, not even an outcome that could not be read
+        columns = {name: columns[name] for name in ("id", *TEXTS) if name in columns}
+    if ID_COLUMNS.isdisjoint(columns):
+        columns = {"id": list(range(len(next(iter(columns.values()), ())))), **columns}
+    reader = BattleReader("Battles", replace(policy, columns={}))
+    table = reader.read_table(columns)
+    reader.finish()
+    return build_battles(table.select(["id", *TEXTS]))
 
 
 def iterate_battles(

@@ -36,6 +36,27 @@ def join_messages(messages: Sequence[tuple[str, str]]) -> str:
     return "\n\n".join(f"[{role.capitalize()}] {text}" for role, text in messages)
 
 
+def join_if_messages(value: object, name: str) -> object:
+    """Returns a cell as one text if it is a list of messages: a prompt, or one message of the assistant as a response.
+
+    Anything else is returned as it is, also a text that holds such a list.
+
+    Args:
+        value: The cell.
+        name: Its column.
+
+    Raises:
+        RowError: If a message is malformed, or a response is more than one message of the assistant.
+    """
+    if not (isinstance(value, list) and value and all(isinstance(part, dict) for part in value)):
+        return value
+    messages = check_messages(value, name)
+    roles = [role for role, _ in messages]
+    if name != "prompt" and roles != ["assistant"]:
+        raise RowError(f"{name} must be text or one message of the assistant", roles)
+    return join_messages(messages)
+
+
 def parse_conversation(value: object) -> object:
     """Returns the messages that a text holds as a list; a text that only looks like one, as "[1, 2]", as it is."""
     found = parse_list(value)

@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, DatasetInfo
+from datasets.fingerprint import generate_random_fingerprint
 
 from modeling.data.cells import FIX, LABELS, RowError, is_missing
 from modeling.data.columns import ColumnTypes, WinnerValues, name_value, rename_columns
@@ -40,6 +42,7 @@ RENAME_ID = "or pass --columns row_id=id, which renames the column, so that ids 
 ID_WAY_OUT = "Give every row an id of the same type"
 BLANK_WAY_OUT = "Fix these rows, or pass --blank_policy drop (leaves them out) or keep (reads them as empty texts)."
 ROWS_NAMED = 5  # in a message; the others are only counted
+CHECKED = "bothways"  # `info.builder_name` of a data set whose rows were checked here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +252,22 @@ def _explain_layout(source: str, layout: Layout) -> None:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
+def build_battles(table: pa.Table) -> Dataset:
+    """Returns a table of checked rows as a data set with a mark, so that `is_checked` knows it."""
+    # A random fingerprint, because the default is a hash of the content, which takes longer than reading a battle.
+    return Dataset(table, DatasetInfo(builder_name=CHECKED), fingerprint=generate_random_fingerprint())
+
+
+def is_checked(battles: object) -> bool:
+    """Returns whether these are battles of `build_battles`, or some of their rows.
+
+    `datasets` keeps the mark when it changes columns, so they are looked at as far as that costs nothing.
+    """
+    if not isinstance(battles, Dataset) or battles.info.builder_name != CHECKED:
+        return False
+    return {"id", *TEXTS} <= set(battles.column_names) and not any(battles.data[name].null_count for name in TEXTS)
+
+
 class RowIds:
     """The ids of a source so far: all text or all whole numbers, each on one row."""
 
@@ -322,7 +341,11 @@ class BattleReader:
         self.winners = WinnerValues(policy.winner_values)
 
     def read(self, columns: Columns) -> Dataset:
-        """Returns the battles of one chunk without its unusable rows, which `finish` reports.
+        """Returns the battles of one chunk without its unusable rows, which `finish` reports. See `read_table`."""
+        return build_battles(self.read_table(columns))
+
+    def read_table(self, columns: Columns) -> pa.Table:
+        """Returns the table that `read` makes a data set of.
 
         Raises:
             ValueError: If columns are missing, or hold values of several types.
@@ -339,9 +362,7 @@ class BattleReader:
         read = {name: [battle[name] for battle in battles.values()] for name in self.layout.produced}
         extra = [name for name in columns if name not in self.layout.consumed and name not in self.types.left_out]
         read |= {name: [rows[number].get(name) for number in battles] for name in extra}
-        return Dataset(
-            self.types.build_table(read, self.layout.produced, lambda values: self._mend(read["id"], values))
-        )
+        return self.types.build_table(read, self.layout.produced, lambda values: self._mend(read["id"], values))
 
     def finish(self) -> None:
         """Logs what was dropped and repaired, and raises a ValueError if any row was unusable."""

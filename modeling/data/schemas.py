@@ -25,6 +25,7 @@ from modeling.data.conversations import (
     TRANSCRIPT_TURN,
     check_messages,
     is_prompt_of,
+    join_if_messages,
     join_messages,
     join_turns,
     parse_conversation,
@@ -101,7 +102,7 @@ def is_chosen_first(id: object) -> bool:
 
 def read_plain(row: Mapping, _: object) -> dict:
     """Reads this project's own columns, without an outcome."""
-    return {name: row[name] for name in TEXTS}
+    return {name: join_if_messages(row[name], name) for name in TEXTS}
 
 
 def refuse_structure(battle: Mapping, schema: str) -> None:
@@ -325,6 +326,7 @@ SCHEMAS = {
     "unlabelled": Schema((), TEXTS, (), read_plain),
 }
 SCHEMA_NAMES = ("auto", *SCHEMAS)
+ID_COLUMNS = frozenset(name for schema in SCHEMAS.values() for name in schema.ids)
 PLAIN = ("winner_columns", "winner", "label", "p_a", "unlabelled")  # schemas whose texts are in the three columns
 # Columns that would be read as an outcome beside a prompt and two responses; they are never carried along.
 OUTCOMES = {*PAIR, *(name for schema in PLAIN for name in SCHEMAS[schema].outcomes)}

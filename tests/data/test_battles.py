@@ -5,16 +5,21 @@ import math
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from datasets import Dataset
 
 from modeling.data.battles import (
+    hide_prompts,
     load_battles,
     name_winners,
     order_responses,
     orient_label,
+    read_battles,
     swap_responses,
 )
+from modeling.data.conversations import join_messages
+from modeling.data.reader import is_checked
 
 
 def build_row(id="x0", **fields) -> dict:
@@ -235,6 +240,97 @@ def test_lone_surrogates_are_repaired_with_a_warning_and_other_text_is_untouched
     loaded = load_battles(write_rows(tmp_path, [build_row("x0"), build_row("x1", **broken)]))
     assert [loaded[1][name] for name in broken] == ["a\ufffdb", "\ufffd", intact, "end\ufffd"]
     assert f"{path}: battle 'x1': repaired broken Unicode" in caplog.text
+
+
+# --- battles that are Python objects ----------------------------------------------------------------------------------
+
+TALK = [("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]
+MESSAGES = [{"role": role, "content": text} for role, text in TALK]
+
+
+@pytest.mark.parametrize("bad", [{"response_b": None}, {"prompt": " "}, {"response_a": 3}, {"id": None}, {"id": "x0"}])
+def test_objects_and_files_are_refused_with_the_same_words(tmp_path, bad):
+    rows = [build_row(), build_row("x1") | bad]
+    path = write_rows(tmp_path, rows)
+    with pytest.raises(ValueError) as error:
+        read_battles(rows)
+    assert str(error.value).replace("Battles", str(path), 1) == catch_error(path)
+
+
+def test_a_nan_of_pandas_is_a_blank_text():
+    frame = pd.DataFrame([build_row(), build_row("x1", response_a=math.nan)])
+    with pytest.raises(ValueError, match=r"Battles: battle 'x1': prompt, response_a and response_b must not be null"):
+        read_battles(frame)
+
+
+def test_rows_without_ids_are_numbered_in_order_and_given_ids_are_kept():
+    rows = [build_row(str(number), prompt=f"p{number}") for number in range(5)]
+    unnamed = [{name: value for name, value in row.items() if name != "id"} for row in rows]
+    assert read_battles(unnamed)["id"][:] == [0, 1, 2, 3, 4]
+    assert read_battles(rows[::-1]).select_columns(["id", "prompt"]).to_list() == [
+        {"id": str(number), "prompt": f"p{number}"} for number in (4, 3, 2, 1, 0)
+    ]
+
+
+def test_other_columns_do_not_matter():
+    """An outcome that could not be read, and objects that no table can hold."""
+    rows = [build_row(winner="nobody", odd=object()), build_row("x1", winner=3, odd="text", label=[2])]
+    expected = {"id": ["x0", "x1"], "prompt": ["p"] * 2, "response_a": ["one"] * 2, "response_b": ["two"] * 2}
+    assert read_battles(rows).to_dict() == expected
+
+
+def test_a_conversation_is_joined_in_objects_and_files(tmp_path):
+    answers = {"response_a": [{"role": "assistant", "content": "one"}]}
+    row = build_row(prompt=MESSAGES) | answers
+    expected = build_row(prompt=join_messages(TALK))
+    for found in (read_battles(row), load_battles(write_rows(tmp_path, [row]))):
+        assert found.select_columns(["prompt", "response_a"]).to_list() == [
+            {"prompt": expected["prompt"], "response_a": "one"}
+        ]
+    assert read_battles((MESSAGES, "one", "two")).to_dict() == read_battles(expected | {"id": 0}).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"prompt": [{"role": "robot", "content": "Hi"}]}, "prompt must be a list of messages"),
+        ({"response_a": MESSAGES}, "response_a must be text or one message of the assistant; found"),
+    ],
+)
+def test_a_conversation_that_cannot_be_joined_is_an_error(field, message):
+    with pytest.raises(ValueError, match=f"Battles: battle 'x0': {message}"):
+        read_battles(build_row(**field))
+
+
+def test_objects_may_have_any_schema():
+    pair = {"prompt": "p", "chosen": "better", "rejected": "worse"}
+    (battle,) = read_battles(pair).to_list()
+    assert {battle["response_a"], battle["response_b"]} == {"better", "worse"} and battle["id"] == 0
+    arena = {f"conversation_{side}": [*MESSAGES[:1], {"role": "assistant", "content": side}] for side in "ab"}
+    assert read_battles([arena | {"question_id": "q"}]).to_list() == [
+        {"id": "q", "prompt": "Hi", "response_a": "a", "response_b": "b"}
+    ]
+
+
+def test_policies_are_those_of_files():
+    rows = [
+        {"question": "p", "response_a": "one", "response_b": " "},
+        {"question": "q", "response_a": "1", "response_b": "2"},
+    ]
+    kept = read_battles(rows, columns={"prompt": "question"}, blank_policy="drop")
+    assert kept.to_list() == [{"id": 1, "prompt": "q", "response_a": "1", "response_b": "2"}]
+
+
+def test_what_was_checked_is_not_read_again(tmp_path):
+    """Blank texts that were kept stay, in some of the rows and without prompts too; a new column of nulls is seen."""
+    battles = load_battles(write_rows(tmp_path, [build_row(), build_row("x1", response_b=" ")]), blank_policy="keep")
+    for known in (battles, battles.select([1, 0]), swap_responses(battles), hide_prompts(battles)):
+        assert read_battles(known) is known
+    assert read_battles(read_battles(build_row())).to_list() == read_battles(build_row()).to_list()
+    for changed in (battles.remove_columns("id"), battles.map(lambda row: {"prompt": None})):
+        assert not is_checked(changed)
+    with pytest.raises(ValueError, match="battle 'x1'"):
+        read_battles(battles.to_list())
 
 
 # --- sides ------------------------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ import shlex
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
 import modeling
 from benchmarks.speed.arguments import RECIPE, BenchmarkArguments
 from benchmarks.studies.tables import format_judges, format_parts, format_table
+from modeling.data.battles import load_battles, read_battles
 from modeling.runtime.packages import WEIGHTS
 from modeling.settings import parsing
 from modeling.settings.flags import list_flags, read_trainer_flags
@@ -150,18 +152,41 @@ def test_every_python_example_is_run():
     assert found == {"README.md": 1, "prediction.md": 1, "publishing.md": 1, "app.md": 1, "decisions.md": 2}
 
 
-@pytest.mark.parametrize("page", ["README.md", "prediction.md"])
-def test_the_python_example_runs(page, members, monkeypatch):
-    """With the tests' own members in place of the demo's."""
+def run_example(page: str, members: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The variables after a page's example, with other members."""
     (code,) = list_blocks(page, "python")
-    for orientation, folder in members.items():
-        assert f'"outputs/demo/{orientation}"' in code
-        code = code.replace(f"outputs/demo/{orientation}", str(folder))
+    ours = str([str(folder) for folder in members.values()])
+    code, num_replaced = re.subn(r"from_pretrained\(.*?\)", lambda _: f"from_pretrained({ours})", code)
+    assert num_replaced == 1
     monkeypatch.chdir(REPOSITORY)
     found: dict = {}
     exec(code, found)
-    assert {"id", "p_a", "p_b", "winner"} <= set(found["verdicts"]) and len(found["verdicts"]) == 252
-    assert len(found.get("symmetric", found["verdicts"])) == 252
+    return found
+
+
+@pytest.mark.parametrize("page", ["README.md", "prediction.md"])
+def test_the_python_example_runs(page, members, monkeypatch):
+    """With the tests' own members in place of the demo's, or of the default judge."""
+    found = run_example(page, members, monkeypatch)
+    verdict = found["verdict"]
+    assert verdict.winner in ("model_a", "model_b") and 0 < verdict.p_a < 1
+    if page == "prediction.md":
+        assert {"id", "p_a", "p_b", "winner"} <= set(found["verdicts"]) and len(found["verdicts"]) == 252
+        fields = re.search(r"returns a `Verdict`: (.*?)\. Printed", PAGES[page], re.S)[1]
+        assert set(re.findall(r"`(\w+)`", fields)) <= set(verdict.to_dict())
+
+
+def test_every_form_of_battles_is_read(members, monkeypatch):
+    """The rows of the two tables in docs/prediction.md, of which the second one calls the reader by itself."""
+    found = run_example("prediction.md", members, monkeypatch)
+    section = PAGES["prediction.md"].split("\n## From Python\n")[1].split("\n## ")[0]
+    forms = re.findall(r"^\| .* \| `([(\[{\w].*)` \|$", section, re.M)
+    assert len(forms) == 9
+    for form in forms:
+        battles = eval(form, {"pd": pd, "load_battles": load_battles, "read_battles": read_battles})
+        verdicts = found["judge"].predict(battles, readings="own")
+        assert len(verdicts) == (252 if "test.jsonl" in form else 2 if "Why?" in form else 1), form
+        assert verdicts["id"][0] in (0, "x1") or "test.jsonl" in form
 
 
 def test_the_example_of_a_merged_member_runs(members, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """A cascade: judges of growing cost, each reading only the battles that the judges before it are least certain of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
+from modeling.data.battles import read_battles
 from modeling.judging.judge import Judge, check_share
 from modeling.judging.loading import name_member
 from modeling.judging.predictions import list_pass_columns, replace_verdicts, sort_by_uncertainty
@@ -52,7 +53,7 @@ class Cascade:
 
     def predict(
         self,
-        battles: Dataset | Sequence[Mapping],
+        battles: object,
         *,
         time_budget: TimeBudget | None = None,
         progress_dir: Path | None = None,
@@ -61,6 +62,7 @@ class Cascade:
         """Verdicts, one row per battle and in the battles' order.
 
         Args:
+            battles: As for `Judge.predict`.
             time_budget: The first judge's first passes may use all of it. What they leave is divided evenly among that
                 judge's other passes and the later judges.
             progress_dir, options: As for `Judge.predict`.
@@ -68,25 +70,26 @@ class Cascade:
         Returns:
             The columns of `Judge.predict`, with the passes of all judges.
         """
-        rows = [dict(battle) for battle in battles]
-        verdicts = self._predict(0, rows, time_budget, progress_dir, options)
+        battles = read_battles(battles)
+        verdicts = self._predict(0, battles, time_budget, progress_dir, options)
         for index, share in enumerate(self.shares, 1):
             if time_budget is not None and time_budget.is_over():
                 logger.warning(f"Time budget: no time for {self._name(index)}")
                 break
             uncertain = sort_by_uncertainty(verdicts["p_a"].to_numpy())
             # Two equal answers have even odds, and no judge can do better.
-            open_rows = [row for row in uncertain if rows[row]["response_a"] != rows[row]["response_b"]]
-            chosen = np.sort(np.array(open_rows[: round(share * len(rows))], dtype=int))
-            found = self._predict(index, [rows[row] for row in chosen], time_budget, progress_dir, options)
+            differ = np.array(battles["response_a"][:]) != np.array(battles["response_b"][:])
+            open_rows = [row for row in uncertain if differ[row]]
+            chosen = np.sort(np.array(open_rows[: round(share * len(battles))], dtype=int))
+            found = self._predict(index, battles.select(chosen), time_budget, progress_dir, options)
             # Within a time budget some of them may have no pass; their even odds must not replace a verdict.
             read = found[list_pass_columns(found)].notna().any(axis=1).to_numpy()
             verdicts = replace_verdicts(verdicts, chosen[read], found[read])
-            logger.info(f"{self._name(index)} decides {read.sum()} of {len(rows)} battles")
+            logger.info(f"{self._name(index)} decides {read.sum()} of {len(battles)} battles")
         return verdicts
 
     def _predict(
-        self, index: int, rows: list[dict], time_budget: TimeBudget | None, progress_dir: Path | None, options: dict
+        self, index: int, battles: Dataset, time_budget: TimeBudget | None, progress_dir: Path | None, options: dict
     ) -> pd.DataFrame:
         """One judge's verdicts, within its part of the time."""
         if time_budget is not None:
@@ -94,7 +97,7 @@ class Cascade:
             # The first judge's first passes are not limited to a part: without them there are no verdicts.
             time_budget = time_budget.share(parts) if index else replace(time_budget, parts=parts)
         progress_dir = progress_dir and progress_dir / str(index)
-        return self.judges[index].predict(rows, time_budget=time_budget, progress_dir=progress_dir, **options)
+        return self.judges[index].predict(battles, time_budget=time_budget, progress_dir=progress_dir, **options)
 
     def _name(self, index: int) -> str:
         """A judge's members, for messages."""

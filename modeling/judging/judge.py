@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
+from modeling.data.battles import TEXTS, read_battles
 from modeling.data.folds import assign_folds, fingerprint_fold
 from modeling.judging.calibration import Calibration
 from modeling.judging.loading import Member, find_judge, load_members
@@ -18,6 +19,7 @@ from modeling.judging.member import JUDGE_FILE, READINGS, JudgeFacts, list_readi
 from modeling.judging.predictions import build_verdicts, calibrate_verdicts, list_pass_columns
 from modeling.judging.schedule import PassSchedule
 from modeling.judging.time_budget import TimeBudget
+from modeling.judging.verdicts import Verdict, explain_verdict
 from modeling.runtime.choices import DEFAULT_READINGS
 from modeling.runtime.logs import build_logger
 from modeling.runtime.paths import DEFAULT_JUDGE, shorten_path
@@ -28,7 +30,7 @@ logger = build_logger(__name__)
 class Judge:
     """An ensemble of members with one verdict per battle.
 
-    Example: `Judge.from_pretrained(["outputs/demo/ab", "outputs/demo/ba"]).predict(battles)`.
+    Example: `Judge.from_pretrained().compare("What is 2 + 2?", "4", "Maybe 5?").winner`.
     """
 
     def __init__(
@@ -65,6 +67,21 @@ class Judge:
         calibration = read_calibration(facts, describe_members(members)) if facts.calibration else None
         return cls(members, facts.readings, calibration, " + ".join(map(shorten_path, names)))
 
+    def __repr__(self) -> str:
+        num, each = len(self.members), []
+        for member in self.members:
+            orders = " and ".join(list_readings(member.facts.orientation, self.readings))
+            base = member.facts.training.get("base", member.model.config.model_type)
+            each.append(
+                f"  {member.name} {member.fingerprint}: reads {orders} in {member.dtype} on {base} "
+                f"({member.facts.base_fingerprint})"
+            )
+        fitted = self.calibration
+        calibrated = (
+            f"calibrated by {fitted.method}, fitted on {fitted.battles} battles" if fitted else "not calibrated"
+        )
+        return "\n".join([f"Judge of {num} member{'s' * (num > 1)}, {calibrated}", *each])
+
     def plan_passes(self, readings: str | None = None) -> list[tuple[Member, str]]:
         """The (member, orientation) pairs, one per pass over a battle.
 
@@ -79,7 +96,7 @@ class Judge:
 
     def predict(
         self,
-        battles: Dataset | Sequence[Mapping],
+        battles: object,
         *,
         readings: str | None = None,
         calibrated: bool = True,
@@ -90,7 +107,8 @@ class Judge:
         """Verdicts, one row per battle and in the battles' order.
 
         Args:
-            battles: Rows with id, prompt, response_a, response_b.
+            battles: A table (pandas, `datasets`, Arrow, polars), a list of dicts, a list of tuples (prompt, response_a,
+                response_b), or one such dict or tuple. See `read_battles`.
             readings: See `plan_passes`.
             calibrated: Apply the judge's calibration, if it has one and all of its own passes were run.
             second_reading: Share of the battles that get all passes: the most uncertain after their first pass. The
@@ -104,9 +122,12 @@ class Judge:
             raw_p_a, the uncalibrated mean, if the judge is calibrated; p_a_<member>_<order> for each pass, NaN where
             it was not run; tokens, of the longest pass; cut_prompt, cut_response_a, cut_response_b, the most tokens
             that a pass cut from the field.
+
+        Raises:
+            ValueError: If a row is no battle, as `load_battles` raises it for a file.
         """
         check_share("--second_reading", second_reading)
-        rows = [dict(battle) for battle in battles]
+        rows = read_battles(battles).to_list()
         schedule = PassSchedule(self.plan_passes(readings), rows, **options)
         schedule.run(second_reading, time_budget)
         columns = dict(zip(schedule.names, schedule.p, strict=True))
@@ -117,6 +138,23 @@ class Judge:
             logger.warning("Not calibrated: the calibration was fitted on battles with all passes; some have fewer")
             return verdicts
         return calibrate_verdicts(verdicts, calibration) if calibration else verdicts
+
+    def compare(
+        self, prompt: str | Sequence[Mapping], response_a: str, response_b: str, **options: str | bool
+    ) -> Verdict:
+        """The verdict on two answers to one prompt.
+
+        Args:
+            prompt: A text, or a conversation as a list of messages {"role": ..., "content": ...}.
+            response_a, response_b: The answers.
+            options: As for `predict`.
+
+        Raises:
+            ValueError: If a text is blank, or is none.
+        """
+        battle = dict(zip(TEXTS, (prompt, response_a, response_b), strict=True))
+        # Of a single battle nobody can tell a text that looks like a list of turns from such a list.
+        return explain_verdict(self.predict(read_battles(battle, schema="unlabelled"), **options), battle)
 
     def find_calibration(self, readings: str | None = None) -> Calibration | None:
         """The judge's calibration; None if it has none or it was fitted on other passes."""

@@ -10,11 +10,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
-from modeling.data.battles import TEXTS
-from modeling.data.text import is_blank
 from modeling.judging.judge import Judge
-
-COLUMNS = ("id", *TEXTS)
 
 
 class JudgeBatches:
@@ -51,26 +47,15 @@ class JudgeBatches:
         """Returns the verdicts of a batch, with the columns of `Judge.predict` and in the batch's order.
 
         Args:
-            batch: Columns id, prompt, response_a, response_b; others are ignored. Ray does not keep the order of
-                batches, so rows are matched by id.
+            batch: Column id, and what else `Judge.predict` reads. Ray does not keep the order of batches, so rows are
+                matched by id.
 
         Raises:
-            ValueError: If a column is missing, or a text is null or blank.
+            ValueError: If there are no ids, or a row is no battle.
         """
-        if missing := [name for name in COLUMNS if name not in batch]:
+        if "id" not in batch:
             raise ValueError(
-                f"Batch: expected the columns {', '.join(COLUMNS)}; found none named {', '.join(missing)}. Rename the "
-                "pool's columns before map_batches."
+                f"Batch: expected a column id, by which verdicts are matched; found {', '.join(batch)}. Add or rename "
+                "it before map_batches."
             )
-        battles = batch[list(COLUMNS)].to_dict("records")
-        if bad := [battle["id"] for battle in battles if any(_is_unreadable(battle[name]) for name in TEXTS)]:
-            raise ValueError(
-                f"Batch: battles {', '.join(map(repr, bad[:5]))}: expected a text in each of {', '.join(TEXTS)}; found "
-                f"null or blank ones in {len(bad)} battles. Filter them out before map_batches."
-            )
-        return self.judge.predict(battles, **self.options)
-
-
-def _is_unreadable(text: object) -> bool:
-    """Whether a cell is no text, or a blank one."""
-    return not isinstance(text, str) or is_blank(text)
+        return self.judge.predict(batch, **self.options)

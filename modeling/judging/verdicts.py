@@ -18,9 +18,11 @@ DISAGREE = "The two orders give different winners."
 WITHIN_BAND = f"The probability is within {CLOSE_BAND * 100:g} points of 50%."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """What a judge says about one battle.
+
+    Its text is one line: "model_a wins, 63.2%" or "too close to call, model_a 50.9%. The two orders give ...".
 
     id: The battle's.
     winner: "model_a" or "model_b", whichever is more likely; "model_a" at 0.5.
@@ -44,6 +46,15 @@ class Verdict:
     order_mattered: bool
     tokens: int
     cut: dict[str, int]
+
+    def __str__(self) -> str:
+        likely = f"{max(self.p_a, self.p_b):.1%}"
+        if self.close:
+            return f"too close to call, {self.winner} {likely}. {self.close}"
+        return f"{self.winner} wins, {likely}"
+
+    def __repr__(self) -> str:
+        return f"Verdict({self})"
 
     def to_dict(self) -> dict:
         """The fields as JSON values."""

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from modeling.data.battles import LABELS, TEXTS, name_winners
+from modeling.data.battles import LABELS, TEXTS, name_winners, read_battles
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.metrics import compute_accuracy
 from modeling.judging.judge import Judge
@@ -127,9 +127,11 @@ class ServedJudge:
         """Reads a batch of battles."""
         # Two users may send the same id.
         rows = [{**battle, "id": number} for number, battle in enumerate(battles)]
+        # Read as they are: `check_battle` has checked them, and a text may look like a list of turns.
+        checked = read_battles(rows, schema="unlabelled", blank_policy="keep")
         with self._use_model():
             start = time.perf_counter()
-            table = self.judge.predict(rows, readings=self.readings)
+            table = self.judge.predict(checked, readings=self.readings)
             self._count_batch(len(rows), int(table["tokens"].sum()), time.perf_counter() - start)
         return [
             replace(explain_verdict(table.iloc[[number]], battle), id=battle["id"])

@@ -33,10 +33,12 @@ def test_a_batch_gets_the_verdicts_of_the_judge(members, judge, sample_battles):
 def test_rows_that_are_no_battles_are_refused(members):
     batches = JudgeBatches(str(members["ab"]), dtype="float32")
     row = {"id": "x1", "prompt": "p", "response_a": "a", "response_b": "b"}
-    with pytest.raises(ValueError, match=r"expected the columns id, prompt, .*; found none named response_b"):
+    with pytest.raises(ValueError, match=r"expected a column id, .*; found prompt, response_a, response_b\."):
+        batches(pd.DataFrame([row])[COLUMNS[1:]])
+    with pytest.raises(ValueError, match="missing column response_b"):
         batches(pd.DataFrame([row])[COLUMNS[:3]])
     for text in (None, " \n", float("nan"), 3):
-        with pytest.raises(ValueError, match=r"battles 'x1': expected a text in each of .* in 1 battles"):
+        with pytest.raises(ValueError, match=r"battle 'x1': (prompt, response_a and )?response_b must"):
             batches(pd.DataFrame([row | {"response_b": text}]))
 
 

@@ -60,3 +60,17 @@ def test_equal_answers_are_close_whatever_the_passes_say():
 def test_a_judge_that_reads_one_order_has_one_reading():
     verdict = explain_verdict(build_row(m_ab=0.7), BATTLE)
     assert verdict.readings == {"ab": 0.7} and not verdict.order_mattered and verdict.close is None
+
+
+@pytest.mark.parametrize(
+    ("p_ab", "p_ba", "said"),
+    [
+        (0.6, 0.664, "model_a wins, 63.2%"),
+        (0.3, 0.2, "model_b wins, 75.0%"),
+        (0.49, 0.528, f"too close to call, model_a 50.9%. {DISAGREE}"),
+        (0.49, 0.49, f"too close to call, model_b 51.0%. {WITHIN_BAND}"),
+    ],
+)
+def test_a_verdict_is_one_line_of_text(p_ab, p_ba, said):
+    verdict = explain_verdict(build_row(m_ab=p_ab, m_ba=p_ba), BATTLE)
+    assert str(verdict) == said and repr(verdict) == f"Verdict({said})"

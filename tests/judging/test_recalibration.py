@@ -1,5 +1,6 @@
 """A calibrated judge: fitted, stored in judge.json, applied, published."""
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -17,7 +18,8 @@ from modeling.judging.pseudolabels import describe_judge
 from modeling.publishing.publish import collect_judge
 from modeling.publishing.staging import stage_contents
 from modeling.runtime.files import hash_file
-from modeling.serving.server import RequestLimits, ServedJudge
+from modeling.serving.requests import RequestLimits
+from modeling.serving.server import ServedJudge
 from tests.helpers import SAMPLES, call, fail
 
 TEST, TRAIN = SAMPLES / "test.jsonl", SAMPLES / "train.jsonl"
@@ -121,10 +123,12 @@ def test_the_app_gives_the_calibrated_answer(calibrate, folder):
     served = ServedJudge(judge, RequestLimits(max_characters=10_000, max_battles=10, max_bytes=1_000_000))
     expected = judge.predict(battles).iloc[0]
     assert abs(expected["p_a"] - expected["raw_p_a"]) > 1e-4
-    assert served.judge_battle({name: battles[0][name] for name in TEXTS})["p_a"] == pytest.approx(expected["p_a"])
+    answer = asyncio.run(served.judge_battle({name: battles[0][name] for name in TEXTS}))
+    assert answer["p_a"] == pytest.approx(expected["p_a"])
     battles.to_json(upload := folder.parent / "one.jsonl")
     written = pd.read_parquet(served.judge_file(upload, folder.parent / "served").predictions)
     assert written["p_a"][0] == pytest.approx(expected["p_a"]) and written["raw_p_a"][0] == expected["raw_p_a"]
+    served.close()
 
 
 def test_a_judge_named_with_other_members_loses_its_calibration(calibrate, folder, members, caplog):

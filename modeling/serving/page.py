@@ -4,19 +4,30 @@ All that the app asks of Gradio is here; it must not know how a request is judge
 """
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import gradio as gr
+import pandas as pd
 from fastapi import FastAPI
 
 from modeling.data.battles import DEMO_FOLDER, TEXTS, load_battles
 from modeling.judging.loading import Member
 from modeling.runtime.paths import BATTLE_ENDINGS
 from modeling.serving.batching import QueueFullError
-from modeling.serving.rendering import read_card, render_verdict
+from modeling.serving.rendering import (
+    CODE_OR_MARKUP,
+    PREVIEW_ROWS,
+    read_card,
+    render_error,
+    render_judge,
+    render_preview,
+    render_quality,
+    render_verdict,
+)
 from modeling.serving.requests import TITLES, name_faults
 from modeling.serving.server import FileVerdicts, ServedJudge
 from modeling.serving.validation import InvalidRequest
@@ -33,6 +44,33 @@ SECONDS_KEPT = 1800  # uploaded files and results are deleted after this time
 # Gradio's API: each call's fields, in order, and whether it needs them.
 CALLS = {"judge": dict.fromkeys(TEXTS, True) | {"id": False}, "judge_file": {"file": True}}
 NO_VERDICT = "<p class='facts'>The verdict appears here.</p>"  # Gradio shows the place in the queue over it
+API_HINT = "<p>From a program: <code>POST /v1/judge</code> with prompt, response_a and response_b as JSON.</p>"
+# Announces a result to screen readers.
+ANNOUNCE = "element.setAttribute('aria-live', 'polite')"
+# Also scrolls to a result outside the window, passes on that a text was edited, and lets Ctrl+Enter press the button.
+# Gradio 6.31's own `input` event of a text box misses pasted and deleted text.
+WATCH_VERDICT = f"""
+{ANNOUNCE}
+watch('value', () => element.querySelector('.headline, .error')?.scrollIntoView({{block: 'nearest'}}))
+document.addEventListener('input', event => event.target.closest('.text') && trigger('input'))
+document.addEventListener('keydown', event => {{
+    if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && event.target.closest('.text')) {{
+        event.preventDefault()
+        document.querySelector('#judge').click()
+    }}
+}})
+"""
+# Does in the browser what `disarm_markdown` does here.
+DISARM_MARKDOWN = f"""(...texts) => texts.map(text => text.replace(
+    new RegExp({json.dumps(CODE_OR_MARKUP.pattern)}, 'gs'),
+    (found, code) => code ?? (found === '<' ? '&lt;' : '')
+))"""
+LATEX = [
+    {"left": "$$", "right": "$$", "display": True},
+    {"left": "\\[", "right": "\\]", "display": True},
+    {"left": "\\(", "right": "\\)", "display": False},
+]  # no single dollars, which are prices
+VIEW_HEIGHT = 600  # pixels; what is longer scrolls
 EXAMPLES_FILE = DEMO_FOLDER / "test.jsonl"
 EXAMPLES = {
     "English": "prompt-3d26b136e146",
@@ -53,6 +91,15 @@ def mount_page(app: FastAPI, page: gr.Blocks, arguments: AppArguments, css: Path
         arguments: The app's flags.
         css: Style sheet of the page.
     """
+    # The theme's own greys, links and button have less contrast to what is behind them than 4.5:1.
+    contrast = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_400"}
+    contrast |= {"input_placeholder_color": "*neutral_500", "input_placeholder_color_dark": "*neutral_400"}
+    contrast |= {
+        "button_primary_background_fill": "*primary_600",
+        "button_primary_background_fill_hover": "*primary_700",
+    }
+    for state in ("", "_active", "_hover", "_visited"):
+        contrast[f"link_text_color{state}_dark"] = "*primary_300"
     fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     page.queue(max_size=arguments.max_waiting, api_open=False)
     # Every API call opens a session, and each session keeps a copy of the page. The default is 10,000.
@@ -70,7 +117,7 @@ def mount_page(app: FastAPI, page: gr.Blocks, arguments: AppArguments, css: Path
         mcp_server=False,
         show_error=True,
         max_file_size=arguments.max_bytes,
-        theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", **fonts),
+        theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", **fonts).set(**contrast),
         css_paths=css,
         app_kwargs={"lifespan": forget_finished_calls},
     )
@@ -114,35 +161,66 @@ def build_page(served: ServedJudge, folder: Path) -> gr.Blocks:
         with gr.Tab("A file"):
             build_file_tab(served, folder)
         with gr.Tab("The judge"):
+            gr.HTML(render_judge(served.judge), elem_id="facts", js_on_load=None)
             for member in served.judge.members:
                 build_card(member)
     return page
 
 
 def build_battle_tab(served: ServedJudge) -> None:
-    """Builds the tab for one battle: three texts, a button, examples and the verdict, and the API's `judge`."""
+    """Builds the tab for one battle, and the API's `judge`."""
 
     async def read(texts: Sequence[object], id: object = "") -> dict:
         """Returns the verdict on one battle. Asynchronous, so that any number can wait and be read together."""
+        return await served.judge_battle(dict(zip(TEXTS, texts, strict=True)) | {"id": id})
+
+    async def judge(prompt: str, response_a: str, response_b: str, id: str = "") -> dict:
+        """Returns the fields of the verdict on one battle: winner, p_a, p_b, close, p_a in both orders and others."""
         try:
-            return await served.judge_battle(dict(zip(TEXTS, texts, strict=True)) | {"id": id})
+            return await read((prompt, response_a, response_b), id)
         except InvalidRequest as error:
             raise gr.Error(name_faults(error), print_exception=False) from error
         except QueueFullError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    async def judge(prompt: str, response_a: str, response_b: str, id: str = "") -> dict:
-        """Returns the verdict on one battle: winner, p_a, p_b, p_a in both orders, tokens and truncated tokens."""
-        return await read((prompt, response_a, response_b), id)
-
-    async def show_verdict(*texts: str):
-        """Returns the verdict as HTML and a hidden note; for a refused battle, no verdict and a note that says why."""
+    async def show_verdict(*texts: str) -> str:
+        """Returns the verdict as HTML, or why there is none."""
         try:
-            verdict = await read(texts)
-        except gr.Error as error:
-            return NO_VERDICT, gr.Textbox(error.message, visible=True)
-        return render_verdict(verdict), gr.Textbox(visible=False)
+            return render_verdict(await read(texts))
+        except InvalidRequest as error:
+            return render_error(name_faults(error))
+        except QueueFullError as error:
+            return render_error(str(error))
+        except asyncio.CancelledError:  # a text was edited; Gradio would show "Error" for an event without a result
+            return NO_VERDICT
 
+    inputs = build_texts()
+    with gr.Row(elem_id="buttons"):
+        button = gr.Button("Which one wins?", variant="primary", elem_id="judge", scale=3, min_width=260)
+        swap = gr.Button("Swap A ↔ B", elem_id="swap", min_width=130)
+        clear = gr.Button("Clear", elem_id="clear", min_width=80)
+    verdict = gr.HTML(NO_VERDICT, elem_id="verdict", js_on_load=WATCH_VERDICT)
+    gr.HTML(render_quality(served.judge), elem_id="quality", js_on_load=None)
+    build_rendered(inputs)
+    labels, texts = zip(*load_examples(), strict=True)
+    examples = gr.Examples(
+        list(texts), inputs, example_labels=list(labels), label="Examples", api_visibility="private", elem_id="examples"
+    )
+    gr.HTML(API_HINT, elem_id="api_hint", js_on_load=None)
+    # No limit of Gradio's: the judge's own queue reads together what waits.
+    event = {"fn": show_verdict, "inputs": inputs, "outputs": verdict, "concurrency_limit": None}
+    event |= {"api_visibility": "private"}
+    asked = [button.click(**event), examples.load_input_event.then(**event)]
+    examples.dataset.click(cancels=asked, **run_in_browser(verdict))
+    # A verdict that is still being computed would be that of other texts.
+    verdict.input(cancels=asked, **run_in_browser(verdict))
+    swap.click(cancels=asked, **run_in_browser(*inputs[1:], verdict, script="(a, b) => [b, a, {}]", inputs=inputs[1:]))
+    clear.click(cancels=asked, **run_in_browser(*inputs, verdict, script="() => ['', '', '', {}]"))
+    gr.api(judge, api_name="judge", concurrency_limit=None)
+
+
+def build_texts() -> list[gr.Textbox]:
+    """Builds the boxes for prompt and answers."""
     prompt = gr.Textbox(
         label=TITLES["prompt"], lines=2, max_lines=8, placeholder="Question or task", elem_classes="text"
     )
@@ -151,19 +229,37 @@ def build_battle_tab(served: ServedJudge) -> None:
             gr.Textbox(label=TITLES[name], lines=6, max_lines=14, min_width=280, elem_classes=f"text {name}")
             for name in TEXTS[1:]
         ]
-    button = gr.Button("Which one wins?", variant="primary", elem_id="judge")
-    note, verdict = build_note("note"), gr.HTML(NO_VERDICT, elem_id="verdict", js_on_load=None)
-    labels, texts = zip(*load_examples(), strict=True)
-    inputs = [prompt, *answers]
-    examples = gr.Examples(
-        list(texts), inputs, example_labels=list(labels), label="Examples", api_visibility="private", elem_id="examples"
-    )
-    # No limit of Gradio's: the judge's own queue reads together what waits.
-    event = {"fn": show_verdict, "inputs": inputs, "outputs": [verdict, note], "concurrency_limit": None}
-    event |= {"api_visibility": "private", "show_progress_on": [verdict]}
-    button.click(**event)
-    examples.load_input_event.then(**event)
-    gr.api(judge, api_name="judge", concurrency_limit=None)
+    return [prompt, *answers]
+
+
+def build_rendered(inputs: Sequence[gr.Textbox]) -> None:
+    """Builds the closed view of the three texts as Markdown, which follows what is typed. The browser renders it."""
+    options = {"line_breaks": True, "latex_delimiters": LATEX, "elem_classes": "rendered", "max_height": VIEW_HEIGHT}
+    with gr.Accordion("Show the texts as rendered Markdown", open=False, elem_id="rendered"):
+        views = [build_view("prompt", **options)]
+        with gr.Row():
+            for name in TEXTS[1:]:
+                with gr.Column(min_width=280):
+                    views.append(build_view(name, **options))
+    gr.on([box.change for box in inputs], **run_in_browser(*views, script=DISARM_MARKDOWN, inputs=inputs))
+
+
+def build_view(name: str, **options) -> gr.Markdown:
+    """Builds the view of one text as Markdown, with its title."""
+    gr.HTML(f"<b>{TITLES[name]}</b>", js_on_load=None, elem_classes=["title", name])
+    return gr.Markdown(sanitize_html=True, **options)
+
+
+def run_in_browser(*outputs: gr.Component, script: str = "() => {}", inputs: Sequence[gr.Component] = ()) -> dict:
+    """Returns an event that runs JavaScript in the browser and asks nothing of the server.
+
+    Args:
+        outputs: What the script sets.
+        script: A function; {} in it stands for the empty verdict.
+        inputs: The script's arguments.
+    """
+    script = script.replace("{}", json.dumps(NO_VERDICT))
+    return {"fn": None, "js": script, "inputs": list(inputs), "outputs": list(outputs), "api_visibility": "private"}
 
 
 def build_file_tab(served: ServedJudge, folder: Path) -> None:
@@ -179,13 +275,13 @@ def build_file_tab(served: ServedJudge, folder: Path) -> None:
         )
 
     def show_file(path: str | None, progress=gr.Progress()):  # noqa: B008  (Gradio's own way to ask for a bar)
-        """Returns what the page shows: the result files and a summary, or an error."""
+        """Returns what the page shows: summary, first verdicts and result files, or an error."""
         try:
             found = judge_upload(path, progress)
         except ValueError as error:
-            return gr.File(visible=False), gr.Textbox(str(error), visible=True), gr.Textbox(visible=False)
+            return render_error(str(error)), gr.File(visible=False)
         files = gr.File([str(found.predictions), str(found.submission)], visible=True)
-        return files, gr.Textbox(visible=False), gr.Textbox(found.summary, visible=True)
+        return preview_file(path, found), files
 
     def judge_file(file: str | None, progress=gr.Progress()) -> tuple[str, str, str]:  # noqa: B008
         """Returns predictions.parquet, submission.csv and a one-line summary of a file of battles."""
@@ -199,20 +295,28 @@ def build_file_tab(served: ServedJudge, folder: Path) -> None:
     gr.Markdown(
         f"Upload a parquet, csv or jsonl file with the columns id, prompt, response_a and response_b: up to "
         f"{limits.max_battles:,} battles and {limits.max_bytes / 1e6:g} MB. Any other schema that "
-        "`scripts/predict.py` accepts works too."
+        "`scripts/predict.py` accepts works too; docs/data.md lists them."
     )
     upload = build_upload()
     button = gr.Button("Judge the file", variant="primary", elem_id="judge_file")
-    note, summary = build_note("file_note"), build_note("summary")
+    result = gr.HTML(elem_id="result", js_on_load=ANNOUNCE)
     files = gr.File(label="Verdicts", file_count="multiple", visible=False, interactive=False, elem_id="files")
     one_file = {"concurrency_id": "file", "concurrency_limit": 1}
-    button.click(
-        show_file, upload, [files, note, summary], api_visibility="private", show_progress_on=upload, **one_file
-    )
+    button.click(show_file, upload, [result, files], api_visibility="private", show_progress_on=upload, **one_file)
+    # A file must be cleared before another is uploaded.
+    reset = {"queue": False, "api_visibility": "private"}
+    upload.clear(lambda: ("", gr.File(visible=False)), None, [result, files], **reset)
     # gr.api derives its inputs from type hints and cannot use the upload box: hence a click on an invisible button.
     hidden = [gr.File(visible=False, label=name) for name in ("predictions", "submission")]
     hidden.append(gr.Textbox(visible=False, label="summary"))
     gr.Button(visible=False).click(judge_file, upload, hidden, api_name="judge_file", **one_file)
+
+
+def preview_file(path: str, found: FileVerdicts) -> str:
+    """Returns the summary and the first verdicts on a file as HTML."""
+    battles = load_battles(path)
+    battles = battles.select(range(min(PREVIEW_ROWS, len(battles))))
+    return render_preview(found.summary, pd.read_parquet(found.predictions), list(battles))
 
 
 def build_upload() -> gr.File:
@@ -235,18 +339,13 @@ def build_upload() -> gr.File:
 def build_card(member: Member) -> None:
     """Builds a member's model card with its figures."""
     text, pictures = read_card(member.folder)
-    with gr.Accordion(f"Member {member.name}", open=True):
-        gr.Markdown(text, sanitize_html=True, elem_classes="card")
+    with gr.Accordion(f"Card of member {member.name}", open=False):
+        gr.Markdown(text, sanitize_html=True, elem_classes="card", max_height=VIEW_HEIGHT)
         if pictures:
             gr.Gallery(
                 [(str(path), path.stem.replace("_", " ")) for path in pictures],
                 show_label=False, columns=2, object_fit="contain", interactive=False, buttons=["fullscreen"],
             )  # fmt: skip
-
-
-def build_note(name: str) -> gr.Textbox:
-    """Builds a hidden box for messages. It is a text box because messages may quote users, and it renders no markup."""
-    return gr.Textbox(visible=False, show_label=False, container=False, lines=1, max_lines=6, elem_id=name)
 
 
 def load_examples() -> Iterator[tuple[str, list[str]]]:

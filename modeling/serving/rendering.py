@@ -1,55 +1,204 @@
-"""Model cards and verdicts as Markdown and HTML for the page. Knows no web framework; puts no user text into HTML."""
+"""What the page shows, as HTML: verdicts, errors, previews and the judge's facts; and its cards as Markdown.
+
+It knows no web framework. Text of users and of folders is always escaped.
+"""
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+from markupsafe import Markup
+
+from modeling.data.battles import name_winners
+from modeling.judging.judge import Judge
+from modeling.judging.loading import Member
+from modeling.judging.member import read_json, read_judge
+from modeling.judging.verdicts import DISAGREE, EQUAL, WITHIN_BAND, explain_verdict
+from modeling.publishing.cards import CARD_FILE, EVALUATION_FILE, list_bases, list_data, read_card_member
+from modeling.publishing.markdown import format_estimate
 from modeling.serving.requests import TITLES
 
 METADATA_BLOCK = re.compile(r"---\n.*?\n---\n", re.S)
 # Markdown pictures; the page shows the card's own figures in a gallery and fetches no others.
 PICTURE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
 FOLD, SUMMARY = re.compile(r"</?details>\n?"), re.compile(r"<summary>(.*?)</summary>")
-# Code first, so that a tag inside it is left alone: Markdown shows it as text anyway.
-CODE_OR_TAG = re.compile(r"(```.*?```|`[^`\n]*`)|<(?=[A-Za-z/!?])(?!https?://)", re.S)
+# What Markdown would turn into HTML or fetch: tags and pictures. Code comes first, so that what is inside it is left
+# alone: Markdown shows it as text anyway. The page's JavaScript uses the same pattern.
+CODE_OR_MARKUP = re.compile(r"(```.*?```|`[^`\n]*`)|!(?=\[)|<(?=[A-Za-z/!?])(?!https?://)", re.S)
+PREVIEW_ROWS, PREVIEW_CHARACTERS = 20, 80
+NOT_EVALUATED = Markup("<p>Not evaluated: run <code>scripts/evaluate.py</code>.</p>")
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def render_verdict(verdict: Mapping) -> Markup:
+    """Returns HTML for the fields of a `Verdict`, with `seconds`."""
+    winner, p_by_order = "A" if verdict["winner"] == "model_a" else "B", verdict["readings"]
+    if verdict["close"]:
+        headline = Markup("<div class='headline'><b>Too close to call</b></div><p>{}</p>").format(verdict["close"])
+        order = ""
+    else:
+        headline = Markup("<div class='headline {0}'><b>Answer {0} wins {1:.1%}</b></div>").format(
+            winner, max(verdict["p_a"], verdict["p_b"])
+        )
+        order = f"Answer {winner} wins in both orders. "
+    gap = abs(p_by_order["ab"] - p_by_order["ba"]) * 100
+    rows = Markup("").join(
+        Markup("<div class='order'><span>{} shown first</span>{}<span>A {:.1%}</span></div>").format(
+            first, _render_bar(p_by_order[orientation]), p_by_order[orientation]
+        )
+        for first, orientation in (("A", "ab"), ("B", "ba"))
+    )
+    return Markup(
+        "{}{}<div class='ends'><span>A {:.1%}</span><span>B {:.1%}</span></div><div class='orders'>{}</div>"
+        "<p>{}The probability of A differs by {:.1f} points between the orders.</p>{}"
+        "<p class='facts'>{:,} tokens · {:.2f} s</p>"
+    ).format(
+        headline, _render_bar(verdict["p_a"]), verdict["p_a"], verdict["p_b"], rows, order, gap,
+        _render_cuts(verdict), verdict["tokens"], verdict["seconds"],
+    )  # fmt: skip
+
+
+def render_error(message: str) -> Markup:
+    """Returns HTML for an error, which screen readers announce. The message may quote users."""
+    return Markup("<p class='error' role='alert'>{}</p>").format(message)
+
+
+def _render_bar(p_a: float) -> Markup:
+    """Returns a bar divided between A and B."""
+    return Markup(
+        "<div class='bar' role='img' aria-label='A {0:.1%}, B {1:.1%}'><i style='width: {0:.1%}'></i></div>"
+    ).format(p_a, 1 - p_a)
+
+
+def _render_cuts(verdict: Mapping) -> Markup:
+    """Returns a warning that says how much was not read; nothing if all was read."""
+    cut = {TITLES[name]: count for name, count in verdict["cut"].items() if count}
+    if not cut:
+        return Markup("")
+    share = sum(cut.values()) / (sum(cut.values()) + verdict["tokens"])
+    fields = ", ".join(f"{title}: {count:,} tokens" for title, count in cut.items())
+    return Markup(
+        "<p class='warning'>Not all was read, because the texts are too long for this judge. "
+        "Left out: {}; about {:.0%} of the battle.</p>"
+    ).format(fields, share)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def render_preview(summary: str, verdicts: pd.DataFrame, battles: Sequence[Mapping]) -> Markup:
+    """Returns the summary of a file's verdicts and a table of the first ones.
+
+    Args:
+        summary: One line.
+        verdicts: The rows of predictions.parquet.
+        battles: The first `PREVIEW_ROWS` of the file, in the verdicts' order.
+    """
+    verdicts = verdicts.assign(winner=name_winners(verdicts["p_a"]))
+    rows = []
+    for number, battle in enumerate(battles):
+        verdict = explain_verdict(verdicts.iloc[[number]], battle)
+        prompt = " ".join(battle["prompt"].split())
+        if len(prompt) > PREVIEW_CHARACTERS:
+            prompt = prompt[:PREVIEW_CHARACTERS] + "…"
+        rows.append((verdict.id, verdict.winner, f"{verdict.p_a:.3f}", verdict.close or "", prompt))
+    table = _render_table(("id", "winner", "p_a", "too close to call", "prompt"), rows)
+    caption = Markup("<p>{}</p><p class='facts'>The first {} of {:,} verdicts:</p>{}")
+    return caption.format(summary, len(battles), len(verdicts), table)
+
+
+# --- the judge --------------------------------------------------------------------------------------------------------
+
+
+def render_quality(judge: Judge) -> Markup:
+    """Returns a line with accuracy and calibration error for each evaluation in the folders of judge and members."""
+    lines = [_render_report(judge, *found) for found in _find_reports(judge)]
+    return Markup("").join(lines) or NOT_EVALUATED
+
+
+def render_judge(judge: Judge) -> Markup:
+    """Returns a table of the judge's facts: members, base, precision, calibration, training battles and licence."""
+    members = [read_card_member(member.folder, member.name) for member in judge.members]
+    sources, bases, calibration = list_data(members, "train"), list_bases(members), judge.calibration
+    trained = f"{sum(row['battles'] for row in sources):,} from {', '.join(row['source'] for row in sources)}"
+    rows = [
+        (
+            "Members",
+            _join(f"{member.name} (trained on orientation {member.facts.orientation})" for member in judge.members),
+        ),
+        ("Reads", "Every member reads both orders of a battle; the probabilities are averaged."),
+        ("Too close to call", f"{EQUAL} {DISAGREE} {WITHIN_BAND}"),
+        ("Base", _join(base["origin"] or base["name"] for base in bases)),
+        ("Licence of the base", _join(base["licence"] or "not known" for base in bases)),
+        ("Precision", _join(member.dtype for member in judge.members)),
+        ("Calibration", f"{calibration.method}, fitted on {calibration.battles:,} battles" if calibration else "none"),
+        ("Training battles", trained if sources else "not recorded"),
+        ("Fingerprint", _join(member.fingerprint for member in judge.members)),
+        ("Evaluation", render_quality(judge)),
+    ]
+    return _render_table((), rows)
 
 
 def read_card(folder: Path) -> tuple[str, list[Path]]:
     """Returns a member's model card as Markdown, without metadata, pictures and HTML, and the paths of its figures."""
-    path = folder / "README.md"
+    path = folder / CARD_FILE
     text = path.read_text(encoding="utf-8") if path.is_file() else "This member has no card."
     text = PICTURE.sub("", METADATA_BLOCK.sub("", text, count=1)).strip()
     text = SUMMARY.sub(r"**\1**", FOLD.sub("", text))  # the only HTML in our cards
-    text = CODE_OR_TAG.sub(lambda found: found[1] or "&lt;", text)
-    return text, sorted((folder / "figures").glob("*.png"))
+    return disarm_markdown(text), sorted((folder / "figures").glob("*.png"))
 
 
-def render_verdict(verdict: dict) -> str:
-    """Returns HTML for the fields of a `Verdict`, with `seconds`. Only its numbers go in, never a user's text."""
-    winner, p_by_order = "A" if verdict["winner"] == "model_a" else "B", verdict["readings"]
-    gap = f"{abs(p_by_order['ab'] - p_by_order['ba']) * 100:.1f} points"
-    if verdict["order_mattered"]:
-        order = f"The order changes the winner. The probability of A differs by {gap} between the two orders."
-    else:
-        order = f"Answer {winner} wins in both orders. The probability of A differs by {gap} between them."
-    rows = "".join(
-        f"<div class='order'><span>{first} shown first</span>{_render_bar(p_by_order[order])}"
-        f"<span>A {p_by_order[order]:.1%}</span></div>"
-        for first, order in (("A", "ab"), ("B", "ba"))
+def disarm_markdown(text: str) -> str:
+    """Returns Markdown whose tags are shown as text and whose pictures are links; code stays as it is."""
+    return CODE_OR_MARKUP.sub(lambda found: found[1] or ("&lt;" if found[0] == "<" else ""), text)
+
+
+def _find_reports(judge: Judge) -> Iterator[tuple[Member | None, dict]]:
+    """Yields the judge's own evaluation, as (None, report); if there is none, those of its members."""
+    (folder, *others) = {member.folder.parent for member in judge.members}
+    facts = None if others else read_judge(folder)
+    whole = facts and facts.members == [member.folder.name for member in judge.members]
+    if whole and (folder / EVALUATION_FILE).is_file():
+        yield None, read_json(folder / EVALUATION_FILE, "Judge")
+        return
+    for member in judge.members:
+        if (member.folder / EVALUATION_FILE).is_file():
+            yield member, read_json(member.folder / EVALUATION_FILE, "Judge")
+
+
+def _render_report(judge: Judge, member: Member | None, report: Mapping) -> Markup:
+    """Returns one line about an evaluation."""
+    who = "" if member is None or len(judge.members) == 1 else f"Member {member.name} alone. "
+    source = report["data"].get("battles", {}).get("name")
+    before = " before calibration" if member and judge.calibration else ""
+    return Markup(
+        "<p>{}Accuracy <b>{}</b> and calibration error (ECE) {}{} on {:,} battles{}, with {:.0%} intervals.</p>"
+    ).format(
+        who, format_estimate(report["accuracy"]), format_estimate(report["ece"]), before, report["battles"],
+        f" of {source}" if source else "", report["confidence"],
+    )  # fmt: skip
+
+
+def _join(values: Iterator[str]) -> str:
+    """Returns distinct values in one line."""
+    return ", ".join(dict.fromkeys(values))
+
+
+def _render_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
+    """Returns a table that scrolls in its own box; without a header, the first cell of each row names it."""
+    head = Markup("").join(Markup("<th scope='col'>{}</th>").format(name) for name in header)
+    body = Markup("").join(
+        Markup("<tr>{}</tr>").format(
+            Markup("").join(
+                Markup("<td>{}</td>" if header or column else "<th scope='row'>{}</th>").format(cell)
+                for column, cell in enumerate(row)
+            )
+        )
+        for row in rows
     )
-    cut = ", ".join(f"{TITLES[name]} {count:,}" for name, count in verdict["cut"].items() if count)
-    facts = [f"Tokens truncated: {cut}" if cut else "Nothing was truncated"]
-    facts += [f"{verdict['tokens']:,} tokens", f"{verdict['seconds']:.2f} s"]
-    return (
-        f"<div class='headline {winner}'><b>Answer {winner} wins</b>"
-        f"<span>{max(verdict['p_a'], verdict['p_b']):.1%}</span></div>"
-        f"{_render_bar(verdict['p_a'])}"
-        f"<div class='ends'><span>A {verdict['p_a']:.1%}</span><span>B {verdict['p_b']:.1%}</span></div>"
-        f"<div class='orders'>{rows}</div><p>{order}</p><p class='facts'>{' · '.join(facts)}</p>"
-    )
-
-
-def _render_bar(p_a: float) -> str:
-    """Returns a bar divided between A and B."""
-    return (
-        f"<div class='bar' role='img' aria-label='A {p_a:.1%}, B {1 - p_a:.1%}'><i style='width: {p_a:.1%}'></i></div>"
+    return Markup("<div class='table'><table>{}<tbody>{}</tbody></table></div>").format(
+        Markup("<thead><tr>{}</tr></thead>").format(head) if header else "", body
     )

@@ -65,7 +65,13 @@ def choose_budget(sequences: Sequence[Sequence[int]], device_type: str) -> int:
     other packs and so give slightly different probabilities.
     """
     least, most = TOKENS_PER_BATCH.get(device_type, TOKENS_PER_BATCH["cuda"])
-    return min(most, max(least, sum(map(len, sequences)) // MIN_PACKS))
+    lengths = [len(sequence) for sequence in sequences]
+    budget = min(most, max(least, sum(lengths) // MIN_PACKS))
+    pairs = round(sum(lengths) / budget / 2)
+    if least == most or not pairs:
+        return budget
+    # An even number of packs of about one size: of three packs, one of two cores would get two.
+    return min(most, sum(lengths) // (2 * pairs) + max(lengths) // 2)
 
 
 def predict_battles(

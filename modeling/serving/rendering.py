@@ -28,6 +28,7 @@ FOLD, SUMMARY = re.compile(r"</?details>\n?"), re.compile(r"<summary>(.*?)</summ
 CODE_OR_MARKUP = re.compile(r"(```.*?```|`[^`\n]*`)|!(?=\[)|<(?=[A-Za-z/!?])(?!https?://)", re.S)
 PREVIEW_ROWS, PREVIEW_CHARACTERS = 20, 80
 NOT_EVALUATED = Markup("<p>Not evaluated: run <code>scripts/evaluate.py</code>.</p>")
+CALIBRATED = 1e-3  # by how much calibration must change a probability to be mentioned
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
@@ -35,30 +36,46 @@ NOT_EVALUATED = Markup("<p>Not evaluated: run <code>scripts/evaluate.py</code>.<
 
 def render_verdict(verdict: Mapping) -> Markup:
     """Returns HTML for the fields of a `Verdict`, with `seconds`."""
-    winner, p_by_order = "A" if verdict["winner"] == "model_a" else "B", verdict["readings"]
     if verdict["close"]:
         headline = Markup("<div class='headline'><b>Too close to call</b></div><p>{}</p>").format(verdict["close"])
-        order = ""
     else:
         headline = Markup("<div class='headline {0}'><b>Answer {0} wins {1:.1%}</b></div>").format(
-            winner, max(verdict["p_a"], verdict["p_b"])
+            _name_winner(verdict), max(verdict["p_a"], verdict["p_b"])
         )
-        order = f"Answer {winner} wins in both orders. "
-    gap = abs(p_by_order["ab"] - p_by_order["ba"]) * 100
-    rows = Markup("").join(
-        Markup("<div class='order'><span>{} shown first</span>{}<span>A {:.1%}</span></div>").format(
-            first, _render_bar(p_by_order[orientation]), p_by_order[orientation]
-        )
-        for first, orientation in (("A", "ab"), ("B", "ba"))
-    )
     return Markup(
-        "{}{}<div class='ends'><span>A {:.1%}</span><span>B {:.1%}</span></div><div class='orders'>{}</div>"
-        "<p>{}The probability of A differs by {:.1f} points between the orders.</p>{}"
+        "{}{}<div class='ends'><span>A {:.1%}</span><span>B {:.1%}</span></div>{}{}"
         "<p class='facts'>{:,} tokens · {:.2f} s</p>"
     ).format(
-        headline, _render_bar(verdict["p_a"]), verdict["p_a"], verdict["p_b"], rows, order, gap,
+        headline, _render_bar(verdict["p_a"]), verdict["p_a"], verdict["p_b"], _render_orders(verdict),
         _render_cuts(verdict), verdict["tokens"], verdict["seconds"],
     )  # fmt: skip
+
+
+def _name_winner(verdict: Mapping) -> str:
+    """Returns the side that is more likely to win."""
+    return "A" if verdict["winner"] == "model_a" else "B"
+
+
+def _render_orders(verdict: Mapping) -> Markup:
+    """Returns a bar for each order that was read, and what they have in common."""
+    readings = verdict["readings"]
+    rows = Markup("").join(
+        Markup("<div class='order'><span>{} shown first</span>{}<span>A {:.1%}</span></div>").format(
+            orientation[0].upper(), _render_bar(p_a), p_a
+        )
+        for orientation, p_a in readings.items()
+    )
+    said = []
+    if len(readings) == 1:
+        said.append("Only one order was read.")
+    else:
+        if not verdict["close"]:
+            said.append(f"Answer {_name_winner(verdict)} wins in both orders.")
+        gap = abs(readings["ab"] - readings["ba"]) * 100
+        said.append(f"The probability of A differs by {gap:.1f} points between the orders.")
+    if abs(sum(readings.values()) / len(readings) - verdict["p_a"]) > CALIBRATED:
+        said.append("Calibration turned the orders' mean into the probability above.")
+    return Markup("<div class='orders'>{}</div><p>{}</p>").format(rows, " ".join(said))
 
 
 def render_error(message: str) -> Markup:

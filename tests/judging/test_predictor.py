@@ -13,7 +13,7 @@ from modeling.judging import predictor
 from modeling.judging.calibration import Calibration
 from modeling.judging.judge import Judge
 from modeling.judging.loading import load_judge, name_member
-from modeling.judging.predictor import build_batches, predict_battles
+from modeling.judging.predictor import build_batches, choose_budget, predict_battles
 
 # Largest change of a probability when the same battle is read in another batch, at another place, padded on another
 # side. In bf16 a matrix product of another shape rounds otherwise.
@@ -118,6 +118,18 @@ def test_two_equal_answers_have_even_odds_exactly(members, sample_battles, optio
         found = judge.predict(rows, **options)
         assert (found["p_a"][:10] == 0.5).all() and (found["p_b"][:10] == 0.5).all()
         assert np.abs(found["p_a"][10:] - 0.5).min() > 1e-4
+
+
+@pytest.mark.parametrize("count", [8, 20, 25, 33, 60, 300])
+def test_cores_get_packs_of_about_one_size(count):
+    """2,000 to 75,000 tokens: if each of two cores takes the next pack when it is done, neither waits for long."""
+    sequences = [[row] * (200 + row * 7 % 100) for row in range(count)]
+    packs = build_batches(sequences, budget := choose_budget(sequences, "cpu"))
+    cores = [0, 0]
+    for pack in packs:
+        cores[cores.index(min(cores))] += sum(len(sequences[row]) for row in pack)
+    assert budget <= 4096 and max(cores) <= 1.12 * sum(cores) / 2
+    assert choose_budget([[1] * 200], "cpu") == 1024 and choose_budget(sequences, "cuda") == 16384
 
 
 def test_equal_texts_are_read_once(member, sample_battles, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,11 +27,11 @@ CARD = (
     "![far](http://192.0.2.1/far.png) <img src='http://192.0.2.1/near.png'>\n"
 )
 LIMITS = ["--max_characters", "3000", "--max_battles", "80", "--max_bytes", "200000", "--max_waiting", "4"]
+LIMITS += ["--rate_limit", "0"]  # the tests are one client
 # As docs/app.md has them.
 CURL = """\
-id=$(curl -s $URL/gradio_api/call/v2/judge -H 'Content-Type: application/json' \\
-    -d '{"prompt": "2 + 2?", "response_a": "4", "response_b": "Five.", "id": "mine"}' | cut -d'"' -f4)
-curl -s $URL/gradio_api/call/judge/$id
+curl -s $URL/v1/judge -H 'Content-Type: application/json' \\
+    -d '{"prompt": "2 + 2?", "response_a": "4", "response_b": "Five.", "id": "mine"}'
 """
 
 
@@ -406,14 +407,16 @@ def test_gradio_client_gets_verdicts_and_files(app, judge, tmp_path):
         client.predict(file=handle_file(SAMPLES / "train.jsonl"), api_name="/judge_file")
 
 
-def test_curl_gets_a_verdict_by_two_steps(app, judge):
+def test_curl_gets_a_verdict_with_the_documented_fields(app, judge):
     if shutil.which("curl") is None:
         pytest.skip("curl is not here")
-    assert CURL in (REPOSITORY / "docs" / "app.md").read_text(encoding="utf-8")
-    answer = run("bash", "-c", CURL.replace("$URL", app)).stdout
-    verdict = json.loads(re.search(r"event: complete\ndata: (.*)\n", answer)[1])[0]
+    page = (REPOSITORY / "docs" / "app.md").read_text(encoding="utf-8")
+    assert CURL in page
+    verdict = json.loads(run("bash", "-c", CURL.replace("$URL", app)).stdout)
     battle = {"id": 0, "prompt": "2 + 2?", "response_a": "4", "response_b": "Five."}
     assert (verdict["id"], verdict["p_a"]) == ("mine", judge.predict([battle], readings="both")["p_a"][0])
+    rows = re.search(r"^\| field \| meaning \|\n(.*?)\n\n", page, re.M | re.S)[1]
+    assert re.findall(r"`(\w+)`(?=[^|]*\|.*\|)", rows) == list(verdict)
 
 
 def test_the_documented_python_example_runs(app, judge, tmp_path):
@@ -465,6 +468,29 @@ def test_when_too_many_wait_more_are_turned_away_and_the_others_get_their_own_an
             verdict = json.loads(re.search(r"event: complete\ndata: (.*)\n", text)[1])[0]
             # Read together with others, a battle may differ by a rounding.
             assert verdict["p_a"] == pytest.approx(known[int(verdict["id"])], abs=1e-5)
+
+
+def test_an_upload_that_is_cut_disturbs_nobody(app):
+    """A client dies in the middle of a file; others are answered, and the log shows no traceback (see `app`)."""
+    address = httpx.URL(app)
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address.host}\r\nContent-Length: 100000\r\n"
+    head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    part = '--x\r\nContent-Disposition: form-data; name="files"; filename="x.csv"\r\n\r\nid,prompt\r\n'
+    with socket.create_connection((address.host, address.port)) as client:
+        client.sendall((head + part).encode())
+    battle = {"prompt": "2 + 2?", "response_a": "4", "response_b": "Five."}
+    assert httpx.post(f"{app}/v1/judge", json=battle, timeout=60).status_code == 200
+
+
+def test_the_server_has_the_paths_that_the_docs_name(app):
+    """Health, metrics and both protocols, behind the same rules as the page."""
+    assert httpx.get(f"{app}/health").json()["status"] == "ok"
+    assert "bothways_battles_total" in httpx.get(f"{app}/metrics").text
+    question = {"best": {"type": "choice", "criteria": {"one": "4", "two": "Five."}}}
+    asked = httpx.post(f"{app}/v1/systemone", json={"state": "2 + 2?", "questions": question}, timeout=60)
+    assert set(asked.json()["answers"]["best"]["probabilities"]) == {"one", "two"}
+    misspelt = httpx.post(f"{app}/gradio_api/call/v2/judge", json={"promt": "?", "response_a": "x", "response_b": "y"})
+    assert misspelt.status_code == 422 and "Did you mean prompt?" in misspelt.text
 
 
 def test_what_is_not_served_is_refused(app, cards):

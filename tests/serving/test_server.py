@@ -98,7 +98,7 @@ def test_swapped_answers_give_the_mirrored_verdict(served):
 
 
 @pytest.mark.parametrize("text", HOSTILE_INPUTS)
-def test_hostile_text_is_read_as_text_and_reaches_no_markup(served, text):
+def test_hostile_text_is_read_as_text_and_its_id_comes_back(served, text):
     verdict = ask(served, {**TEXT, "response_a": text}, text)
     assert verdict["id"] == text and 0 < verdict["p_a"] < 1
 

@@ -2,7 +2,7 @@
 
 Ten packages, one concern each. A package imports only from those below it in `PACKAGES`:
 
-    serving      a judge for many people: server and web page
+    serving      a judge for many people: server, web page, protocols
     publishing   model cards from facts, uploads to the Hub
     training     setup, Trainer, checkpoints, memory plan, the record of a run
     judging      members and judges: folders, loading, canaries, passes, cascades, calibration, pseudo-labels

@@ -26,9 +26,9 @@ from modeling.encoding.encoder import share_room
 from modeling.evaluation.bootstrap import Estimate, Resampler, bound_share
 from modeling.evaluation.metrics import compute_accuracy
 from modeling.judging.judge import Judge
+from modeling.judging.verdicts import average_orders
 from modeling.network.gguf import build_packaged
 from modeling.runtime.packages import GEMMA_BASE, WEIGHTS
-from modeling.serving.server import average_orders
 
 # Jinja drops a line break at the end of a template. After it come the tokens A and B, which have no space in front.
 PLAIN_TEMPLATE = "{{ bos_token }}{{ messages[0].content }}\n\nAnswer:{{ '\\n' }}"
@@ -75,7 +75,7 @@ def ask_judge(judge: Judge, battles: Sequence[Mapping]) -> tuple[np.ndarray, np.
     swapped = [{**battle, "response_a": battle["response_b"], "response_b": battle["response_a"]} for battle in battles]
     verdicts = judge.predict([{**row, "id": id} for id, row in enumerate([*battles, *swapped])], readings="both")
     p_a, p_b = verdicts["p_a"].to_numpy(), verdicts["p_b"].to_numpy()
-    by_order = average_orders(verdicts, [member.name for member in judge.members])
+    by_order = average_orders(verdicts)
     one_order = np.array(list(by_order.values()))[:, : len(battles)]
     return np.array([p_a[: len(battles)], p_b[len(battles) :]]), one_order
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from accelerate import PartialState
 from datasets import Dataset, DatasetInfo
 from datasets.fingerprint import generate_random_fingerprint
@@ -261,11 +262,17 @@ def build_battles(table: pa.Table) -> Dataset:
 def is_checked(battles: object) -> bool:
     """Returns whether these are battles of `build_battles`, or some of their rows.
 
-    `datasets` keeps the mark when it changes columns, so they are looked at as far as that costs nothing.
+    `datasets` keeps the mark when it changes columns or joins data sets, so they are looked at as far as that costs
+    little: missing columns, nulls and repeated ids.
     """
     if not isinstance(battles, Dataset) or battles.info.builder_name != CHECKED:
         return False
-    return {"id", *TEXTS} <= set(battles.column_names) and not any(battles.data[name].null_count for name in TEXTS)
+    if not {"id", *TEXTS} <= set(battles.column_names):
+        return False
+    # Of the whole table, though the data set may be some of its rows: a fault elsewhere only costs a second check.
+    if any(battles.data[name].null_count for name in TEXTS):
+        return False
+    return pc.count_distinct(battles.data["id"]).as_py() == len(battles.data)
 
 
 class RowIds:

@@ -72,13 +72,13 @@ class Cascade:
         """
         battles = read_battles(battles)
         verdicts = self._predict(0, battles, time_budget, progress_dir, options)
+        # Two equal answers have even odds, and no judge can do better.
+        differ = [a != b for a, b in zip(battles["response_a"][:], battles["response_b"][:], strict=True)]
         for index, share in enumerate(self.shares, 1):
             if time_budget is not None and time_budget.is_over():
                 logger.warning(f"Time budget: no time for {self._name(index)}")
                 break
             uncertain = sort_by_uncertainty(verdicts["p_a"].to_numpy())
-            # Two equal answers have even odds, and no judge can do better.
-            differ = np.array(battles["response_a"][:]) != np.array(battles["response_b"][:])
             open_rows = [row for row in uncertain if differ[row]]
             chosen = np.sort(np.array(open_rows[: round(share * len(battles))], dtype=int))
             found = self._predict(index, battles.select(chosen), time_budget, progress_dir, options)

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
+from modeling.data.battles import read_battles
 from modeling.judging.judge import Judge
 
 
@@ -58,4 +59,5 @@ class JudgeBatches:
                 f"Batch: expected a column id, by which verdicts are matched; found {', '.join(batch)}. Add or rename "
                 "it before map_batches."
             )
-        return self.judge.predict(batch, **self.options)
+        # Texts as they are: a guess about lists of turns could differ from one batch to the next.
+        return self.judge.predict(read_battles(batch, schema="unlabelled"), **self.options)

@@ -115,7 +115,10 @@ class PassSchedule:
                 if other is member:
                     of_orders[ORIENTATIONS.index(order)] = wanted[number]
             for members, of_others in groups:
-                if np.array_equal(of_orders, of_others) and _count_shared_layers([*members, member]):
+                shared = _count_shared_layers([*members, member])
+                # A member that shares fewer layers than the others do would cost them time.
+                is_near = shared and (len(members) == 1 or shared == _count_shared_layers(members))
+                if is_near and np.array_equal(of_orders, of_others):
                     members.append(member)
                     break
             else:

@@ -26,7 +26,8 @@ def show_progress(**options) -> tqdm:
 
 def describe_step(bar: tqdm, text: str) -> None:
     """Writes what is being done before a bar, if the bar has been there long enough to be shown."""
-    bar.set_description(text, refresh=bar.format_dict["elapsed"] >= bar.delay)
+    # A disabled bar, as other processes than the first have it, lacks a delay.
+    bar.set_description(text, refresh=not bar.disable and bar.format_dict["elapsed"] >= bar.delay)
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""A judge for many people: server and web page."""
+"""A judge for many people: server, web page, protocols."""

@@ -40,6 +40,7 @@ FAILURES_PER_MINUTE = 10
 WORK = re.compile(r"/v1/.+|/gradio_api/(call|queue/join|upload|run)(/.*)?")
 # What follows names a file, a session or a result, and whoever knows the name may read it.
 PRIVATE = re.compile(r"(/gradio_api/(?:file=|heartbeat/|call/(?:v2/[^/]+|(?!v2/)[^/]+)/)).+", re.S)
+ASSET = re.compile(r"/(assets|static)/")  # the page's own files, about 60 for each visit
 REQUEST_ID = re.compile(rb"[A-Za-z0-9-]{1,64}")
 MAX_PATH = 200
 CLIENT_GONE = 499  # nginx's status for a client that did not wait for the answer
@@ -309,7 +310,7 @@ def _comes_from_another_site(method: str, headers: Mapping[bytes, bytes]) -> boo
     Following a link to this page is no such request. Programs send no such headers.
     """
     is_link = method == "GET" and headers.get(b"sec-fetch-mode") == b"navigate"
-    return headers.get(b"sec-fetch-site") == b"cross-site" and not is_link
+    return headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site") and not is_link
 
 
 def _refuse_for_now(reason: str, detail: str, wait: float) -> Refusal:
@@ -323,7 +324,7 @@ def _refuse_for_now(reason: str, detail: str, wait: float) -> Refusal:
 
 
 class AccessLog:
-    """ASGI middleware that logs one line of JSON per request to the logger bothways.access.
+    """ASGI middleware that logs requests, but for the page's own files, as lines of JSON to the logger bothways.access.
 
     The line says who asked for what, when, and how it ended. It never holds headers, bodies, query strings, or names
     by which a result or a file can be read.
@@ -362,7 +363,8 @@ class AccessLog:
                 "milliseconds": round(seconds * 1000),
                 "request_id": exchange.id,
             }
-            access_logger.info(json.dumps(record))  # which escapes line ends and all else that could forge a line
+            if status >= 400 or not ASSET.match(scope["path"]):
+                access_logger.info(json.dumps(record))  # which escapes line ends and all else that could forge a line
 
 
 def choose_request_id(headers: Mapping[bytes, bytes]) -> str:
@@ -387,8 +389,7 @@ class _Exchange:
 
     @property
     def final_status(self) -> int:
-        """The status for the log. An answer that nobody waited for, or that was never begun, has that of a client who
-        went away."""
+        """The status for the log: 499 if the client disconnected before the answer ended, or if no answer began."""
         return CLIENT_GONE if self.is_gone or self.status is None else self.status
 
     async def receive(self):

@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, Field
 
+from modeling.serving.access import CLIENT_GONE
 from modeling.serving.batching import QueueFullError
 from modeling.serving.decisions import Decision, DecisionLimits, parse_decision, parse_systemone
 from modeling.serving.monitoring import Monitor
@@ -21,6 +22,7 @@ from modeling.serving.validation import InvalidRequest
 
 Result = TypeVar("Result")
 
+LARGEST_SHARE = 0.25  # of the battles that may wait, in one request
 SECONDS_BETWEEN_CHECKS = 0.5  # whether a client that waits is still there
 
 
@@ -59,7 +61,7 @@ def build_server(served: ServedJudge, monitor: Monitor) -> FastAPI:
     monitor.set_waiting(served.queue.count_waiting)
     app = FastAPI(
         title="Bothways",
-        description="Which of two answers would people prefer? Every battle is read in both orders.",
+        description="Which of two answers would people prefer?",
         version=version("bothways"),
         docs_url=None,  # these two load scripts from another host
         redoc_url=None,
@@ -100,8 +102,9 @@ def build_server(served: ServedJudge, monitor: Monitor) -> FastAPI:
 
 def add_decisions(app: FastAPI, served: ServedJudge) -> None:
     """Adds the two protocols of decision models to the server's routes."""
-    # A request's pairs wait together, so that more than may wait could never be read.
-    limits = DecisionLimits(max_characters=served.limits.max_characters, max_pairs=served.queue.max_waiting)
+    # A request's pairs wait together: one with many answers must not keep all others out.
+    max_pairs = max(1, int(served.queue.max_waiting * LARGEST_SHARE))
+    limits = DecisionLimits(max_characters=served.limits.max_characters, max_pairs=max_pairs)
 
     async def decide(request: Request, parse: Callable[[object, DecisionLimits, str], Decision]) -> dict:
         """Returns the response to a request in one of the protocols."""
@@ -149,5 +152,5 @@ async def wait_for_client(request: Request, answer: Awaitable[Result]) -> Result
     while not (await asyncio.wait({task}, timeout=SECONDS_BETWEEN_CHECKS))[0]:
         if await request.is_disconnected():
             task.cancel()
-            raise HTTPException(499, "The client has gone.")
+            raise HTTPException(CLIENT_GONE, "The client has gone.")
     return task.result()

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import tempfile
 import threading
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from modeling.serving.monitoring import Monitor
 from modeling.serving.page import CALLS, build_page, mount_page
 from modeling.serving.requests import RequestLimits
 from modeling.serving.server import ServedJudge
-from modeling.serving.web import RequestGuard, choose_port
+from modeling.serving.web import RequestGuard, open_socket
 from modeling.settings.arguments import AppArguments
 
 logger = logging.getLogger("bothways.app")
@@ -39,7 +40,8 @@ def run_app(arguments: AppArguments, css: Path) -> None:
         ValueError: If the port is taken, a secret is unusable, or the judge cannot be loaded.
     """
     host = arguments.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
-    port = choose_port(host, arguments.port)
+    # Now, because loading the judge takes long, and another program could take the port meanwhile.
+    listening = open_socket(host, arguments.port)
     key, users = load_api_key(arguments.api_key), load_users(arguments.auth)
     warn_if_open(host, key, users)
     limit_malloc_arenas()
@@ -63,12 +65,15 @@ def run_app(arguments: AppArguments, css: Path) -> None:
         signal.signal(number, lambda *_: stop.set())
     with tempfile.TemporaryDirectory(prefix="bothways-app-") as folder:  # only this user can read it
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": str(Path(folder) / "examples")}
-        app = mount_page(build_server(served, monitor), build_page(served, Path(folder)), arguments, css)
-        app = RequestGuard(app, arguments.max_bytes, CALLS)
+        page = build_page(served, Path(folder))
+        app = mount_page(build_server(served, monitor), page, arguments, css)
+        app = RequestGuard(app, arguments.max_bytes, CALLS, page.fns)
         app = AccessGuard(app, key, users, arguments.rate_limit, monitor.count_refusal)
-        server = RunningServer(AccessLog(app, monitor.count_request), host, port)
+        server = RunningServer(AccessLog(app, monitor.count_request), listening)
         server.start()
-        logger.info(f"Serving {', '.join(member.name for member in judge.members)} on http://{host}:{port}/")
+        logger.info(
+            f"Serving {', '.join(member.name for member in judge.members)} on http://{host}:{listening.getsockname()[1]}/"
+        )
         stop.wait()
         logger.info("Stopping: those that wait are answered, others are refused")
         served.close()
@@ -80,22 +85,25 @@ class RunningServer:
 
     Args:
         app: The ASGI app.
-        host: Address to listen on.
-        port: A free port.
+        listening: What `open_socket` returned. It is closed with the server.
     """
 
-    def __init__(self, app, host: str, port: int):
-        config = uvicorn.Config(
-            app, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=SECONDS_TO_ANSWER
-        )
+    def __init__(self, app, listening: socket.socket):
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SECONDS_TO_ANSWER)
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._server.run, args=([listening],), name="http", daemon=True)
 
     def start(self) -> None:
-        """Returns once the server answers."""
+        """Returns once the server answers.
+
+        Raises:
+            RuntimeError: If it does not; the log says why.
+        """
         self._thread.start()
         while self._thread.is_alive() and not self._server.started:
             self._thread.join(0.01)
+        if not self._server.started:
+            raise RuntimeError("The HTTP server did not start; the lines above say why.")
 
     def stop(self) -> None:
         """Sends the answers that are ready and closes all connections."""

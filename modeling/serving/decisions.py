@@ -237,11 +237,12 @@ class _DecisionReader(BodyReader):
         if asked.responses is None:
             return self.read_text(option.text, option.where)
         if asked.responses and option.name not in asked.responses:
-            near, names = find_nearest(str(option.name), asked.responses), islice(map(shorten, asked.responses), 5)
+            names = islice(map(shorten, asked.responses), 5)
+            near = None if self.is_full() else find_nearest(str(option.name), asked.responses)
             hint = f"Did you mean {near}?" if near else "Use one of their names."
             expected = f"expected the name of one of the responses ({', '.join(names)})"
             self.refuse(option.where, f"{expected}; found {describe(option.name)}. {hint}")
-        elif option.text is not None:
+        elif asked.responses and option.text is not None:
             found = describe(option.text)
             self.refuse(option.where, f"expected no text, as the responses have it; found {found}. Leave it out.")
         return asked.responses.get(option.name)

@@ -55,7 +55,7 @@ class Monitor:
         )
         self._batch_seconds = Histogram("bothways_batch_seconds", "Time per batch.", buckets=SECONDS, registry=registry)
         self._file_jobs = Counter("bothways_file_jobs_total", "Uploaded files judged.", registry=registry)
-        self._waiting = Gauge("bothways_waiting_requests", "Requests that wait for the judge.", registry=registry)
+        self._waiting = Gauge("bothways_waiting_battles", "Battles that wait for the judge.", registry=registry)
         Info("bothways_build", "Version of the package and fingerprint of the judge.", registry=registry).info(
             {"version": version, "judge": judge}
         )
@@ -93,12 +93,19 @@ class Monitor:
         self._batch_battles.observe(battles)
         self._batch_seconds.observe(seconds)
 
-    def count_file(self) -> None:
-        """Counts an uploaded file that was judged."""
+    def count_file(self, battles: int, tokens: int) -> None:
+        """Counts an uploaded file that was judged.
+
+        Args:
+            battles: How many it has.
+            tokens: Of the longest pass of each, added up.
+        """
         self._file_jobs.inc()
+        self._battles.inc(battles)
+        self._tokens.inc(tokens)
 
     def set_waiting(self, count_waiting: Callable[[], float]) -> None:
-        """Sets what is asked, each time that the metrics are read, for the number of waiting requests."""
+        """Sets what is asked, each time that the metrics are read, for the number of waiting battles."""
         self._waiting.set_function(count_waiting)
 
     def render(self) -> tuple[bytes, str]:

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import gradio as gr
-import pandas as pd
 from fastapi import FastAPI
 
 from modeling.data.battles import DEMO_FOLDER, TEXTS, load_battles
@@ -19,7 +18,8 @@ from modeling.judging.loading import Member
 from modeling.runtime.paths import BATTLE_ENDINGS
 from modeling.serving.batching import QueueFullError
 from modeling.serving.rendering import (
-    CODE_OR_MARKUP,
+    BREAK,
+    MARKUP,
     PREVIEW_ROWS,
     read_card,
     render_error,
@@ -34,10 +34,8 @@ from modeling.serving.validation import InvalidRequest
 from modeling.settings.arguments import AppArguments
 
 TITLE = "Bothways"
-PURPOSE = (
-    "Which of two answers would people prefer? The judge reads every battle in both orders, "
-    "so the order of the answers cannot decide."
-)
+PURPOSE = "Which of two answers would people prefer?"
+BOTH_ORDERS = "The judge reads every battle in both orders, so the order of the answers cannot decide."
 FILE_TYPES = list(BATTLE_ENDINGS)
 SECONDS_BETWEEN_SWEEPS = 10
 SECONDS_KEPT = 1800  # uploaded files and results are deleted after this time
@@ -62,8 +60,7 @@ document.addEventListener('keydown', event => {{
 """
 # Does in the browser what `disarm_markdown` does here.
 DISARM_MARKDOWN = f"""(...texts) => texts.map(text => text.replace(
-    new RegExp({json.dumps(CODE_OR_MARKUP.pattern)}, 'gs'),
-    (found, code) => code ?? (found === '<' ? '&lt;' : '')
+    new RegExp({json.dumps(MARKUP.pattern)}, 'g'), '$&' + {json.dumps(BREAK)}
 ))"""
 LATEX = [
     {"left": "$$", "right": "$$", "display": True},
@@ -155,13 +152,14 @@ def build_page(served: ServedJudge, folder: Path) -> gr.Blocks:
         folder: Result files are written to new folders in it.
     """
     with gr.Blocks(title=TITLE, delete_cache=(SECONDS_KEPT // 6, SECONDS_KEPT), analytics_enabled=False) as page:
-        gr.HTML(f"<h1>{TITLE}</h1><p>{PURPOSE}</p>", elem_id="head", js_on_load=None)
+        orders = BOTH_ORDERS if served.readings == "both" else ""
+        gr.HTML(f"<h1>{TITLE}</h1><p>{PURPOSE} {orders}</p>", elem_id="head", js_on_load=None)
         with gr.Tab("Two answers"):
             build_battle_tab(served)
         with gr.Tab("A file"):
             build_file_tab(served, folder)
         with gr.Tab("The judge"):
-            gr.HTML(render_judge(served.judge), elem_id="facts", js_on_load=None)
+            gr.HTML(render_judge(served.judge, served.readings), elem_id="facts", js_on_load=None)
             for member in served.judge.members:
                 build_card(member)
     return page
@@ -281,7 +279,8 @@ def build_file_tab(served: ServedJudge, folder: Path) -> None:
         except ValueError as error:
             return render_error(str(error)), gr.File(visible=False)
         files = gr.File([str(found.predictions), str(found.submission)], visible=True)
-        return preview_file(path, found), files
+        battles = found.battles.select(range(min(PREVIEW_ROWS, len(found.battles))))
+        return render_preview(found.summary, found.verdicts, list(battles)), files
 
     def judge_file(file: str | None, progress=gr.Progress()) -> tuple[str, str, str]:  # noqa: B008
         """Returns predictions.parquet, submission.csv and a one-line summary of a file of battles."""
@@ -310,13 +309,6 @@ def build_file_tab(served: ServedJudge, folder: Path) -> None:
     hidden = [gr.File(visible=False, label=name) for name in ("predictions", "submission")]
     hidden.append(gr.Textbox(visible=False, label="summary"))
     gr.Button(visible=False).click(judge_file, upload, hidden, api_name="judge_file", **one_file)
-
-
-def preview_file(path: str, found: FileVerdicts) -> str:
-    """Returns the summary and the first verdicts on a file as HTML."""
-    battles = load_battles(path)
-    battles = battles.select(range(min(PREVIEW_ROWS, len(battles))))
-    return render_preview(found.summary, pd.read_parquet(found.predictions), list(battles))
 
 
 def build_upload() -> gr.File:

@@ -23,9 +23,10 @@ METADATA_BLOCK = re.compile(r"---\n.*?\n---\n", re.S)
 # Markdown pictures; the page shows the card's own figures in a gallery and fetches no others.
 PICTURE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
 FOLD, SUMMARY = re.compile(r"</?details>\n?"), re.compile(r"<summary>(.*?)</summary>")
-# What Markdown would turn into HTML or fetch: tags and pictures. Code comes first, so that what is inside it is left
-# alone: Markdown shows it as text anyway. The page's JavaScript uses the same pattern.
-CODE_OR_MARKUP = re.compile(r"(```.*?```|`[^`\n]*`)|!(?=\[)|<(?=[A-Za-z/!?])(?!https?://)", re.S)
+# What Markdown would turn into HTML or fetch: the beginnings of tags, but for links in angle brackets, and of pictures.
+# The page's JavaScript uses the same pattern.
+MARKUP = re.compile(r"<(?=[A-Za-z/!?])(?!https?://)|!(?=\[)")
+BREAK = "\u200b"  # a space of no width, which ends what would become markup and changes nothing that is seen
 PREVIEW_ROWS, PREVIEW_CHARACTERS = 20, 80
 NOT_EVALUATED = Markup("<p>Not evaluated: run <code>scripts/evaluate.py</code>.</p>")
 CALIBRATED = 1e-3  # by how much calibration must change a probability to be mentioned
@@ -136,17 +137,22 @@ def render_quality(judge: Judge) -> Markup:
     return Markup("").join(lines) or NOT_EVALUATED
 
 
-def render_judge(judge: Judge) -> Markup:
-    """Returns a table of the judge's facts: members, base, precision, calibration, training battles and licence."""
+def render_judge(judge: Judge, readings: str) -> Markup:
+    """Returns a table of the judge's facts: members, base, precision, calibration, training battles and licence.
+
+    Args:
+        judge: The judge.
+        readings: Which passes are run, see `Judge.plan_passes`.
+    """
     members = [read_card_member(member.folder, member.name) for member in judge.members]
-    sources, bases, calibration = list_data(members, "train"), list_bases(members), judge.calibration
+    sources, bases, calibration = list_data(members, "train"), list_bases(members), judge.find_calibration(readings)
     trained = f"{sum(row['battles'] for row in sources):,} from {', '.join(row['source'] for row in sources)}"
     rows = [
         (
             "Members",
             _join(f"{member.name} (trained on orientation {member.facts.orientation})" for member in judge.members),
         ),
-        ("Reads", "Every member reads both orders of a battle; the probabilities are averaged."),
+        ("Passes", _join(f"{member.name} reads {order}" for member, order in judge.plan_passes(readings))),
         ("Too close to call", f"{EQUAL} {DISAGREE} {WITHIN_BAND}"),
         ("Base", _join(base["origin"] or base["name"] for base in bases)),
         ("Licence of the base", _join(base["licence"] or "not known" for base in bases)),
@@ -169,8 +175,8 @@ def read_card(folder: Path) -> tuple[str, list[Path]]:
 
 
 def disarm_markdown(text: str) -> str:
-    """Returns Markdown whose tags are shown as text and whose pictures are links; code stays as it is."""
-    return CODE_OR_MARKUP.sub(lambda found: found[1] or ("&lt;" if found[0] == "<" else ""), text)
+    """Returns Markdown whose tags are shown as text and whose pictures become links, also in code."""
+    return MARKUP.sub(lambda found: found[0] + BREAK, text)
 
 
 def _find_reports(judge: Judge) -> Iterator[tuple[Member | None, dict]]:

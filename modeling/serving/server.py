@@ -37,11 +37,13 @@ BYTES_PER_TOKEN = 4  # of English in UTF-8; only for the size of a batch
 
 @dataclass(frozen=True)
 class FileVerdicts:
-    """The verdicts on a file: the two files that predict.py writes and a one-line summary."""
+    """The verdicts on a file: the two files that predict.py writes, a one-line summary, and what is in them."""
 
     predictions: Path
     submission: Path
     summary: str
+    verdicts: pd.DataFrame
+    battles: Dataset
 
 
 class ServedJudge:
@@ -57,7 +59,7 @@ class ServedJudge:
         max_waiting: Most battles that may wait to be read.
         readings: See `Judge.plan_passes`.
         count_batch: Called after each batch with its battles, their tokens and the seconds that it took.
-        count_file: Called after each file.
+        count_file: Called after each file with its battles and their tokens.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class ServedJudge:
         readings: str = "both",
         *,
         count_batch: Callable[[int, int, float], None] = lambda battles, tokens, seconds: None,
-        count_file: Callable[[], None] = lambda: None,
+        count_file: Callable[[int, int], None] = lambda battles, tokens: None,
     ):
         self.judge, self.limits, self.name = judge, limits, judge.name
         self._count_batch, self._count_file = count_batch, count_file
@@ -168,8 +170,8 @@ class ServedJudge:
             verdicts = self.judge.predict(battles, readings=self.readings, num_workers=1, start_pack=start_pack)
         seconds = time.perf_counter() - start
         paths = write_verdicts(folder, verdicts, describe_predictions(self.judge, verdicts, str(path), self.readings))
-        self._count_file()
-        return FileVerdicts(*paths, summarise_verdicts(verdicts, battles, seconds))
+        self._count_file(len(battles), int(verdicts["tokens"].sum()))
+        return FileVerdicts(*paths, summarise_verdicts(verdicts, battles, seconds), verdicts, battles)
 
     def _wait_for_model(self) -> None:
         """Takes the model, behind the request at the entrance, if there is one."""

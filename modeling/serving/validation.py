@@ -39,9 +39,13 @@ class BodyReader:
 
     def refuse(self, where: Place, message: str, type: str = "value_error") -> None:
         """Notes a fault; `type` is pydantic's name for its kind."""
-        if len(self.faults) < MAX_FAULTS:
+        if not self.is_full():
             place = [shorten(part) if isinstance(part, str) else part for part in ("body", *where)]
             self.faults.append({"loc": place, "msg": message, "type": type})
+
+    def is_full(self) -> bool:
+        """Returns whether no more faults are noted, so that nothing needs to be found out about them."""
+        return len(self.faults) >= MAX_FAULTS
 
     def finish(self) -> None:
         """Raises an InvalidRequest if there were faults."""
@@ -55,6 +59,8 @@ class BodyReader:
             return {}
         known = list(dict.fromkeys([*required, *optional]))
         for key in islice((key for key in value if key not in known), MAX_FAULTS):
+            if self.is_full():
+                break
             near = find_nearest(key, known)
             way_out = f"Did you mean {near}?" if near else "Leave it out."
             self.refuse((*where, key), f"expected {', '.join(known)}. {way_out}", "extra_forbidden")

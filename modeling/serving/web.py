@@ -3,7 +3,10 @@
 import json
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+
+from starlette.requests import ClientDisconnect
 
 from modeling.serving.validation import BodyReader
 
@@ -14,6 +17,7 @@ ROUTES = re.compile(
     r"|upload_progress|run/predict|file=/.+)/?"
 )
 UPLOAD = "/gradio_api/upload"
+GRADIO = re.compile(r"/gradio_api/(call/.+|queue/join|run/predict)")
 CALL = re.compile(r"/gradio_api/call/(?P<by_name>v2/)?(?P<name>\w+)/?")
 # Bytes of a request without a file. Far above --max_characters, so that a long text is refused with its field's name.
 LARGEST_BODY = 4_000_000
@@ -30,15 +34,14 @@ HEADERS = (
 )
 
 
-def choose_port(host: str, port: int) -> int:
-    """Returns the port, or a free one for 0.
+def open_socket(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens on the port, or on a free one for 0. Who connects waits until it is served.
 
     Raises:
         ValueError: If the port is taken, or the host is no address of this machine.
     """
     try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
-            return server.getsockname()[1]
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise ValueError(
             f"--host {host} --port {port}: expected an address of this machine and a free port; found: "
@@ -52,24 +55,26 @@ class RequestGuard:
     Args:
         app: The ASGI app behind it.
         max_bytes: Size limit of an uploaded file.
+        events: Numbers of the page's events. Gradio answers an unknown one, too, with status 500.
         calls: Fields of each call of Gradio's API, and whether it needs them. Gradio itself answers a wrong field with
             status 500.
     """
 
-    def __init__(self, app, max_bytes: int, calls: Mapping[str, Mapping[str, bool]]):
-        self.app, self.max_bytes, self.calls = app, max_bytes, calls
+    def __init__(self, app, max_bytes: int, calls: Mapping[str, Mapping[str, bool]], events: Collection[int]):
+        self.app, self.max_bytes, self.calls, self.events = app, max_bytes, calls, events
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         refusal = self.find_refusal(scope["method"], scope["path"], dict(scope["headers"]))
-        if not refusal and scope["method"] == "POST" and (call := CALL.fullmatch(scope["path"])):
+        if not refusal and scope["method"] == "POST" and GRADIO.fullmatch(scope["path"]):
             body = await _read_body(receive)
-            refusal, receive = self.find_faults(call, body), _replay(body, receive)
+            refusal, receive = self.find_faults(scope["path"], body), _replay(body, receive)
         if refusal:
             await refuse(send, *refusal)
-        else:
+            return
+        with suppress(ClientDisconnect):  # nobody is left to be answered
             await self.app(scope, receive, _add_headers(send))
 
     def find_refusal(self, method: str, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
@@ -78,18 +83,19 @@ class RequestGuard:
             return 404, "There is no such page here."
         if method in ("GET", "HEAD", "OPTIONS"):
             return None
-        # The declared length can be trusted: the server enforces it.
+        # The server enforces the declared length, unless the body comes in chunks.
         length = headers.get(b"content-length", b"")
-        if not length.isdigit():
+        if not length.isdigit() or b"transfer-encoding" in headers:
             return 411, "Expected a Content-Length; found none. Send the body in one piece."
         most = self.max_bytes + FORM_BYTES if path.startswith(UPLOAD) else LARGEST_BODY
         if int(length) > most:
             return 413, f"Expected at most {most:,} bytes; found {int(length):,}. Send less at a time."
         return None
 
-    def find_faults(self, call: re.Match, body: bytes) -> tuple[int, str | list[dict]] | None:
-        """Returns status and reason if a call of Gradio's API has the wrong fields, or None."""
-        if call["name"] not in self.calls:
+    def find_faults(self, path: str, body: bytes) -> tuple[int, str | list[dict]] | None:
+        """Returns status and reason if a request to Gradio's API or for an event has the wrong fields, or None."""
+        call = CALL.fullmatch(path)
+        if call and call["name"] not in self.calls:
             return 404, f"There is no call {call['name']}; found {', '.join(self.calls)}."
         try:
             sent = json.loads(body)
@@ -97,6 +103,17 @@ class RequestGuard:
             return 422, "Expected JSON; found something else."
         if not isinstance(sent, dict):
             return 422, "Expected a JSON object with the fields of the call."
+        return self._find_wrong_fields(call, sent) if call else self._find_wrong_event(sent)
+
+    def _find_wrong_event(self, sent: Mapping) -> tuple[int, str] | None:
+        """Returns status and reason if an event is none of the page's, or None."""
+        number = sent.get("fn_index")
+        if isinstance(number, int) and number in self.events:
+            return None
+        return 422, "fn_index: expected the number of one of the page's events; found another. Reload the page."
+
+    def _find_wrong_fields(self, call: re.Match, sent: Mapping) -> tuple[int, str | list[dict]] | None:
+        """Returns status and reason if a call of Gradio's API has the wrong fields, or None."""
         fields = self.calls[call["name"]]
         if call["by_name"]:
             reader = BodyReader(max_characters=0)  # it reads no texts here

@@ -230,7 +230,7 @@ class AppArguments:
     max_characters: int = option(20_000, "Maximum characters of a text.")
     max_battles: int = option(1000, "Maximum battles in an uploaded file.")
     max_bytes: int = option(10_000_000, "Maximum bytes of an uploaded file.")
-    max_waiting: int = option(100, "Maximum waiting requests; further ones are rejected.")
+    max_waiting: int = option(100, "Maximum battles that wait; further ones are rejected.")
     rate_limit: int = option(120, "Maximum requests per minute and client; 0 sets none.")
     api_key: str | None = option(
         None,

@@ -25,6 +25,14 @@ def test_a_bar_is_there_only_after_its_delay(monkeypatch):
     assert run_bar("60", monkeypatch) == ""
 
 
+def test_a_disabled_bar_is_described_in_silence():
+    """Other processes than the first disable theirs, and tqdm gives such a bar no delay."""
+    written = io.StringIO()
+    with show_progress(total=2, file=written, disable=True) as bar:
+        describe_step(bar, "Loading")
+    assert written.getvalue() == ""
+
+
 def test_the_bars_of_transformers_wait_too(monkeypatch):
     monkeypatch.delenv("TQDM_DELAY", raising=False)
     for delayed in (True, False):

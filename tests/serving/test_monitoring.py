@@ -72,10 +72,10 @@ def test_batches_files_and_refusals_are_counted(monitor):
     """One batch of 3 battles, one of 300, which is beyond the largest bucket."""
     for battles, tokens in ((3, 400), (300, 5)):
         monitor.count_batch(battles, tokens, 0.5)
-    monitor.count_file()
+    monitor.count_file(20, 100)
     monitor.count_refusal("rate_limit")
     found = read(monitor)
-    assert (found["bothways_battles_total"], found["bothways_tokens_total"]) == (303, 405)
+    assert (found["bothways_battles_total"], found["bothways_tokens_total"]) == (323, 505)
     assert found["bothways_batch_seconds_sum"] == 1 and found["bothways_file_jobs_total"] == 1
     assert found["bothways_refused_total reason=rate_limit"] == 1
     within = [found[f"bothways_batch_battles_bucket le={float(edge)}"] for edge in BATTLES]
@@ -85,9 +85,9 @@ def test_batches_files_and_refusals_are_counted(monitor):
 def test_who_waits_is_asked_when_the_metrics_are_read(monitor):
     waiting = [1, 2]
     monitor.set_waiting(lambda: len(waiting))
-    before = read(monitor)["bothways_waiting_requests"]
+    before = read(monitor)["bothways_waiting_battles"]
     waiting.clear()
-    assert (before, read(monitor)["bothways_waiting_requests"]) == (2, 0)
+    assert (before, read(monitor)["bothways_waiting_battles"]) == (2, 0)
 
 
 def test_version_judge_and_memory_are_told(monitor):
@@ -98,7 +98,7 @@ def test_version_judge_and_memory_are_told(monitor):
 
 def test_each_server_has_its_own_metrics(monitor):
     other = Monitor("0.1.0", "5f2c")
-    other.count_file()
+    other.count_file(1, 1)
     assert (read(monitor)["bothways_file_jobs_total"], read(other)["bothways_file_jobs_total"]) == (0, 1)
 
 

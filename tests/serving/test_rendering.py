@@ -16,6 +16,7 @@ from modeling.judging.verdicts import DISAGREE, EQUAL, WITHIN_BAND, Verdict
 from modeling.publishing.markdown import format_estimate
 from modeling.runtime.paths import DEFAULT_JUDGE, find_judge_folder
 from modeling.serving.rendering import (
+    BREAK,
     NOT_EVALUATED,
     PREVIEW_CHARACTERS,
     disarm_markdown,
@@ -125,7 +126,7 @@ def test_the_judges_facts_are_those_of_its_members(copied):
             }
         )
     )
-    html = render_judge(copied)
+    html = render_judge(copied, "both")
     for member in copied.members:
         assert member.fingerprint in html and f"{member.name} (trained on orientation" in html
     assert "<td>1,234 from &lt;b&gt;.csv</td>" in html and "Gemma Terms of Use" in html
@@ -141,8 +142,8 @@ def test_a_card_comes_without_its_metadata_pictures_and_html(tmp_path):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "a.png").touch()
     assert read_card(tmp_path) == (
-        "# Judge\n\n\n\n---\n\nMore &lt;img src=x> 1 < 2 `<response_a>` &lt;/b>\n```\n<b>\n```\n"
-        "**Per &lt;i>language&lt;/i>**\n\n| a |\n\n",
+        "# Judge\n\n\n\n---\n\nMore <~img src=x> 1 < 2 `<~response_a>` <~/b>\n```\n<~b>\n```\n"
+        "**Per <~i>language<~/i>**\n\n| a |\n\n".replace("~", BREAK),
         [tmp_path / "figures" / "a.png"],
     )
 
@@ -150,5 +151,9 @@ def test_a_card_comes_without_its_metadata_pictures_and_html(tmp_path):
 def test_markdown_of_users_has_no_tags_and_fetches_no_pictures():
     text = "![x](http://192.0.2.1/x.png) ![y][1] <b>bold</b> a<b <https://example.org> `![z] <i>` wow!"
     assert disarm_markdown(text) == (
-        "[x](http://192.0.2.1/x.png) [y][1] &lt;b>bold&lt;/b> a&lt;b <https://example.org> `![z] <i>` wow!"
+        "!~[x](http://192.0.2.1/x.png) !~[y][1] <~b>bold<~/b> a<~b <https://example.org> `!~[z] <~i>` wow!"
+    ).replace("~", BREAK)
+    # What looks like code to a simple pattern, and is none to Markdown.
+    assert disarm_markdown("\\`<b>\\`\n\nx ```\n\n<h1>\n\n```") == "\\`<~b>\\`\n\nx ```\n\n<~h1>\n\n```".replace(
+        "~", BREAK
     )

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from modeling.data.battles import TEXTS
-from modeling.serving.web import CALL, LARGEST_BODY, RequestGuard, choose_port
+from modeling.serving.web import LARGEST_BODY, RequestGuard, open_socket
 
 CALLS = {"judge": dict.fromkeys(TEXTS, True) | {"id": False}, "judge_file": {"file": True}}
 
@@ -28,7 +28,7 @@ CALLS = {"judge": dict.fromkeys(TEXTS, True) | {"id": False}, "judge_file": {"fi
     ],
 )
 def test_only_requests_that_the_page_needs_are_let_in(method, path, length, status):
-    guard = RequestGuard(None, 6_000_000, CALLS)
+    guard = RequestGuard(None, 6_000_000, CALLS, {0, 1})
     headers = {} if length is None else {b"content-length": str(length).encode()}
     assert (guard.find_refusal(method, path, headers) or (None,))[0] == status
 
@@ -36,36 +36,44 @@ def test_only_requests_that_the_page_needs_are_let_in(method, path, length, stat
 @pytest.mark.parametrize(
     ("path", "body", "status", "said"),
     [
-        ("v2/judge", {"prompt": "?", "response_a": "x", "response_b": "y"}, None, ""),
-        ("v2/judge", {"prompt": "?", "response_a": "x", "response_b": "y", "id": 3}, None, ""),
-        ("v2/judge", {"promt": "?", "response_a": "x", "response_b": "y"}, 422, "Did you mean prompt"),
-        ("v2/judge", {}, 422, "expected this key; found none"),
-        ("v2/judge", [1], 422, "a JSON object"),
-        ("v2/judge", b"{", 422, "Expected JSON"),
-        ("v2/judge", b"[" * 10**6, 422, "Expected JSON"),
-        ("v2/judge", b"\xff\xfe", 422, "Expected JSON"),
-        ("v2/jugde", {}, 404, "no call jugde; found judge, judge_file"),
-        ("v2/judge_file", {}, 422, "expected this key; found none"),
-        ("judge", {"data": ["?", "x", "y", ""]}, None, ""),
-        ("judge", {"data": ["?", "x"]}, 422, "4 values in this order"),
-        ("judge", {"date": ["?", "x", "y", ""]}, 422, "4 values in this order"),
-        ("judge_file", {"data": [{}]}, None, ""),
+        ("call/v2/judge", {"prompt": "?", "response_a": "x", "response_b": "y"}, None, ""),
+        ("call/v2/judge", {"prompt": "?", "response_a": "x", "response_b": "y", "id": 3}, None, ""),
+        ("call/v2/judge", {"promt": "?", "response_a": "x", "response_b": "y"}, 422, "Did you mean prompt"),
+        ("call/v2/judge", {}, 422, "expected this key; found none"),
+        ("call/v2/judge", [1], 422, "a JSON object"),
+        ("call/v2/judge", b"{", 422, "Expected JSON"),
+        ("call/v2/judge", b"[" * 10**6, 422, "Expected JSON"),
+        ("call/v2/judge", b"\xff\xfe", 422, "Expected JSON"),
+        ("call/v2/jugde", {}, 404, "no call jugde; found judge, judge_file"),
+        ("call/v2/judge_file", {}, 422, "expected this key; found none"),
+        ("call/judge", {"data": ["?", "x", "y", ""]}, None, ""),
+        ("call/judge", {"data": ["?", "x"]}, 422, "4 values in this order"),
+        ("call/judge", {"date": ["?", "x", "y", ""]}, 422, "4 values in this order"),
+        ("call/judge_file", {"data": [{}]}, None, ""),
+        ("queue/join", {"data": [], "fn_index": 1, "session_hash": "x"}, None, ""),
+        ("queue/join", {"data": [], "fn_index": 999, "session_hash": "x"}, 422, "one of the page's events"),
+        ("run/predict", {"data": []}, 422, "one of the page's events"),
     ],
 )
 def test_wrong_fields_of_gradios_api_are_refused_by_name(path, body, status, said):
     """Gradio answers a misspelt field with status 500 and a traceback in the log."""
-    call = CALL.fullmatch(f"/gradio_api/call/{path}")
-    found = RequestGuard(None, 1000, CALLS).find_faults(
-        call, body if isinstance(body, bytes) else json.dumps(body).encode()
-    )
+    guard = RequestGuard(None, 1000, CALLS, {0, 1})
+    found = guard.find_faults(f"/gradio_api/{path}", body if isinstance(body, bytes) else json.dumps(body).encode())
     assert (found or (None,))[0] == status and said in json.dumps(found)
+
+
+def test_a_body_in_chunks_is_refused_whatever_length_it_declares():
+    """The HTTP parser would read it to its end, without a limit."""
+    headers = {b"content-length": b"10", b"transfer-encoding": b"chunked"}
+    assert RequestGuard(None, 1000, CALLS, {0}).find_refusal("POST", "/v1/judge", headers)[0] == 411
 
 
 def test_a_taken_port_is_reported():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--port {port}: expected an address of this machine and a free port"):
-            choose_port("127.0.0.1", port)
-        assert choose_port("127.0.0.1", 0) not in (0, port)
+            open_socket("127.0.0.1", port)
+        with open_socket("127.0.0.1", 0) as free:
+            assert free.getsockname()[1] not in (0, port)
     with pytest.raises(ValueError, match=r"--host 192\.0\.2\.1"):
-        choose_port("192.0.2.1", 0)
+        open_socket("192.0.2.1", 0)

@@ -40,6 +40,11 @@ def format_lead(lead: dict) -> str:
     return "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**lead)
 
 
+def measure_rate(turns: list[dict]) -> float:
+    """Requests per second of all turns together."""
+    return sum(turn["requests"] for turn in turns) / sum(turn["seconds"] for turn in turns)
+
+
 def test_the_results_are_the_measured_ones():
     study, prediction, training = (
         json.loads((RESULTS / f"{name}.json").read_text()) for name in ("study", "prediction", "training")
@@ -51,6 +56,7 @@ def test_the_results_are_the_measured_ones():
     gpu = json.loads((RESULTS / "gpu.json").read_text())["prediction"]
     parts = json.loads((RESULTS / "default_judge.json").read_text())["parts"]
     demo, votes = parts["demo"], parts["votes"]
+    app = json.loads((RESULTS / "app.json").read_text())
     expected = [
         format_estimate(demo["all"]["accuracy"]),
         format_lead(demo["all"]["baselines"]["tf-idf"]["difference"]),
@@ -68,11 +74,25 @@ def test_the_results_are_the_measured_ones():
         f"{ours['answers']['largest_dp']:.3f}",
         f"{gpu['round 2: ours, bf16, packed_flex']['times_notebook']:.2f}",
         f"{training['ways']['ours']['tokens_ratio'][0]:.2f}",
+        f"{measure_rate(app['now']) / measure_rate(app['before']):.2f}",
         "3.10 GB",  # of no file: docs/training.md has its command
         "0",
     ]
     assert [cells[1] for cells in list_rows(README, "Results")] == expected
     assert "| zero3, 2 processes | none | 4 | 2.17 | 3.10 |" in read_page("training")
+
+
+def test_the_apps_load_is_the_measured_one():
+    """The table of docs/app.md, two turns each."""
+    app = json.loads((RESULTS / "app.json").read_text())
+    rows = list_rows(read_page("app"), "Load")
+    fields = ("requests_per_second", "latency_median_seconds", "latency_95_percent_seconds", "one_client_median_seconds")
+    for row, field, digits in zip(rows, fields, (2, 1, 1, 2), strict=False):
+        for cell, name in zip(row[1:3], ("before", "now"), strict=True):
+            assert cell == ", ".join(f"{turn[field]:.{digits}f}" for turn in app[name])
+    memory = [max(app[name], key=lambda turn: turn["memory_mb"]["end"])["memory_mb"] for name in ("before", "now")]
+    assert rows[4][1:3] == [f"{each['after_a_third']:,} and {each['end']:,}" for each in memory]
+    assert all(turn["errors"] == 0 for turns in (app["before"], app["now"]) for turn in turns)
 
 
 def test_a_goal_that_was_missed_is_called_so():

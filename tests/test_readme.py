@@ -86,7 +86,12 @@ def test_the_apps_load_is_the_measured_one():
     """The table of docs/app.md, two turns each."""
     app = json.loads((RESULTS / "app.json").read_text())
     rows = list_rows(read_page("app"), "Load")
-    fields = ("requests_per_second", "latency_median_seconds", "latency_95_percent_seconds", "one_client_median_seconds")
+    fields = (
+        "requests_per_second",
+        "latency_median_seconds",
+        "latency_95_percent_seconds",
+        "one_client_median_seconds",
+    )
     for row, field, digits in zip(rows, fields, (2, 1, 1, 2), strict=False):
         for cell, name in zip(row[1:3], ("before", "now"), strict=True):
             assert cell == ", ".join(f"{turn[field]:.{digits}f}" for turn in app[name])

@@ -49,7 +49,7 @@ ANNOUNCE = "element.setAttribute('aria-live', 'polite')"
 # Gradio 6.31's own `input` event of a text box misses pasted and deleted text.
 WATCH_VERDICT = f"""
 {ANNOUNCE}
-watch('value', () => element.querySelector('.headline, .error')?.scrollIntoView({{block: 'nearest'}}))
+watch('value', () => element.querySelector('.headline, .error') && element.scrollIntoView({{block: 'nearest'}}))
 document.addEventListener('input', event => event.target.closest('.text') && trigger('input'))
 document.addEventListener('keydown', event => {{
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && event.target.closest('.text')) {{

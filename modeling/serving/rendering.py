@@ -13,8 +13,8 @@ from markupsafe import Markup
 from modeling.data.battles import name_winners
 from modeling.judging.judge import Judge
 from modeling.judging.loading import Member
-from modeling.judging.member import read_json, read_judge
-from modeling.judging.verdicts import DISAGREE, EQUAL, WITHIN_BAND, explain_verdict
+from modeling.judging.member import list_readings, read_json, read_judge
+from modeling.judging.verdicts import CLOSE_BAND, explain_verdict
 from modeling.publishing.cards import CARD_FILE, EVALUATION_FILE, list_bases, list_data, read_card_member
 from modeling.publishing.markdown import format_estimate
 from modeling.serving.requests import TITLES
@@ -152,8 +152,15 @@ def render_judge(judge: Judge, readings: str) -> Markup:
             "Members",
             _join(f"{member.name} (trained on orientation {member.facts.orientation})" for member in judge.members),
         ),
-        ("Passes", _join(f"{member.name} reads {order}" for member, order in judge.plan_passes(readings))),
-        ("Too close to call", f"{EQUAL} {DISAGREE} {WITHIN_BAND}"),
+        (
+            "Passes",
+            "; ".join(f"{m.name}: {' and '.join(list_readings(m.facts.orientation, readings))}" for m in judge.members),
+        ),
+        (
+            "Too close to call",
+            "Where the answers are the same, the two orders give different winners, or the probability is within "
+            f"{CLOSE_BAND * 100:g} points of 50%.",
+        ),
         ("Base", _join(base["origin"] or base["name"] for base in bases)),
         ("Licence of the base", _join(base["licence"] or "not known" for base in bases)),
         ("Precision", _join(member.dtype for member in judge.members)),

@@ -130,7 +130,7 @@ def test_the_judges_facts_are_those_of_its_members(copied):
     for member in copied.members:
         assert member.fingerprint in html and f"{member.name} (trained on orientation" in html
     assert "<td>1,234 from &lt;b&gt;.csv</td>" in html and "Gemma Terms of Use" in html
-    assert WITHIN_BAND in html and "<td>none</td>" in html and str(NOT_EVALUATED) in html
+    assert "within 2 points of 50%" in html and "<td>none</td>" in html and str(NOT_EVALUATED) in html
 
 
 def test_a_card_comes_without_its_metadata_pictures_and_html(tmp_path):

@@ -1,21 +1,26 @@
 """What the study of flips relies on: swapped requests, cut texts, and shares counted by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
 pytest.importorskip("transformers.decision", reason="this transformers has no decision models yet")
 
+from benchmarks import RESULTS
 from benchmarks.studies.decision_flips import (
     PLAIN_TEMPLATE,
     ask_judge,
     ask_pipeline,
     cut_battle,
     draw_battles,
+    format_table,
     measure_flips,
     read_p_a,
     write_request,
 )
 from modeling.data.battles import DEMO_FOLDER, TEXTS
+from tests.helpers import REPOSITORY
 
 
 def test_flips_are_counted():
@@ -80,3 +85,9 @@ def test_a_base_without_chat_template_is_asked_in_plain_text(tokenizer):
         add_generation_prompt=True,
     )
     assert text == "<bos>A or B?\n\nAnswer:\n"
+
+
+def test_the_documented_table_is_the_measured_one():
+    found = json.loads((RESULTS / "decision_flips.json").read_text())["deciders"]
+    assert format_table(found) in (REPOSITORY / "docs" / "decisions.md").read_text(encoding="utf-8")
+    assert found["default judge"]["flips"]["value"] == 0

@@ -261,7 +261,7 @@ def test_the_tables_of_pseudo_labels_are_the_study_s():
 
 def test_numbers_in_the_text_are_the_measured_ones():
     """Those of the result files that are no table."""
-    app, checkpoints, evaluation = map(read_results, ("app", "checkpoints", "evaluation"))
+    checkpoints, evaluation = map(read_results, ("checkpoints", "evaluation"))
     gemma, smollm = (
         "{median:.1f} times\n({least:.1f} to {most:.1f})".format(**each["speedup"]).replace("\n", " ")
         for each in read_results("encoding")
@@ -269,11 +269,6 @@ def test_numbers_in_the_text_are_the_measured_ones():
     streaming, profile, curve = map(read_results, ("streaming", "profile_pack", "second_readings"))
     seconds = checkpoints["median_seconds"]
     expected = {
-        "app.md": [
-            f"{app['requests']} requests in {app['seconds']:.0f} s ({app['requests_per_second']} requests/s)",
-            f"{app['latency_median_seconds']:.0f} s (median; 95%: {app['latency_95_percent_seconds']:.0f} s)",
-            "{start} MB at the start, {after_a_third} MB after a third and {end:,} MB".format(**app["memory_mb"]),
-        ],
         "training.md": [
             f"{checkpoints['checkpoint_mb']} MB and {seconds['checkpoint']} s",
             f"{seconds['first_loss_resumed']:.1f} s after a crash and {seconds['first_loss_fresh']:.1f} s on a fresh",

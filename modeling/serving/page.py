@@ -45,12 +45,26 @@ NO_VERDICT = "<p class='facts'>The verdict appears here.</p>"  # Gradio shows th
 API_HINT = "<p>From a program: <code>POST /v1/judge</code> with prompt, response_a and response_b as JSON.</p>"
 # Announces a result to screen readers.
 ANNOUNCE = "element.setAttribute('aria-live', 'polite')"
-# Also scrolls to a result outside the window, passes on that a text was edited, and lets Ctrl+Enter press the button.
-# Gradio 6.31's own `input` event of a text box misses pasted and deleted text.
+# Also scrolls to a result outside the window, drops the verdict on texts that were edited meanwhile, passes on that a
+# text was edited, and lets Ctrl+Enter press the button. Gradio 6.31's own `input` event of a text box misses pasted and
+# deleted text, and it cannot cancel a request whose answer is on its way.
 WATCH_VERDICT = f"""
 {ANNOUNCE}
-watch('value', () => element.querySelector('.headline, .error') && element.scrollIntoView({{block: 'nearest'}}))
-document.addEventListener('input', event => event.target.closest('.text') && trigger('input'))
+let edited = false
+watch('value', () => {{
+    if (!element.querySelector('.headline, .error')) return
+    if (edited) props.value = {json.dumps(NO_VERDICT)}
+    else element.scrollIntoView({{block: 'nearest'}})
+}})
+document.addEventListener('input', event => {{
+    if (!event.target.closest('.text')) return
+    edited = true
+    trigger('input')
+}})
+document.addEventListener('click', event => {{
+    if (event.target.closest('#swap, #clear')) edited = true
+    if (event.target.closest('#judge, #examples')) edited = false
+}}, true)
 document.addEventListener('keydown', event => {{
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && event.target.closest('.text')) {{
         event.preventDefault()

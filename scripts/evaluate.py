@@ -44,9 +44,7 @@ def main() -> None:
     judge = scoring.load_judge(arguments)
     others = scoring.load_others(arguments, judge, battles) if arguments.calibrate else None
     verdicts = (
-        scoring.read_battles(arguments, judge, battles)
-        if judge
-        else scoring.read_verdicts(arguments.predictions, battles)
+        scoring.run_judge(arguments, judge, battles) if judge else scoring.read_verdicts(arguments.predictions, battles)
     )
     answers_alone = scoring.find_answers_alone(arguments, judge, battles)
     found = scoring.fit_calibration(arguments, judge, *others) if others else None

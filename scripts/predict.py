@@ -47,7 +47,7 @@ def main() -> None:
         check_writable("--output_dir", output / PREDICTIONS_FILE, {"--blend": list(arguments.blend_weights)})
         verdicts, provenance = blend_predictions(arguments.blend_weights, battles, arguments.battles)
     else:
-        verdicts, provenance = read_battles(arguments, battles, output / PROGRESS)
+        verdicts, provenance = make_predictions(arguments, battles, output / PROGRESS)
     if state.is_main_process:
         submission = build_submission(verdicts, arguments.submission, arguments.tie_share)
         paths = write_verdicts(output, verdicts, provenance, submission)
@@ -58,7 +58,7 @@ def main() -> None:
             print(format_accuracy(verdicts, battles))
 
 
-def read_battles(arguments: PredictArguments, battles: "Dataset", progress: Path) -> "tuple[DataFrame, dict]":
+def make_predictions(arguments: PredictArguments, battles: "Dataset", progress: Path) -> "tuple[DataFrame, dict]":
     """Lets the judge, or the cascade, read the battles; returns the verdicts and where they come from."""
     from modeling.data.battles import hide_prompts
     from modeling.judging.cascade import load_judges

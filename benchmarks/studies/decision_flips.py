@@ -26,7 +26,7 @@ from modeling.encoding.encoder import share_room
 from modeling.evaluation.bootstrap import Estimate, Resampler, bound_share
 from modeling.evaluation.metrics import compute_accuracy
 from modeling.judging.judge import Judge
-from modeling.judging.verdicts import average_orders
+from modeling.judging.verdicts import average_by_order
 from modeling.network.gguf import build_packaged
 from modeling.runtime.packages import GEMMA_BASE, WEIGHTS
 
@@ -75,7 +75,7 @@ def ask_judge(judge: Judge, battles: Sequence[Mapping]) -> tuple[np.ndarray, np.
     swapped = [{**battle, "response_a": battle["response_b"], "response_b": battle["response_a"]} for battle in battles]
     verdicts = judge.predict([{**row, "id": id} for id, row in enumerate([*battles, *swapped])], readings="both")
     p_a, p_b = verdicts["p_a"].to_numpy(), verdicts["p_b"].to_numpy()
-    by_order = average_orders(verdicts)
+    by_order = average_by_order(verdicts)
     one_order = np.array(list(by_order.values()))[:, : len(battles)]
     return np.array([p_a[: len(battles)], p_b[len(battles) :]]), one_order
 

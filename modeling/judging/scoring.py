@@ -90,7 +90,7 @@ def load_judge(arguments: EvaluateArguments) -> Judge | None:
     return judge
 
 
-def read_battles(arguments: EvaluateArguments, judge: Judge, battles: Dataset, calibrated: bool = True) -> pd.DataFrame:
+def run_judge(arguments: EvaluateArguments, judge: Judge, battles: Dataset, calibrated: bool = True) -> pd.DataFrame:
     """The judge's verdicts on the battles."""
     return judge.predict(
         battles,
@@ -114,7 +114,7 @@ def read_verdicts(path: str, battles: Dataset) -> pd.DataFrame:
 def find_answers_alone(arguments: EvaluateArguments, judge: Judge | None, battles: Dataset) -> pd.DataFrame | None:
     """Verdicts on the battles without their prompts, read by the judge or taken from a file; None if not asked for."""
     if arguments.answers_alone == "judge":
-        return read_battles(arguments, judge, hide_prompts(battles))
+        return run_judge(arguments, judge, hide_prompts(battles))
     return read_verdicts(arguments.answers_alone, battles) if arguments.answers_alone else None
 
 
@@ -135,7 +135,7 @@ def fit_calibration(arguments: EvaluateArguments, judge: Judge | None, others: D
         if arguments.save_calibration:
             check_passes(verdicts, judge, arguments.readings, f"--calibrate_predictions {path}")
     else:
-        verdicts = read_battles(arguments, judge, others.select(rows), calibrated=False)
+        verdicts = run_judge(arguments, judge, others.select(rows), calibrated=False)
     p_a, labels = take_raw(verdicts)["p_a"].to_numpy(), read_labels(others)[rows]
     calibration = FITS[arguments.calibrate](p_a, labels)
     calibration = replace(calibration, fitted_on=describe_file(arguments.calibrate_battles))
@@ -174,7 +174,7 @@ def evaluate_verdicts(
     bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
     train_battles = load_training(arguments, battles) if arguments.train_file else None
     others = {"train_battles": train_battles, "answers_alone": answers_alone, "by": arguments.by or ()}
-    report = {"run": {"judge": name_judge(provenance, arguments.predictions)} | describe_evaluation()}
+    report = {"run": {"judge": find_judge_name(provenance, arguments.predictions)} | describe_evaluation()}
     report |= {"judge": provenance} if provenance else {}
     report |= build_report(verdicts, battles, **others, **bootstrap)
     if bounds := arguments.read_bounds():
@@ -191,7 +191,7 @@ def evaluate_verdicts(
             logger.warning(doubt)
     if arguments.against:
         against, theirs = read_verdicts(arguments.against, battles), read_provenance(arguments.against) or {}
-        name = name_judge(theirs, arguments.against)
+        name = find_judge_name(theirs, arguments.against)
         name += " (--against)" * (name == report["run"]["judge"])  # such as one judge with other --readings
         report["comparison"] = {"name": name, "members": theirs.get("members", {})}
         report["comparison"] |= build_comparison(verdicts, against, battles, **bootstrap)
@@ -202,7 +202,7 @@ def evaluate_verdicts(
     return report | {"data": {role: describe_file(path) for role, path in sources.items() if path}}
 
 
-def name_judge(provenance: dict | None, predictions: str | None) -> str:
+def find_judge_name(provenance: dict | None, predictions: str | None) -> str:
     """The name of the judge as its predictions record it, or else that of their file."""
     if provenance and "name" in provenance:
         return provenance["name"]

@@ -61,7 +61,7 @@ class Verdict:
         return asdict(self)
 
 
-def average_orders(verdicts: pd.DataFrame) -> dict[str, pd.Series]:
+def average_by_order(verdicts: pd.DataFrame) -> dict[str, pd.Series]:
     """Mean p_a of the members, shape (battles,), for each order that was read."""
     names = {order: [n for n in list_pass_columns(verdicts) if n.endswith(f"_{order}")] for order in ORIENTATIONS}
     return {order: verdicts[columns].mean(axis=1) for order, columns in names.items() if columns}
@@ -75,7 +75,7 @@ def explain_verdict(verdicts: pd.DataFrame, battle: Mapping) -> Verdict:
         battle: With response_a and response_b.
     """
     row = verdicts.to_dict("records")[0]
-    readings = {order: float(p_a.iloc[0]) for order, p_a in average_orders(verdicts).items()}
+    readings = {order: float(p_a.iloc[0]) for order, p_a in average_by_order(verdicts).items()}
     order_mattered = len(set(name_winners(readings.values()))) > 1
     p_a, p_b = (float(row[f"p_{label}"]) for label in LABELS)
     if battle["response_a"] == battle["response_b"]:

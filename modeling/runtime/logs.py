@@ -1,4 +1,4 @@
-"""Loggers that speak once for all processes of a launch. Where messages go is decided by scripts or by the user."""
+"""Loggers whose messages appear once per launch, not once per process. Scripts or users decide where they go."""
 
 from collections.abc import Mapping
 

@@ -357,7 +357,7 @@ class AccessLog:
                 "client": (scope.get("client") or (None,))[0],
                 "user": scope.get("bothways.user"),
                 "method": scope["method"],
-                "path": shorten_path(scope["path"]),
+                "path": hide_names(scope["path"]),
                 "status": status,
                 "bytes": exchange.size,
                 "milliseconds": round(seconds * 1000),
@@ -373,7 +373,7 @@ def choose_request_id(headers: Mapping[bytes, bytes]) -> str:
     return sent.decode() if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
-def shorten_path(path: str) -> str:
+def hide_names(path: str) -> str:
     """Returns a path for the log: without names that let others read something, and of bounded length."""
     return PRIVATE.sub(r"\1", path)[:MAX_PATH]
 

@@ -6,12 +6,14 @@ All that the app asks of Gradio is here; it must not know how a request is judge
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.queueing import Queue
 
 from modeling.data.battles import DEMO_FOLDER, TEXTS, load_battles
 from modeling.judging.loading import Member
@@ -38,6 +40,7 @@ PURPOSE = "Which of two answers would people prefer?"
 BOTH_ORDERS = "The judge reads every battle in both orders, so the order of the answers cannot decide."
 FILE_TYPES = list(BATTLE_ENDINGS)
 SECONDS_BETWEEN_SWEEPS = 10
+SECONDS_TO_FETCH = 300  # for the second step of a call of Gradio's API, once its answer is there
 SECONDS_KEPT = 1800  # uploaded files and results are deleted after this time
 # Gradio's API: each call's fields, in order, and whether it needs them.
 CALLS = {"judge": dict.fromkeys(TEXTS, True) | {"id": False}, "judge_file": {"file": True}}
@@ -143,16 +146,34 @@ async def forget_finished_calls(app) -> AsyncIterator[None]:
 
     async def forget() -> None:
         """Drops finished calls every few seconds."""
+        finished: dict[str, float] = {}
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_SWEEPS)
             queue = app.get_blocks()._queue  # private in Gradio, which offers no other way to them
-            for session in [session for session, events in queue.pending_event_ids_session.items() if not events]:
-                del queue.pending_event_ids_session[session]
-                queue.pending_messages_per_session.pop(session, None)
+            finished = drop_finished_calls(queue, finished, time.monotonic())
 
     task = asyncio.create_task(forget())
     yield
     task.cancel()
+
+
+def drop_finished_calls(queue: Queue, finished: Mapping[str, float], now: float) -> dict[str, float]:
+    """Drops the sessions whose calls were finished `SECONDS_TO_FETCH` ago; until then a client may fetch the answer.
+
+    Args:
+        queue: Gradio's.
+        finished: What the last call returned.
+        now: The time in seconds.
+
+    Returns:
+        When the calls of each remaining session were first seen to be finished.
+    """
+    done = [session for session, events in queue.pending_event_ids_session.items() if not events]
+    seen = {session: finished.get(session, now) for session in done}
+    for session in [session for session, since in seen.items() if now - since >= SECONDS_TO_FETCH]:
+        del queue.pending_event_ids_session[session], seen[session]
+        queue.pending_messages_per_session.pop(session, None)
+    return seen
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -184,25 +205,23 @@ def build_battle_tab(served: ServedJudge) -> None:
 
     async def read(texts: Sequence[object], id: object = "") -> dict:
         """Returns the verdict on one battle. Asynchronous, so that any number can wait and be read together."""
-        return await served.judge_battle(dict(zip(TEXTS, texts, strict=True)) | {"id": id})
-
-    async def judge(prompt: str, response_a: str, response_b: str, id: str = "") -> dict:
-        """Returns the fields of the verdict on one battle: winner, p_a, p_b, close, p_a in both orders and others."""
         try:
-            return await read((prompt, response_a, response_b), id)
+            return await served.judge_battle(dict(zip(TEXTS, texts, strict=True)) | {"id": id})
         except InvalidRequest as error:
             raise gr.Error(name_faults(error), print_exception=False) from error
         except QueueFullError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
+    async def judge(prompt: str, response_a: str, response_b: str, id: str = "") -> dict:
+        """Returns the fields of the verdict on one battle: winner, p_a, p_b, close, p_a in both orders and others."""
+        return await read((prompt, response_a, response_b), id)
+
     async def show_verdict(*texts: str) -> str:
         """Returns the verdict as HTML, or why there is none."""
         try:
             return render_verdict(await read(texts))
-        except InvalidRequest as error:
-            return render_error(name_faults(error))
-        except QueueFullError as error:
-            return render_error(str(error))
+        except gr.Error as error:
+            return render_error(error.message)
         except asyncio.CancelledError:  # a text was edited; Gradio would show "Error" for an event without a result
             return NO_VERDICT
 

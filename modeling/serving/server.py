@@ -23,7 +23,7 @@ from modeling.judging.judge import Judge
 from modeling.judging.member import JUDGE_FILE
 from modeling.judging.predictions import write_verdicts
 from modeling.judging.provenance import describe_predictions
-from modeling.judging.verdicts import Verdict, average_orders, explain_verdict
+from modeling.judging.verdicts import Verdict, average_by_order, explain_verdict
 from modeling.runtime.logs import build_logger
 from modeling.serving.batching import BatchingQueue
 from modeling.serving.requests import RequestLimits, check_battle, load_upload
@@ -195,7 +195,7 @@ def _estimate_tokens(battle: Mapping) -> int:
 
 def summarise_verdicts(verdicts: pd.DataFrame, battles: Dataset, seconds: float) -> str:
     """Returns one line about the verdicts on a file, with the accuracy if the file has labels."""
-    winners = [np.array(name_winners(p_a)) for p_a in average_orders(verdicts).values()]
+    winners = [np.array(name_winners(p_a)) for p_a in average_by_order(verdicts).values()]
     num_a, num_cut = (verdicts["winner"] == "model_a").sum(), verdicts[list(CUT_COLUMNS)].any(axis=1).sum()
     parts = [
         f"{len(verdicts):,} battles in {seconds:.1f} s",

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from modeling.judging.verdicts import CLOSE_BAND, DISAGREE, EQUAL, WITHIN_BAND, average_orders, explain_verdict
+from modeling.judging.verdicts import CLOSE_BAND, DISAGREE, EQUAL, WITHIN_BAND, average_by_order, explain_verdict
 
 BATTLE = {"response_a": "yes", "response_b": "no"}
 
@@ -21,7 +21,7 @@ def build_row(**passes: float) -> pd.DataFrame:
 def test_the_orders_are_means_over_the_members():
     """Members may be called anything: the order is what a column ends in."""
     row = build_row(x_ab=0.2, x_ba=0.4, y_ba_ab=0.6, y_ba_ba=0.9)
-    assert {order: p_a[0] for order, p_a in average_orders(row).items()} == {"ab": 0.4, "ba": pytest.approx(0.65)}
+    assert {order: p_a[0] for order, p_a in average_by_order(row).items()} == {"ab": 0.4, "ba": pytest.approx(0.65)}
     verdict = explain_verdict(row, BATTLE)
     assert verdict.readings["ab"] == 0.4 and verdict.order_mattered and verdict.close == DISAGREE
     assert verdict.cut == {"prompt": 0, "response_a": 3, "response_b": 0} and verdict.tokens == 9

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -447,6 +448,21 @@ def test_the_api_answers_hostile_texts_and_echoes_ids(app, text):
     event, data, *rest = answer.strip().split("\n")
     assert event == "event: complete" and rest == []
     assert json.loads(data.removeprefix("data: "))[0]["id"] == text.replace("\ud800", "\ufffd")
+
+
+def test_an_answer_can_be_fetched_for_five_minutes_and_is_then_dropped():
+    """Gradio keeps what nobody fetches for ever; a sweep right after the answer would lose it to a slow client."""
+    from modeling.serving.page import SECONDS_TO_FETCH, drop_finished_calls
+
+    events = {"running": {1}, "early": set(), "late": set()}
+    queue = SimpleNamespace(pending_event_ids_session=events, pending_messages_per_session=dict.fromkeys(events))
+    finished = drop_finished_calls(queue, {"early": 0.0}, 10.0)
+    assert finished == {"early": 0, "late": 10} and set(events) == {"running", "early", "late"}
+    finished = drop_finished_calls(queue, finished, SECONDS_TO_FETCH)
+    assert finished == {"late": 10} and set(events) == {"running", "late"}
+    assert set(queue.pending_messages_per_session) == {"running", "late"}
+    events["late"].add(2)  # the session asks again
+    assert drop_finished_calls(queue, finished, 10.0 + SECONDS_TO_FETCH) == {} and "late" in events
 
 
 def test_when_too_many_wait_more_are_turned_away_and_the_others_get_their_own_answers(app, judge):

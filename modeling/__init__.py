@@ -37,6 +37,7 @@ PACKAGES = (
 # transformers take seconds, and a command line is checked without them.
 EXPORTS = {
     "Judge": "judging.judge",
+    "PairwiseReward": "judging.rewards",
     "load_battles": "data.battles",
     "read_battles": "data.battles",
     "Gemma2ForPreference": "network.classifier",

@@ -147,9 +147,12 @@ def test_every_command_parses(page, line, monkeypatch):
 
 
 def test_every_python_example_is_run():
-    """Below, and in tests/serving/: docs/app.md's in test_page.py, docs/decisions.md's in test_decisions.py."""
+    """Below, in tests/serving/ (docs/app.md's in test_page.py, docs/decisions.md's in test_decisions.py), and
+    docs/rewards.md's in tests/judging/test_rewards.py.
+    """
     found = {page: len(blocks) for page in PAGES if (blocks := list_blocks(page, "python"))}
-    assert found == {"README.md": 1, "prediction.md": 1, "publishing.md": 1, "app.md": 1, "decisions.md": 2}
+    expected = {"README.md": 1, "prediction.md": 1, "publishing.md": 1, "app.md": 1, "decisions.md": 2, "rewards.md": 1}
+    assert found == expected
 
 
 def run_example(page: str, members: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> dict:

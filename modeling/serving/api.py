@@ -15,8 +15,10 @@ from pydantic import BaseModel, Field
 
 from modeling.serving.access import CLIENT_GONE
 from modeling.serving.batching import QueueFullError
-from modeling.serving.decisions import Decision, DecisionLimits, parse_decision, parse_systemone
+from modeling.serving.decisions import Decision, parse_decision, parse_systemone
 from modeling.serving.monitoring import Monitor
+from modeling.serving.requests import PairLimits
+from modeling.serving.reward_requests import parse_rewards
 from modeling.serving.server import ServedJudge
 from modeling.serving.validation import InvalidRequest
 
@@ -82,7 +84,7 @@ def build_server(served: ServedJudge, monitor: Monitor) -> FastAPI:
         """Returns the verdict on one battle."""
         return await wait_for_client(request, served.judge_battle(await read_json(request)))
 
-    add_decisions(app, served)
+    add_protocols(app, served)
 
     @app.get("/health")
     async def health() -> dict:
@@ -100,17 +102,25 @@ def build_server(served: ServedJudge, monitor: Monitor) -> FastAPI:
     return app
 
 
-def add_decisions(app: FastAPI, served: ServedJudge) -> None:
-    """Adds the two protocols of decision models to the server's routes."""
+def add_protocols(app: FastAPI, served: ServedJudge) -> None:
+    """Adds the protocols of others to the server's routes: two of decision models, and OpenRLHF's of rewards."""
     # A request's pairs wait together: one with many answers must not keep all others out.
     max_pairs = max(1, int(served.queue.max_waiting * LARGEST_SHARE))
-    limits = DecisionLimits(max_characters=served.limits.max_characters, max_pairs=max_pairs)
+    limits = PairLimits(max_characters=served.limits.max_characters, max_pairs=max_pairs)
 
-    async def decide(request: Request, parse: Callable[[object, DecisionLimits, str], Decision]) -> dict:
+    async def decide(request: Request, parse: Callable[[object, PairLimits, str], Decision]) -> dict:
         """Returns the response to a request in one of the protocols."""
         decision = parse(await read_json(request), limits, served.name)
         verdicts = await wait_for_client(request, served.judge_battles(decision.battles))
         return decision.answer([verdict.p_a for verdict in verdicts], sum(verdict.tokens for verdict in verdicts))
+
+    @app.post("/get_reward", openapi_extra=describe_body())
+    async def get_reward(request: Request) -> dict:
+        """Returns rewards as OpenRLHF asks a remote reward model for them: docs/rewards.md."""
+        comparisons = parse_rewards(await read_json(request), limits)
+        verdicts = await wait_for_client(request, served.judge_battles(comparisons.battles))
+        rewards = comparisons.compute_rewards([verdict.p_a for verdict in verdicts])
+        return {"rewards": rewards, "scores": rewards, "extra_logs": {}}
 
     @app.post("/v1/systemone", openapi_extra=describe_body())
     async def systemone(request: Request) -> dict:

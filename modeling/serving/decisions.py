@@ -15,6 +15,7 @@ from modeling.data.battles import RESPONSES
 from modeling.data.cells import RowError
 from modeling.data.conversations import check_messages, join_messages
 from modeling.judging.ranking import compute_choice_probabilities, list_pairs
+from modeling.serving.requests import PairLimits
 from modeling.serving.validation import BodyReader, Place, describe, find_nearest, shorten
 from modeling.serving.validation import InvalidRequest as InvalidRequest
 
@@ -34,14 +35,6 @@ INPUT_OF_TWO = (
     f'Write the input as [{{"role": "user", "content": [{{"type": "input_json", "data": {COMPARED}}}]}}], with '
     "nothing beside it."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecisionLimits:
-    """Upper limits of one request: characters per text, and pairs of answers in all its questions together."""
-
-    max_characters: int
-    max_pairs: int
 
 
 # --- what is asked, and the answers -----------------------------------------------------------------------------------
@@ -265,7 +258,7 @@ class _DecisionReader(BodyReader):
 # --- System One -------------------------------------------------------------------------------------------------------
 
 
-def parse_systemone(body: object, limits: DecisionLimits, model: str) -> Decision:
+def parse_systemone(body: object, limits: PairLimits, model: str) -> Decision:
     """Reads the body of a request to `/v1/systemone`.
 
     Args:
@@ -358,7 +351,7 @@ def _check_instructions(reader: _DecisionReader, instructions: object, where: Pl
 # --- OpenAI's Decisions -----------------------------------------------------------------------------------------------
 
 
-def parse_decision(body: object, limits: DecisionLimits, model: str) -> Decision:
+def parse_decision(body: object, limits: PairLimits, model: str) -> Decision:
     """Reads the body of a request to `/v1/decisions`.
 
     Args:

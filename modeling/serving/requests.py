@@ -29,6 +29,14 @@ class RequestLimits:
     max_bytes: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairLimits:
+    """Upper limits of one request about many answers: characters per text, and pairs of answers in all."""
+
+    max_characters: int
+    max_pairs: int
+
+
 def check_battle(body: object, limits: RequestLimits) -> dict:
     """Returns a battle with the texts unchanged, except that lone surrogates become U+FFFD.
 

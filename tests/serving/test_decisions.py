@@ -17,15 +17,15 @@ from modeling.judging.ranking import compute_choice_probabilities
 from modeling.serving.decisions import (
     MAX_DECISION_QUESTIONS,
     MAX_SYSTEMONE_QUESTIONS,
-    DecisionLimits,
     InvalidRequest,
     compute_confidence,
     parse_decision,
     parse_systemone,
 )
+from modeling.serving.requests import PairLimits
 from tests.helpers import HOSTILE_INPUTS, HOSTILE_TEXTS, REPOSITORY
 
-LIMITS = DecisionLimits(max_characters=1000, max_pairs=100)
+LIMITS = PairLimits(max_characters=1000, max_pairs=100)
 PARSERS = [parse_systemone, parse_decision]
 PROMPT, ANSWERS = "What is 2 + 2?", {"one": "4", "two": "Five.", "three": "2 + 2 is 4."}
 TALK = [
@@ -506,7 +506,7 @@ def test_the_protocols_own_numbers_of_questions():
         return {"state": PROMPT, "questions": dict.fromkeys(map(str, range(count)), choice({"x": "4", "y": "5"}))}
 
     for parse, most in zip(PARSERS, (MAX_SYSTEMONE_QUESTIONS, MAX_DECISION_QUESTIONS), strict=True):
-        limits = DecisionLimits(max_characters=1000, max_pairs=most)
+        limits = PairLimits(max_characters=1000, max_pairs=most)
         assert len(parse(repeat(most, parse), limits, "").battles) == 1
         assert set(refuse(parse, repeat(most + 1, parse), limits)) == {("questions",)}
 

@@ -151,8 +151,15 @@ def test_every_python_example_is_run():
     docs/rewards.md's in tests/judging/test_rewards.py.
     """
     found = {page: len(blocks) for page in PAGES if (blocks := list_blocks(page, "python"))}
-    expected = {"README.md": 1, "prediction.md": 1, "publishing.md": 1, "app.md": 1, "decisions.md": 2, "rewards.md": 1}
-    assert found == expected
+    assert found == {
+        "README.md": 1,
+        "prediction.md": 1,
+        "ranking.md": 1,
+        "publishing.md": 1,
+        "app.md": 1,
+        "decisions.md": 2,
+        "rewards.md": 1,
+    }
 
 
 def run_example(page: str, members: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> dict:
@@ -177,6 +184,23 @@ def test_the_python_example_runs(page, members, monkeypatch):
         assert {"id", "p_a", "p_b", "winner"} <= set(found["verdicts"]) and len(found["verdicts"]) == 252
         fields = re.search(r"returns a `Verdict`: (.*?)\. Printed", PAGES[page], re.S)[1]
         assert set(re.findall(r"`(\w+)`", fields)) <= set(verdict.to_dict())
+
+
+def test_the_ranking_example_and_command_run(members, tmp_path, monkeypatch):
+    """With the tests' own members in place of the default judge; the command on the demo's answer sets."""
+    found = run_example("ranking.md", members, monkeypatch)
+    assert len(found["rankings"]) == 2 and sorted(found["ranking"].ranking) == [0, 1, 2]
+    fields = re.search(r"returns a `Ranking`: (.*?)\. Printed", PAGES["ranking.md"], re.S)[1]
+    assert set(re.findall(r"`(\w+)`", fields)) == set(found["ranking"].to_dict())
+    (command, *_) = [line for page, line in list_commands() if page == "ranking.md"]
+    flags = command.replace("--judge default", f"--judge {members['ab']}").replace(
+        "outputs/ranked", str(tmp_path / "out")
+    )
+    monkeypatch.setattr(sys, "argv", [*shlex.split(flags)[1:], "--use_cpu", "true"])
+    runpy.run_path(str(REPOSITORY / "scripts" / "rank.py"), run_name="__main__")
+    table = pd.read_parquet(tmp_path / "out" / "rankings.parquet")
+    columns = re.findall(r"^\| (`.*`) \| ", PAGES["ranking.md"].split("\n## Output\n")[1].split("\n## ")[0], re.M)
+    assert re.findall(r"`(\w+)`", " ".join(columns)) == list(table) and len(table) == 5
 
 
 def test_every_form_of_battles_is_read(members, monkeypatch):

@@ -3,7 +3,7 @@
 It does not know whether it is alone or part of a cascade, nor how passes are computed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
+from modeling.data.answer_sets import check_answer_sets
 from modeling.data.battles import TEXTS, read_battles
 from modeling.data.folds import assign_folds, fingerprint_fold
 from modeling.judging.calibration import Calibration
@@ -19,8 +20,9 @@ from modeling.judging.member import JUDGE_FILE, READINGS, JudgeFacts, list_readi
 from modeling.judging.predictions import build_verdicts, calibrate_verdicts, list_pass_columns
 from modeling.judging.schedule import PassSchedule
 from modeling.judging.time_budget import TimeBudget
+from modeling.judging.tournament import Ranking, rank_answer_sets
 from modeling.judging.verdicts import Verdict, explain_verdict
-from modeling.runtime.choices import DEFAULT_READINGS
+from modeling.runtime.choices import DEFAULT_READINGS, RANK_METHODS
 from modeling.runtime.logs import build_logger
 from modeling.runtime.paths import DEFAULT_JUDGE, shorten_path
 
@@ -155,6 +157,60 @@ class Judge:
         battle = dict(zip(TEXTS, (prompt, response_a, response_b), strict=True))
         # Of a single battle nobody can tell a text that looks like a list of turns from such a list.
         return explain_verdict(self.predict(read_battles(battle, schema="unlabelled"), **options), battle)
+
+    def rank(
+        self,
+        prompt: str | Sequence[Mapping],
+        responses: Sequence[str],
+        *,
+        method: str = RANK_METHODS[0],
+        budget: float | None = None,
+        **options,
+    ) -> Ranking:
+        """The ranking of 2 to 64 answers to one prompt.
+
+        Args:
+            prompt: A text, or a conversation as a list of messages {"role": ..., "content": ...}.
+            responses: The answers.
+            method, budget, options: As for `rank_all`.
+
+        Raises:
+            ValueError: If a text is blank, or is none, or there are too few or too many answers.
+        """
+        row = {"prompt": prompt, "responses": responses}
+        return self.rank_all([row], method=method, budget=budget, **options)[0]
+
+    def rank_all(
+        self,
+        answer_sets: Iterable[Mapping],
+        *,
+        method: str = RANK_METHODS[0],
+        budget: float | None = None,
+        readings: str | None = None,
+        **options,
+    ) -> list[Ranking]:
+        """The rankings of many answer sets, each {"prompt", "responses"} with or without an "id".
+
+        Each pair of different answers is one battle. Which answer is a depends on the texts alone, so that the order
+        of the answers changes no score.
+
+        Args:
+            answer_sets: See `check_answer_sets`.
+            method: Which pairs to read, see `choose_pairs`.
+            budget: Share of each answer set's passes that "active" and "swiss" may run; None: half of them.
+            readings, options: As for `predict`.
+
+        Raises:
+            ValueError: If a row is no answer set.
+        """
+
+        def predict(battles: list[dict]) -> pd.Series:
+            """p_a of the battles."""
+            # As they are: a text that looks like a list of turns is none, see `compare`.
+            return self.predict(read_battles(battles, schema="unlabelled"), readings=readings, **options)["p_a"]
+
+        num_passes = len(self.plan_passes(readings))
+        return rank_answer_sets(predict, check_answer_sets(answer_sets), method, budget, num_passes)
 
     def find_calibration(self, readings: str | None = None) -> Calibration | None:
         """The judge's calibration; None if it has none or it was fitted on other passes."""

@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 import pandas as pd
 
+from modeling.judging.calibration import Calibration
 from modeling.judging.cascade import Cascade
 from modeling.judging.judge import Judge, describe_members
 from modeling.judging.member import MemberFacts, fingerprint_member, list_readings
@@ -44,18 +45,26 @@ def describe_predictions(
         `cascade_shares`, None without a cascade; `hide_prompts`; `battles`, see `describe_file`; `versions`.
     """
     cascade = isinstance(judge, Cascade)
-    judges = judge.judges if cascade else [judge]
-    calibration = None if cascade or RAW not in verdicts else judge.calibration
+    return {
+        **describe_passes(judge, None if cascade or RAW not in verdicts else judge.calibration, battles, readings),
+        "incomplete": int(verdicts[list_pass_columns(verdicts)].isna().any(axis=1).sum()),
+        "cascade_shares": list(judge.shares) if cascade else None,
+        "hide_prompts": hide_prompts,
+    }
+
+
+def describe_passes(
+    judge: Judge | Cascade, calibration: Calibration | None, source: str, readings: str | None = None
+) -> dict:
+    """Describes who read a source how, as JSON values: the keys of `describe_predictions` that are not of battles."""
+    judges = judge.judges if isinstance(judge, Cascade) else [judge]
     plan = [one_pass for each in judges for one_pass in each.plan_passes(readings)]
     return {
         "name": judge.name,
         "members": describe_members([member for each in judges for member in each.members]),
         "passes": [f"{member.name}:{orientation}" for member, orientation in plan],
         "calibration": calibration and calibration.to_dict(),
-        "incomplete": int(verdicts[list_pass_columns(verdicts)].isna().any(axis=1).sum()),
-        "cascade_shares": list(judge.shares) if cascade else None,
-        "hide_prompts": hide_prompts,
-        "battles": describe_file(battles),
+        "battles": describe_file(source),
         "versions": {name: version(name) for name in VERSIONS},
     }
 

@@ -1,21 +1,45 @@
-"""From the judge's verdicts on all pairs of answers to one prompt to the probability that each answer is chosen.
+"""From the judge's verdicts on pairs of answers to one prompt to a score of each answer, its interval, and the
+probability that it is chosen.
 
-It must not know how the verdicts are made.
+The scores are Bradley-Terry's (1952): s_i - s_j is the log odds that answer i beats answer j. It must not know how the
+verdicts are made, or who chose the pairs.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from scipy import stats
+from scipy.special import expit, softmax
 
+from modeling.evaluation.bootstrap import CONFIDENCE
 from modeling.evaluation.leaderboard import fit_strengths
 
 # The prior: no pair is surer than this. Else an answer that loses every pair with p = 0 would have no strength at all.
 LEAST_P = 1e-9
 TOLERANCE = 1e-10  # of the strengths
 
+Pair = tuple[int, int]
 
-def list_pairs(num_answers: int) -> list[tuple[int, int]]:
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """What the verdicts on pairs say about each of some answers, in their order.
+
+    scores: Bradley-Terry scores in log odds. Their mean over the different answers is 0.
+    low, high: Ends of the scores' 95% intervals, see `bound_scores`; NaN where unknown.
+    p_best: Probability that the answer is chosen; sums to 1.
+    """
+
+    scores: list[float]
+    low: list[float]
+    high: list[float]
+    p_best: list[float]
+
+
+def list_pairs(num_answers: int) -> list[Pair]:
     """Returns all pairs (i, j) of answers with i < j.
 
     Example: `list_pairs(3)` is `[(0, 1), (0, 2), (1, 2)]`.
@@ -23,24 +47,104 @@ def list_pairs(num_answers: int) -> list[tuple[int, int]]:
     return list(combinations(range(num_answers), 2))
 
 
-def compute_choice_probabilities(num_answers: int, p_first: Sequence[float]) -> np.ndarray:
-    """Computes the probability that each of n answers is chosen, from the probabilities of all pairs.
+def list_texts(answers: Sequence[str]) -> list[str]:
+    """Returns the different answers in an order that depends on their texts alone.
 
-    The pairs' probabilities count as fractional wins and give strengths s (Bradley and Terry 1952, by maximum
-    likelihood). Answer i is chosen with probability s_i / sum(s), as Luce's choice axiom (1959) says. For two answers
-    that is the probability of their pair, unchanged.
+    Pairs are numbered in this order, so that neither the order of the answers nor a repeated one changes a battle.
+    """
+    return sorted(set(answers))
+
+
+def score_answers(answers: Sequence[str], p_first: Mapping[Pair, float]) -> AnswerScores:
+    """Scores answers by the probabilities of pairs. Equal answers get equal numbers, to the last digit.
+
+    Answer i is chosen with probability s_i / sum(s) for its Bradley-Terry strength s_i, as Luce's choice axiom (1959)
+    says. For two answers that is the probability of their pair, unchanged.
 
     Args:
-        num_answers: At least one.
-        p_first: The probability that the first answer wins, for each pair of `list_pairs`.
+        answers: At least one.
+        p_first: For each pair (i, j) of `list_texts(answers)` that was read, the probability that i wins. The pairs
+            must connect all different answers.
+    """
+    texts = list_texts(answers)
+    pairs, p = list(p_first), np.array(list(p_first.values()))
+    scores = fit_scores(len(texts), pairs, p)
+    low, high = bound_scores(scores, pairs, p)
+    # The strengths of two answers repeat the probability of their pair only as exactly as the fit is.
+    chosen = np.array([*p, *(1 - p)]) if len(texts) == 2 else softmax(scores)
+    p_best = _spread(chosen, answers, texts)
+    total = math.fsum(p_best)  # unlike sum, the same in every order
+    spread = (_spread(values, answers, texts) for values in (scores, low, high))
+    return AnswerScores(*spread, [each / total for each in p_best])
+
+
+def _spread(values: np.ndarray, answers: Sequence[str], texts: Sequence[str]) -> list[float]:
+    """The values of the different texts, for each answer."""
+    by_text = dict(zip(texts, values.tolist(), strict=True))
+    return [by_text[answer] for answer in answers]
+
+
+def fit_scores(num_answers: int, pairs: Sequence[Pair], p_first: Sequence[float]) -> np.ndarray:
+    """Fits Bradley-Terry scores by maximum likelihood. The pairs' probabilities count as fractional wins.
+
+    Args:
+        num_answers: Number of answers.
+        pairs: Numbers of the answers of each pair. They connect all answers.
+        p_first: Probability that the first answer of each pair wins.
 
     Returns:
-        Shape (answers,), sums to 1.
+        Log strengths with mean 0, shape (answers,).
     """
-    p = np.asarray(p_first, float)
-    if num_answers <= 2:
-        return np.array([*p, 1 - p.sum()])
-    p = p.clip(LEAST_P, 1 - LEAST_P)
-    first, second = zip(*list_pairs(num_answers), strict=True)
-    strengths = fit_strengths(first, second, p, 1 - p, num_answers, TOLERANCE)
-    return strengths / strengths.sum()
+    if num_answers == 1:
+        return np.zeros(1)
+    p = np.asarray(p_first, float).clip(LEAST_P, 1 - LEAST_P)
+    first, second = zip(*pairs, strict=True)
+    scores = np.log(fit_strengths(first, second, p, 1 - p, num_answers, TOLERANCE))
+    return scores - scores.mean()
+
+
+def compute_covariance(scores: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
+    """Computes the inverse of the Fisher information of the scores, each pair counting as one comparison.
+
+    Args:
+        scores: With mean 0, shape (answers,).
+        pairs: The pairs that were read; they connect all answers.
+
+    Returns:
+        Covariance of the scores with mean 0, shape (answers, answers).
+    """
+    first, second = np.array(pairs, int).reshape(-1, 2).T
+    signs = np.zeros((len(first), len(scores)))  # (pairs, answers)
+    rows = np.arange(len(first))
+    signs[rows, first], signs[rows, second] = 1, -1
+    # A pseudo-inverse, because a number added to all scores changes no probability.
+    return np.linalg.pinv(
+        signs.T @ (signs * _compute_variances(scores, first, second)[:, None]), rcond=1e-13, hermitian=True
+    )
+
+
+def bound_scores(scores: np.ndarray, pairs: Sequence[Pair], p_first: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Computes 95% intervals of the scores from how far the verdicts of pairs contradict them.
+
+    A verdict is a probability and no vote, so the inverse Fisher information is scaled by the verdicts' dispersion
+    around the fit (McCullagh and Nelder 1989, 9.2; for fractions Papke and Wooldridge 1996). The intervals say how much
+    other verdicts with the same scatter would move the scores. They do not say whether people agree with the judge.
+
+    Returns:
+        The lower and the upper ends, shape (answers,). NaN if the pairs are no more than connect the answers, since
+        some scores then explain any verdicts.
+    """
+    spare = len(pairs) - (len(scores) - 1)  # degrees of freedom
+    if spare == 0:
+        return np.full(len(scores), np.nan), np.full(len(scores), np.nan)
+    first, second = np.array(pairs, int).T
+    residuals = np.asarray(p_first) - expit(scores[first] - scores[second])
+    dispersion = (residuals**2 / _compute_variances(scores, first, second)).sum() / spare
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, spare) * np.sqrt(dispersion * compute_covariance(scores, pairs).diagonal())
+    return scores - half, scores + half
+
+
+def _compute_variances(scores: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """p (1 - p) of each pair, with all its digits where p is nearly 1."""
+    margin = scores[first] - scores[second]
+    return expit(margin) * expit(-margin)

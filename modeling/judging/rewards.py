@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
@@ -18,7 +17,7 @@ from modeling.data.cells import RowError
 from modeling.data.conversations import join_if_messages
 from modeling.data.text import is_blank
 from modeling.judging.judge import Judge
-from modeling.judging.ranking import LEAST_P, compute_choice_probabilities, list_pairs
+from modeling.judging.ranking import list_pairs, list_texts, score_answers
 
 MODES = ("mean", "bt")
 Row = tuple[str, str, str | None]  # prompt, completion, reference
@@ -85,10 +84,9 @@ class Comparisons:
         if self.mode == "mean":  # each text's own even odds are taken out again; fsum is the same in every order
             won = {text: math.fsum(beats(text, other) * count for other, count in times.items()) for text in times}
             return {text: (sum_of_p - 0.5) / (times.total() - 1) for text, sum_of_p in won.items()}
-        texts = sorted(times)
-        p_first = [beats(texts[i], texts[j]) for i, j in list_pairs(len(texts))]
-        scores = np.log(compute_choice_probabilities(len(texts), np.clip(p_first, LEAST_P, 1 - LEAST_P)))
-        return dict(zip(texts, (scores - scores.mean()).tolist(), strict=True))
+        texts = list_texts(list(times))
+        p_first = {(i, j): beats(texts[i], texts[j]) for i, j in list_pairs(len(texts))}
+        return dict(zip(texts, score_answers(texts, p_first).scores, strict=True))
 
 
 class PairwiseReward:
@@ -181,7 +179,7 @@ def _pair_up(times: Counter, reference: str | None) -> list[tuple[str, str]]:
     """The pairs of texts that are compared in a group, each in alphabetical order."""
     if reference is not None:
         return [tuple(sorted((text, reference))) for text in times if text != reference]
-    texts = sorted(times)
+    texts = list_texts(list(times))
     return [(texts[i], texts[j]) for i, j in list_pairs(len(texts))]
 
 

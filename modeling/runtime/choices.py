@@ -24,3 +24,6 @@ SUBMISSIONS = ("wsdm", "lmsys")  # the columns of submission.csv, as the two con
 CALIBRATIONS = ("temperature", "isotonic")
 METRICS = ("accuracy", "log_loss", "brier", "ece", "auc")
 HIGHER_IS_BETTER = ("accuracy", "auc")  # of the others, less is better
+RANK_METHODS = ("all", "active", "swiss", "knockout")
+BUDGETED = RANK_METHODS[1:3]  # those that choose pairs within a share of all passes
+DEFAULT_BUDGET = 0.5

@@ -14,7 +14,7 @@ from itertools import islice
 from modeling.data.battles import RESPONSES
 from modeling.data.cells import RowError
 from modeling.data.conversations import check_messages, join_messages
-from modeling.judging.ranking import compute_choice_probabilities, list_pairs
+from modeling.judging.ranking import list_pairs, list_texts, score_answers
 from modeling.serving.requests import PairLimits
 from modeling.serving.validation import BodyReader, Place, describe, find_nearest, shorten
 from modeling.serving.validation import InvalidRequest as InvalidRequest
@@ -57,7 +57,7 @@ class Question:
 
     def list_text_pairs(self) -> list[tuple[str, str]]:
         """Returns all pairs of different answers. Their order depends on the texts alone."""
-        texts = sorted(set(self.texts))
+        texts = list_texts(self.texts)
         return [(texts[i], texts[j]) for i, j in list_pairs(len(texts))]
 
 
@@ -92,12 +92,9 @@ class Decision:
 
     def _choose(self, question: Question, p_a: Sequence[float]) -> list[float]:
         """Returns the probability of each option; answers with the same text have equal ones."""
-        texts = sorted(set(question.texts))
+        pairs = list_pairs(len(list_texts(question.texts)))
         p_first = [p_a[self._ids[pair]] for pair in question.list_text_pairs()]
-        chosen = dict(zip(texts, compute_choice_probabilities(len(texts), p_first), strict=True))
-        p = [float(chosen[text]) for text in question.texts]
-        total = math.fsum(p)  # unlike sum, the same in every order
-        return [each / total for each in p]
+        return score_answers(question.texts, dict(zip(pairs, p_first, strict=True))).p_best
 
 
 def compute_confidence(p: Sequence[float]) -> float:

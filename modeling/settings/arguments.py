@@ -14,13 +14,16 @@ from modeling.data.schemas import SCHEMA_NAMES
 from modeling.runtime.choices import (
     BAD_ROW_POLICIES,
     BLANK_POLICIES,
+    BUDGETED,
     CALIBRATIONS,
+    DEFAULT_BUDGET,
     HIGHER_IS_BETTER,
     MERGES,
     METRICS,
     PRECISIONS,
     QUANT_TYPES,
     QUANTIZATIONS,
+    RANK_METHODS,
     READINGS,
     STOCK_FORMS,
     SUBMISSIONS,
@@ -121,13 +124,9 @@ def _read_number(text: str) -> float:
 
 
 @dataclass
-class JudgeArguments(BattleArguments):
-    """How a judge predicts battles: shared by predict.py, pseudolabel.py and evaluate.py."""
+class ReadingArguments:
+    """Which judge reads, and how: shared by the scripts that make a judge read a file."""
 
-    # Flags that name the user's own data or model; with any of them, the demo's recipe does not run.
-    own_data: ClassVar[tuple[str, ...]] = ("battles", "judge")
-
-    battles: str = option(None, "Battles to predict: parquet, csv or jsonl.", group="data", path="battles")
     judge: list[str] | None = option(None, JUDGE_HELP, group="model", path="judge")
     readings: str | None = option(
         None,
@@ -152,6 +151,16 @@ class JudgeArguments(BattleArguments):
     def loading(self) -> dict:
         """The settings as keyword arguments of `Judge.from_pretrained`."""
         return {name: vars(self)[name] for name in ("skip_probes", "dtype", "merge")}
+
+
+@dataclass
+class JudgeArguments(ReadingArguments, BattleArguments):
+    """How a judge predicts battles: shared by predict.py, pseudolabel.py and evaluate.py."""
+
+    # Flags that name the user's own data or model; with any of them, the demo's recipe does not run.
+    own_data: ClassVar[tuple[str, ...]] = ("battles", "judge")
+
+    battles: str = option(None, "Battles to predict: parquet, csv or jsonl.", group="data", path="battles")
 
 
 # --- one dataclass per script -----------------------------------------------------------------------------------------
@@ -444,6 +453,57 @@ class PredictArguments(JudgeArguments):
         if found := [f"--{name}" for name in names if vars(self)[name] not in (defaults[name], None)]:
             raise ValueError(f"--blend: expected no {', '.join(found)}, as no judge reads; leave it out.")
         _ = self.blend_weights  # raises if one is malformed
+
+
+def read_budget(method: str, budget: float | None) -> float:
+    """Returns the share of all pairs of answers that --method may read within --budget.
+
+    Raises:
+        ValueError: If the method is unknown or has no budget, or the budget is no share.
+    """
+    if method not in RANK_METHODS:
+        raise ValueError(f"--method: expected one of {', '.join(RANK_METHODS)}; found {method!r}.")
+    if budget is None:
+        return DEFAULT_BUDGET
+    if method not in BUDGETED:
+        raise ValueError(
+            f"--budget {budget}: expected with --method {' or '.join(BUDGETED)}, which choose their pairs within it; "
+            f"found {method}. Leave it out."
+        )
+    if not 0 < budget <= 1:
+        raise ValueError(f"--budget {budget}: expected a share of all passes, above 0 and up to 1.")
+    return budget
+
+
+@dataclass
+class RankArguments(ReadingArguments):
+    """Ranks the answers to each prompt with a judge."""
+
+    own_data: ClassVar[tuple[str, ...]] = ("input", "judge")
+
+    input: str = option(
+        None,
+        "Answer sets: parquet, csv or jsonl with the columns id, prompt and responses, a list of 2 to 64 texts.",
+        group="data",
+        path="battles",
+    )
+    method: str = option(
+        RANK_METHODS[0],
+        "Pairs of answers to read. all: every pair. active, after a knock-out: those that tell most about the scores. "
+        "swiss, after a knock-out: those with the nearest scores. knockout: winners meet, which finds the best alone.",
+        choices=RANK_METHODS,
+        group="passes",
+    )
+    budget: float | None = option(
+        None,
+        "With active and swiss: share of the passes of all pairs that may be run. n answers take at least n - 1 pairs. "
+        f"Default: {DEFAULT_BUDGET}.",
+    )
+    output_dir: str = option(None, "Folder for rankings.parquet.", group="output")
+
+    def __post_init__(self):
+        require(self, "input", "judge", "output_dir")
+        read_budget(self.method, self.budget)  # raises if the two do not go together
 
 
 @dataclass

@@ -1,14 +1,21 @@
-"""Choice probabilities against known strengths, and laws that hold for any verdicts."""
+"""Scores and choice probabilities against known strengths, and laws that hold for any verdicts."""
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
-from modeling.judging.ranking import LEAST_P, compute_choice_probabilities, list_pairs
+from modeling.judging.ranking import LEAST_P, bound_scores, compute_covariance, fit_scores, list_pairs, score_answers
 
 
 def read_pairs(matrix: np.ndarray) -> np.ndarray:
     """The probabilities of `list_pairs` from those of all ordered pairs, shape (answers, answers)."""
     return np.array([matrix[pair] for pair in list_pairs(len(matrix))])
+
+
+def compute_choice_probabilities(num_answers: int, p_first) -> np.ndarray:
+    """p_best of answers whose texts are in the order of their numbers."""
+    answers = [chr(ord("A") + number) for number in range(num_answers)]
+    return np.array(score_answers(answers, dict(zip(list_pairs(num_answers), p_first, strict=True))).p_best)
 
 
 def draw_verdicts(num_answers: int, seed: int) -> np.ndarray:
@@ -61,3 +68,60 @@ def test_sure_verdicts_rank_and_stay_finite():
     assert found == pytest.approx([1, 2 * LEAST_P, 4 * LEAST_P**2], rel=1e-3, abs=0)
     circle = compute_choice_probabilities(3, [1.0, 0.0, 1.0])  # first > second > third > first
     assert circle == pytest.approx([1 / 3] * 3)
+
+
+def test_equal_answers_share_all_numbers_and_any_order_gives_the_same():
+    """Not even the last digit differs. Pairs are numbered by the texts, x < y < z, not by the answers' order."""
+    p_first = {(0, 1): 0.7, (0, 2): 0.4, (1, 2): 0.6}
+    found = score_answers(["x", "y", "z", "y"], p_first)
+    assert found.scores[1] == found.scores[3] and found.p_best[1] == found.p_best[3]
+    assert sum(found.p_best) == pytest.approx(1)
+    turned = score_answers(["y", "z", "y", "x"], p_first)
+    for name in ("scores", "low", "high", "p_best"):
+        x, y, z, _ = getattr(found, name)
+        assert getattr(turned, name) == [y, z, y, x]
+
+
+def test_a_tree_of_pairs_adds_up_log_odds_and_leaves_the_intervals_unknown():
+    """0 beats 1 with log odds 1, and 1 beats 2 with log odds 2: scores 3, 2, 0 less their mean."""
+    pairs, p = [(0, 1), (1, 2)], expit([1.0, 2.0])
+    scores = fit_scores(3, pairs, p)
+    assert scores == pytest.approx(np.array([3, 2, 0]) - 5 / 3, abs=1e-6)
+    assert np.isnan(bound_scores(scores, pairs, p)).all()
+
+
+def test_the_covariance_is_that_of_the_information():
+    """Three equal scores: each pair adds 1/4 to the information of its difference. I = (3 E - J) / 4 with E the unit
+    matrix and J all ones, so that the inverse on sums of zero is 4/3 (E - J / 3)."""
+    expected = 4 / 3 * (np.eye(3) - 1 / 3)
+    assert compute_covariance(np.zeros(3), list_pairs(3)) == pytest.approx(expected)
+
+
+def test_verdicts_that_agree_with_the_scores_have_no_uncertainty():
+    """And scatter of twice the size about the same scores gives intervals of about twice the width."""
+    truth, pairs = np.linspace(1, -1, 6), list_pairs(6)
+    first, second = np.array(pairs).T
+    noise = np.random.default_rng(0).normal(0, 0.1, len(pairs))
+    widths = []
+    for size in (0, 1, 2):
+        p = expit(truth[first] - truth[second] + size * noise)
+        scores = fit_scores(6, pairs, p)
+        low, high = bound_scores(scores, pairs, p)
+        assert (low <= scores).all() and (scores <= high).all()
+        widths.append((high - low).mean())
+    assert widths[0] == pytest.approx(0, abs=1e-6) and widths[2] / widths[1] == pytest.approx(2, rel=0.1)
+
+
+def test_the_intervals_hold_the_true_scores():
+    """In 95% of 2,400 cases, up to three standard errors of 8-fold groups: 3 sqrt(0.95 x 0.05 / 300) = 0.04. The noise
+    is that of the model, with variance in proportion to p (1 - p)."""
+    rng, pairs, hits = np.random.default_rng(0), list_pairs(8), []
+    first, second = np.array(pairs).T
+    for _ in range(300):
+        truth = rng.normal(0, 1, 8)
+        truth -= truth.mean()
+        mean = expit(truth[first] - truth[second])
+        p = (mean + rng.normal(0, 0.2, len(pairs)) * np.sqrt(mean * (1 - mean))).clip(0.001, 0.999)
+        low, high = bound_scores(fit_scores(8, pairs, p), pairs, p)
+        hits.append((low <= truth) & (truth <= high))
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.04)

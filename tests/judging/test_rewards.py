@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeling.judging.ranking import compute_choice_probabilities
+from modeling.judging.ranking import score_answers
 from modeling.judging.rewards import Comparisons, PairwiseReward
 from modeling.network.base import find_base
 from modeling.runtime.packages import GEMMA_BASE
@@ -60,8 +60,8 @@ def test_a_logit_is_that_of_bradley_and_terry():
     rows = [(PROMPT, text, None) for text in TEXTS]
     found = dict(zip(TEXTS, reward(rows, "bt"), strict=True))
     texts = sorted(TEXTS)
-    p = [judge_pair(PROMPT, first, second) for first, second in itertools.combinations(texts, 2)]
-    chosen = dict(zip(texts, compute_choice_probabilities(len(texts), p), strict=True))
+    p = {(i, j): judge_pair(PROMPT, texts[i], texts[j]) for i, j in itertools.combinations(range(len(texts)), 2)}
+    chosen = dict(zip(texts, score_answers(texts, p).p_best, strict=True))
     for first, second in itertools.combinations(TEXTS, 2):
         assert found[first] - found[second] == pytest.approx(math.log(chosen[first] / chosen[second]), abs=1e-9)
     assert sum(found.values()) == pytest.approx(0, abs=1e-9)

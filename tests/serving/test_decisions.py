@@ -13,7 +13,7 @@ from itertools import combinations, permutations
 import pytest
 from openai.types import Decision as OpenAIResponse
 
-from modeling.judging.ranking import compute_choice_probabilities
+from modeling.judging.ranking import list_pairs, score_answers
 from modeling.serving.decisions import (
     MAX_DECISION_QUESTIONS,
     MAX_SYSTEMONE_QUESTIONS,
@@ -101,11 +101,11 @@ def test_a_choice_between_answers(parse_questions):
     )
     assert [battle["id"] for battle in found.battles] == [0, 1, 2]
     assert {battle["prompt"] for battle in found.battles} == {PROMPT}
-    p = compute_choice_probabilities(3, [read(battle) for battle in found.battles])
-    by_text = dict(zip(sorted(ANSWERS.values()), p, strict=True))
+    p_first = dict(zip(list_pairs(3), map(read, found.battles), strict=True))
+    p = score_answers(list(ANSWERS.values()), p_first).p_best
     response = found.answer([read(battle) for battle in found.battles], 7)
     (theirs,) = parse_questions({"best": choice()})
-    expected = theirs.answer([float(by_text[text]) for text in ANSWERS.values()])
+    expected = theirs.answer(p)
     for name in ("probabilities", "confidence"):
         assert response["answers"]["best"].pop(name) == pytest.approx(expected.pop(name))
     assert response["answers"] == {"best": expected}

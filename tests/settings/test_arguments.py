@@ -79,7 +79,24 @@ def test_only_a_linear_head_can_be_without_a_bias(head):
     assert not parse("quantize", *flags, "--head_hidden_size", "0")[0].head_bias
 
 
-@pytest.mark.parametrize("verb", ["train", "predict", "pseudolabel", "evaluate", "quantize", "app", "publish"])
+@pytest.mark.parametrize("verb", ["train", "predict", "rank", "pseudolabel", "evaluate", "quantize", "app", "publish"])
 def test_every_script_has_the_same_dtype(verb):
     (field,) = [field for field in fields(KINDS[verb]) if field.name == "dtype"]
     assert field.default == "auto" and field.metadata["choices"] == ("auto", "bfloat16", "float16", "float32")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--budget 0.5", "--budget 0.5: expected with --method active or swiss, .* found all"),
+        ("--method knockout --budget 0.5", "--budget 0.5: expected with --method active or swiss, .* found knockout"),
+        ("--method swiss --budget 0", "--budget 0.0: expected a share of all passes, above 0 and up to 1"),
+        ("--method active --budget nan", "--budget nan: expected a share of all passes, above 0 and up to 1"),
+        ("--method best", "--method: invalid choice: 'best'"),
+    ],
+)
+def test_a_budget_is_a_share_for_the_methods_that_choose_pairs(flags, message):
+    given = ["--input", "a.jsonl", "--judge", "ab", "--output_dir", "out"]
+    with pytest.raises(ValueError, match=message):
+        parse("rank", *given, *flags.split())
+    assert parse("rank", *given, "--method", "active", "--budget", "0.3")[0].budget == 0.3

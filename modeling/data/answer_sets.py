@@ -1,0 +1,96 @@
+"""Answer sets: a prompt with 2 to 64 answers to rank. Loads and checks them. It must not know battles of two.
+
+Whatever the source, a checked answer set has the keys id, prompt and responses.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from modeling.data.cells import FIX, RowError, is_missing, parse_list
+from modeling.data.conversations import join_if_messages, parse_conversation
+from modeling.data.text import is_blank
+from modeling.runtime.sources import iterate_columns
+
+COLUMNS = ("id", "prompt", "responses")
+LEAST_RESPONSES, MOST_RESPONSES = 2, 64
+FIX_ROWS = "Fix these rows."  # here no flag leaves rows out
+ROWS_NAMED = 5  # in a message; the others are only counted
+
+
+def load_answer_sets(source: str | Path) -> list[dict]:
+    """Loads the answer sets of a file, folder or data set that `iterate_columns` reads.
+
+    Returns:
+        {"id", "prompt", "responses"} of each row, in the source's order. Other columns are not read.
+
+    Raises:
+        FileNotFoundError: If there is no such file or data set.
+        ValueError: If a column is missing or a row is unusable: the message names the source and the row ids.
+    """
+    rows = []
+    for columns in iterate_columns(source):
+        if missing := [name for name in COLUMNS if name not in columns]:
+            raise ValueError(
+                f"{source}: expected the columns {', '.join(COLUMNS)}; found no {', '.join(missing)}, only "
+                f"{', '.join(columns) or 'no columns'}. Rename the columns; responses is a list of texts."
+            )
+        rows += [dict(zip(COLUMNS, cells, strict=True)) for cells in zip(*map(columns.get, COLUMNS), strict=True)]
+    return check_answer_sets(rows, str(source))
+
+
+def check_answer_sets(rows: Iterable[Mapping], source: str = "Answer sets") -> list[dict]:
+    """Checks answer sets; see `load_answer_sets`. Rows without an id are numbered from 0.
+
+    Raises:
+        ValueError: If a row is unusable, or an id is on two rows.
+    """
+    checked, faults = [], {}  # faults: by what was expected, the ids and what was found first
+    seen: set = set()
+    for number, row in enumerate(rows):
+        id = row.get("id") if "id" in row else number
+        try:
+            checked.append({"id": _check_id(id, seen, checked), **_check_texts(row)})
+        except RowError as error:
+            faults.setdefault(error.expected, (error, []))[1].append(id)
+        seen.add(id)
+    for error, ids in faults.values():
+        more = f" and {len(ids) - ROWS_NAMED} more" if len(ids) > ROWS_NAMED else ""
+        named = ", ".join(map(repr, ids[:ROWS_NAMED]))
+        raise ValueError(
+            f"{source}: row{'s' * (len(ids) > 1)} {named}{more}: {error.expected}; found {error.found!r:.80}. "
+            f"{error.way_out.replace(FIX, FIX_ROWS)}"
+        )
+    return checked
+
+
+def _check_id(id: object, seen: set, checked: Sequence[Mapping]) -> str | int:
+    """The id; a RowError if it is none, was seen before, or is of another type than the others."""
+    if is_missing(id) or not isinstance(id, str | int):
+        raise RowError("id must be a text or a whole number", id)
+    if id in seen:
+        raise RowError("each id must be on 1 row, because rankings are keyed by id", id)
+    if checked and type(id) is not type(checked[0]["id"]):
+        raise RowError("ids must be all text or all whole numbers", id)
+    return id
+
+
+def _check_texts(row: Mapping) -> dict:
+    """The prompt and the responses as texts. Each may be a list of messages, and responses a list written as text."""
+    responses = row.get("responses")
+    responses = responses.tolist() if isinstance(responses, np.ndarray) else parse_list(responses)
+    if not isinstance(responses, Sequence) or isinstance(responses, str):
+        raise RowError("responses must be a list of texts", responses)
+    if not LEAST_RESPONSES <= len(responses) <= MOST_RESPONSES:
+        raise RowError(
+            f"responses must be {LEAST_RESPONSES} to {MOST_RESPONSES} answers",
+            len(responses),
+            "A single answer has no rank; of more answers, rank parts first and then the best of each. " + FIX,
+        )
+    responses = [join_if_messages(response, "responses") for response in responses]
+    prompt = join_if_messages(parse_conversation(row.get("prompt")), "prompt")
+    for text in (prompt, *responses):
+        if not isinstance(text, str) or is_blank(text):
+            raise RowError("prompt and each of the responses must be text, and not blank", text)
+    return {"prompt": prompt, "responses": responses}

@@ -3,6 +3,7 @@
 python scripts/evaluate.py                                          # configs/demo/evaluate.yaml, after predict.py
 python scripts/evaluate.py --predictions outputs/p/predictions.parquet --battles test.parquet --output_dir outputs/e
 python scripts/evaluate.py --judge outputs/demo/ab outputs/demo/ba --battles test.parquet --output_dir outputs/e
+python scripts/evaluate.py --judge default --benchmark rewardbench --output_dir outputs/e
 """
 
 from importlib.util import find_spec
@@ -26,7 +27,6 @@ def main() -> None:
     # Imported here because torch and transformers take seconds; a mistake on the command line is reported before that.
     from accelerate import PartialState
 
-    from modeling.data.battles import load_battles
     from modeling.evaluation.html_report import build_page, list_wrong_battles
     from modeling.evaluation.plots import draw_figures
     from modeling.evaluation.text_report import conclude, format_report, list_failures
@@ -39,7 +39,7 @@ def main() -> None:
     state = PartialState(cpu=arguments.use_cpu)
     output = Path(arguments.output_dir)
     call_on_main(scoring.check_output, output, arguments)
-    battles = load_battles(arguments.battles, require_labels=True, **arguments.row_policy)
+    battles = scoring.load_scored(arguments)
     scoring.check_columns(arguments, battles)
     judge = scoring.load_judge(arguments)
     others = scoring.load_others(arguments, judge, battles) if arguments.calibrate else None

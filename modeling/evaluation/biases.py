@@ -61,14 +61,19 @@ def _estimate_ratio(resampler: Resampler, values: np.ndarray, read: np.ndarray, 
 
 def _estimate_flips(resampler: Resampler, passes: Mapping[str, np.ndarray]) -> dict | None:
     """Estimates the share of winners that change with the order, over members with both orders; None without any."""
-    # Two members of opposite orientations do not count as a pair: they differ by more than the order.
-    members = [name.removesuffix("_ab") for name in passes if name.endswith("_ab")]
-    pairs = [(passes[f"{name}_ab"], passes[f"{name}_ba"]) for name in members if f"{name}_ba" in passes]
+    pairs = pair_orders(passes)
     if not pairs:
         return None
     read = np.column_stack([~np.isnan(ab) & ~np.isnan(ba) for ab, ba in pairs])
     flips = np.column_stack([(ab >= 0.5) != (ba >= 0.5) for ab, ba in pairs])
     return _estimate_ratio(resampler, flips, read, share=True)
+
+
+def pair_orders(passes: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns p_a in the order ab and in the order ba, for each member with both orders."""
+    # Two members of opposite orientations do not count as a pair: they differ by more than the order.
+    members = [name.removesuffix("_ab") for name in passes if name.endswith("_ab")]
+    return [(passes[f"{name}_ab"], passes[f"{name}_ba"]) for name in members if f"{name}_ba" in passes]
 
 
 def estimate_length_bias(

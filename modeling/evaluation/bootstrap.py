@@ -190,6 +190,34 @@ class Resampler:
             estimates[column] = Estimate(float(value), *ends, int(counts[column]))
         return estimates
 
+    def estimate_weighted(
+        self, values: Sequence[np.ndarray], parts: Sequence[np.ndarray], weights: Sequence[float]
+    ) -> list[Estimate]:
+        """Estimates a weighted sum of means, each over its own part, as the score of a benchmark is.
+
+        Args:
+            values: Numbers to average for each part, shape (battles, columns) each.
+            parts: Booleans that select the battles of each part, shape (battles,) each; at least one battle.
+            weights: Weight of each part.
+
+        Returns:
+            One estimate per column.
+        """
+        means = np.array([each[part].mean(axis=0) for each, part in zip(values, parts, strict=True)])
+        draws = np.zeros((self.num_draws, means.shape[1]))
+        for each, part, weight in zip(values, parts, weights, strict=True):
+            sums = self.draw_sums(np.column_stack([each, np.ones(len(each))]), part)
+            with np.errstate(invalid="ignore"):  # a draw may have no battle of a small part
+                draws += weight * sums[:, :-1] / sums[:, -1:]
+        union = np.any(parts, axis=0)
+        num_groups, estimates = self.count_groups(union), []
+        for of_parts, drawn in zip(means.T, draws.T, strict=True):
+            # As in `estimate`: where all battles agree, so do all draws, which would claim an exact 0 or 1.
+            unanimous = of_parts[0] in (0, 1) and (of_parts == of_parts[0]).all()
+            ends = bound_share(of_parts[0], num_groups) if unanimous else bound_draws(drawn, num_groups)
+            estimates.append(Estimate(float(np.dot(weights, of_parts)), *ends, int(union.sum())))
+        return estimates
+
     def estimate_auc(self, scores: np.ndarray, positive: np.ndarray, part: np.ndarray | None = None) -> Estimate:
         """Estimates the AUC: how often a positive battle scores higher than a negative one, counting ties half.
 

@@ -112,6 +112,24 @@ def _format_metric(estimates: Mapping, key: str) -> str:
     return format_estimate(estimates[key], why=METRIC_GAPS[key.removesuffix("_difference")])
 
 
+def _list_benchmark(report: Mapping) -> Iterator[Section]:
+    if facts := report.get("benchmark"):
+        columns = ("judge", "longest", "shortest", "always a", "flips")
+        rows = [
+            (row["name"], f"{row['judge']['count']:,}", *(format_estimate(row[name], why=NOT_READ) for name in columns))
+            for row in facts["rows"]
+        ]
+        of = f" of {facts['size']:,}" if facts["size"] else ""
+        note = f"{facts['questions']:,}{of} questions, scored by the authors' rules; docs/benchmarks.md has them."
+        if facts["size"] not in (None, facts["questions"]):
+            note += " This is not the whole benchmark, so these are not its official numbers."
+        if facts["absent"]:
+            note += f" Without {', '.join(facts['absent'])}."
+        note += " Longest, shortest and always a choose without reading; flips is how often the order decides."
+        header = ("", "questions", f"score of {name_judge(report)}", *columns[1:])
+        yield Section(f"Benchmark {facts['name']}", header, rows, note)
+
+
 def _list_bounds(report: Mapping) -> Iterator[Section]:
     rows = [
         (
@@ -292,6 +310,7 @@ def _list_leaderboard(report: Mapping) -> Iterator[Section]:
 
 # In the order in which they are shown.
 SECTIONS = (
+    _list_benchmark,
     _list_judge,
     _list_bounds,
     _list_calibration,

@@ -103,6 +103,11 @@ def fit_scores(num_answers: int, pairs: Sequence[Pair], p_first: Sequence[float]
     return scores - scores.mean()
 
 
+def score_all_pairs(num_answers: int, p_first: Sequence[float]) -> np.ndarray:
+    """Fits the scores of answers of which all pairs were read, in the order of `list_pairs`: see `fit_scores`."""
+    return fit_scores(num_answers, list_pairs(num_answers), p_first)
+
+
 def compute_covariance(scores: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
     """Computes the inverse of the Fisher information of the scores, each pair counting as one comparison.
 

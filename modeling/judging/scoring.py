@@ -11,6 +11,8 @@ import pyarrow as pa
 from datasets import Dataset
 
 from modeling.data.battles import TEXTS, hide_prompts, load_battles
+from modeling.data.benchmarks import load_benchmark
+from modeling.evaluation.benchmarks import score_benchmark
 from modeling.evaluation.metrics import check_bounds
 from modeling.evaluation.report import align_verdicts, build_comparison, build_report, group_battles, read_labels
 from modeling.evaluation.text_report import METRIC_NAMES, PAIR, doubt_calibration
@@ -19,6 +21,7 @@ from modeling.judging.judge import Judge
 from modeling.judging.member import locate_judge
 from modeling.judging.predictions import PREDICTIONS_FILE, RAW, calibrate_verdicts, read_provenance, take_raw
 from modeling.judging.provenance import describe_evaluation, describe_predictions
+from modeling.judging.ranking import score_all_pairs
 from modeling.judging.recalibration import (
     check_not_fitted_on,
     check_not_trained_on,
@@ -45,6 +48,7 @@ def check_output(output: Path, arguments: EvaluateArguments) -> None:
         check_predictions(arguments.answers_alone)
     names = (
         "battles",
+        "benchmark_file",
         "predictions",
         "against",
         "answers_alone",
@@ -62,6 +66,13 @@ def check_output(output: Path, arguments: EvaluateArguments) -> None:
             )
 
 
+def load_scored(arguments: EvaluateArguments) -> Dataset:
+    """The battles to score: those of --battles, or of --benchmark."""
+    if arguments.benchmark:
+        return load_benchmark(arguments.benchmark, arguments.source)
+    return load_battles(arguments.battles, require_labels=True, **arguments.row_policy)
+
+
 def check_columns(arguments: EvaluateArguments, battles: Dataset) -> None:
     """Raises a ValueError if a column of --by does not exist, or cannot be a table of its own."""
     if taken := [name for name in arguments.by or () if name in (*TEXTS, *OWN_TABLES)]:
@@ -71,7 +82,7 @@ def check_columns(arguments: EvaluateArguments, battles: Dataset) -> None:
         )
     if missing := [name for name in arguments.by or () if name not in battles.column_names]:
         found = ", ".join(battles.column_names)
-        raise ValueError(f"--by {' '.join(missing)}: expected columns of {arguments.battles}; found {found}.")
+        raise ValueError(f"--by {' '.join(missing)}: expected columns of {arguments.source}; found {found}.")
 
 
 def load_judge(arguments: EvaluateArguments) -> Judge | None:
@@ -86,7 +97,7 @@ def load_judge(arguments: EvaluateArguments) -> Judge | None:
     if arguments.save_calibration and not arguments.readings:
         check_own_passes(arguments.judge, judge)
     if arguments.calibrated and not arguments.calibrate:
-        check_not_fitted_on(judge, arguments.battles)
+        check_not_fitted_on(judge, arguments.source)
     return judge
 
 
@@ -154,7 +165,7 @@ def describe_verdicts(
 ) -> dict | None:
     """The provenance of the verdicts as they are scored; None for a file of predictions that has none."""
     if judge:
-        provenance = describe_predictions(judge, verdicts, arguments.battles, arguments.readings)
+        provenance = describe_predictions(judge, verdicts, arguments.source, arguments.readings)
     else:
         provenance = read_provenance(arguments.predictions)
     if provenance is None or RAW not in verdicts:
@@ -177,6 +188,9 @@ def evaluate_verdicts(
     report = {"run": {"judge": find_judge_name(provenance, arguments.predictions)} | describe_evaluation()}
     report |= {"judge": provenance} if provenance else {}
     report |= build_report(verdicts, battles, **others, **bootstrap)
+    if arguments.benchmark:
+        scored = align_verdicts(verdicts, battles)
+        report["benchmark"] = score_benchmark(arguments.benchmark, battles, scored, score_all_pairs, **bootstrap)
     if bounds := arguments.read_bounds():
         report["bounds"] = check_bounds(report, bounds)
     if RAW in verdicts:
@@ -195,7 +209,7 @@ def evaluate_verdicts(
         name += " (--against)" * (name == report["run"]["judge"])  # such as one judge with other --readings
         report["comparison"] = {"name": name, "members": theirs.get("members", {})}
         report["comparison"] |= build_comparison(verdicts, against, battles, **bootstrap)
-    sources = {"battles": arguments.battles, "predictions": None if arguments.judge else arguments.predictions}
+    sources = {"battles": arguments.source, "predictions": None if arguments.judge else arguments.predictions}
     sources |= {"against": arguments.against, "training": arguments.train_file}
     sources |= {"answers alone": None if arguments.answers_alone == "judge" else arguments.answers_alone}
     sources |= {"calibration": arguments.calibrate_battles}

@@ -27,3 +27,15 @@ HIGHER_IS_BETTER = ("accuracy", "auc")  # of the others, less is better
 RANK_METHODS = ("all", "active", "swiss", "knockout")
 BUDGETED = RANK_METHODS[1:3]  # those that choose pairs within a share of all passes
 DEFAULT_BUDGET = 0.5
+# Public benchmarks that evaluate.py knows, each with its data set on the Hub.
+BENCHMARKS = {
+    "rewardbench": "allenai/reward-bench",
+    "rewardbench2": "allenai/reward-bench-2",
+    "rm-bench": "THU-KEG/RM-Bench",
+    "judgebench": "ScalerLab/JudgeBench",
+    "llmbar": "princeton-nlp/LLMBar",
+    "ppe": "lmarena-ai/PPE-Human-Preference-V1",
+    "m-rewardbench": "CohereLabsCommunity/multilingual-reward-bench",
+    "mt-bench": "lmsys/mt_bench_human_judgments",
+    "helpsteer3": "nvidia/HelpSteer3",
+}

@@ -131,6 +131,15 @@ def check_source(source: str) -> None:
         raise explain_missing_source(source, f"a folder {path.parent} without {path.name}")
 
 
+def check_benchmark(source: str) -> None:
+    """Raises an error if the name and the disk show that the file of a benchmark cannot be read.
+
+    Unlike battles, it may also be one JSON list, as some authors publish theirs.
+    """
+    if not (source.lower().endswith(".json") and Path(source).is_file()):
+        check_source(source)
+
+
 def _check_ending(path: Path, split: str | None) -> None:
     """Raises a ValueError if a file has no readable format, or a split is asked of it."""
     if find_format(path.name)[0] not in BATTLE_ENDINGS:
@@ -260,6 +269,7 @@ def check_secret_file(name: str, flag: str) -> None:
 # The check of each kind of path; an option's metadata names its kind under "path".
 CHECKS: dict[str, Callable[[str], None]] = {
     "battles": check_source,
+    "benchmark": check_benchmark,
     "base": check_base,
     "judge": check_judge,
     "adapter": check_adapter,

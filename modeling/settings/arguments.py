@@ -13,6 +13,7 @@ from typing import ClassVar
 from modeling.data.schemas import SCHEMA_NAMES
 from modeling.runtime.choices import (
     BAD_ROW_POLICIES,
+    BENCHMARKS,
     BLANK_POLICIES,
     BUDGETED,
     CALIBRATIONS,
@@ -540,9 +541,21 @@ class PseudolabelArguments(JudgeArguments):
 class EvaluateArguments(JudgeArguments):
     """Scores predictions against outcomes: metrics with intervals, an HTML report, and plots."""
 
-    own_data: ClassVar[tuple[str, ...]] = (*JudgeArguments.own_data, "predictions")
+    own_data: ClassVar[tuple[str, ...]] = (*JudgeArguments.own_data, "predictions", "benchmark")
 
     output_dir: str = option(None, "Folder for report.json, report.html and figures/.", group="output")
+    benchmark: str | None = option(
+        None,
+        f"Score a public benchmark by its authors' rules, in place of --battles: {', '.join(BENCHMARKS)}.",
+        choices=tuple(BENCHMARKS),
+        group="data",
+    )
+    benchmark_file: str | None = option(
+        None,
+        "File or folder of --benchmark, as its authors publish it (.json too), or a Hub data set. Default: the "
+        "authors' data set on the Hub.",
+        path="benchmark",
+    )
     predictions: str | None = option(
         None,
         "The predictions.parquet of --battles. Without it, --judge predicts them.",
@@ -590,7 +603,8 @@ class EvaluateArguments(JudgeArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self, "battles", "output_dir")
+        require(self, *([] if self.benchmark else ["battles"]), "output_dir")
+        self._check_benchmark()
         if not self.predictions and not self.judge:
             raise ValueError("Expected --predictions or --judge; found neither. scripts/predict.py writes predictions.")
         if self.answers_alone == "judge" and not self.judge:
@@ -600,6 +614,24 @@ class EvaluateArguments(JudgeArguments):
         if self.draws < 100 or self.show_battles < 0:
             found = f"--draws {self.draws} --show_battles {self.show_battles}"
             raise ValueError(f"{found}: expected 100 draws or more, and no fewer battles than 0.")
+
+    @property
+    def source(self) -> str:
+        """The battles, or the file or data set of the benchmark, that are scored."""
+        return self.battles or self.benchmark_file or BENCHMARKS[self.benchmark]
+
+    def _check_benchmark(self) -> None:
+        """Raises a ValueError for flags that do not go with --benchmark."""
+        if self.benchmark_file and not self.benchmark:
+            raise ValueError("--benchmark_file: expected --benchmark too; found none. Say whose rules to score it by.")
+        names = ["battles"] + [field.name for field in fields(BattleArguments)]
+        defaults = {field.name: field.default for field in fields(self)}
+        found = [f"--{name}" for name in names if vars(self)[name] != defaults[name]]
+        if self.benchmark and found:
+            raise ValueError(
+                f"--benchmark: expected no {', '.join(found)}, as the benchmark says which rows it has and what they "
+                "mean; found them. Leave them out, and name a local copy with --benchmark_file."
+            )
 
     def read_bounds(self) -> dict[str, float]:
         """Returns the bounds of --fail_under by metric."""

@@ -150,6 +150,23 @@ def test_draws_without_a_battle_of_a_rare_part_are_left_out():
     assert (estimate.value, estimate.count) == (12.5, 6) and 10 <= estimate.low < 12 and 13 < estimate.high <= 15
 
 
+def test_a_weighted_sum_of_means_has_the_interval_of_its_draws():
+    """Of one part with the weight 1 it is the plain mean; of two independent parts of 50 prompts with weights 0.8 and
+    0.2, the variance is 0.64 + 0.04 of one part's, so that the interval is sqrt(0.68) = 0.82 as wide."""
+    values, half = np.random.default_rng(0).normal(size=(100, 2)), np.arange(100) < 50
+    values[half] = values[~half]
+    resampler = Resampler(range(100), 4000)
+    whole = resampler.estimate_weighted([values], [np.full(100, True)], [1])
+    for found, plain in zip(whole, resampler.estimate_means(values), strict=True):
+        assert (found.value, found.low, found.high) == pytest.approx((plain.value, plain.low, plain.high), abs=1e-6)
+    (one, _), (both, _) = (
+        resampler.estimate_weighted([values] * len(parts), parts, weights)
+        for parts, weights in (([half], [1]), ([half, ~half], [0.8, 0.2]))
+    )
+    assert both.value == pytest.approx(one.value) and (one.count, both.count) == (50, 100)
+    assert (both.high - both.low) / (one.high - one.low) == pytest.approx(np.sqrt(0.68), rel=0.06)
+
+
 def test_the_same_seed_gives_the_same_interval_and_another_seed_a_similar_one():
     values = np.random.default_rng(0).random((200, 1))
     first, same, other = (Resampler(range(200), 1000, seed).estimate_means(values)[0] for seed in (1, 1, 2))

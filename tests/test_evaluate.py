@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,10 +14,14 @@ import pandas as pd
 import pytest
 
 from modeling.data.battles import load_battles
+from modeling.data.benchmarks import FORMATS, load_benchmark
 from modeling.evaluation.bootstrap import format_estimate
 from modeling.evaluation.metrics import compute_accuracy, compute_log_loss
+from modeling.judging import scoring
 from modeling.judging.calibration import Calibration
+from modeling.judging.judge import Judge
 from modeling.judging.member import fingerprint_member, read_member
+from modeling.runtime.choices import BENCHMARKS
 from tests.helpers import REPOSITORY, SAMPLES, call, fail, succeed
 
 TEST, TRAIN = SAMPLES / "test.jsonl", SAMPLES / "train.jsonl"
@@ -297,3 +302,114 @@ def test_the_recipe_names_what_the_demo_makes():
     predict = (REPOSITORY / "configs" / "demo" / "predict.yaml").read_text()
     assert "predictions: outputs/demo/predictions/predictions.parquet" in recipe
     assert "output_dir: outputs/demo/predictions" in predict
+
+
+# --- public benchmarks ------------------------------------------------------------------------------------------------
+
+PAGE = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def llmbar(tmp_path_factory):
+    """A folder as LLMBar's repository lays it out, with six questions in each of two subsets, made of the samples."""
+    folder = tmp_path_factory.mktemp("LLMBar")
+    battles = load_battles(TEST).to_list()
+    for subset, rows in (("Natural", battles[:6]), ("Adversarial/Manual", battles[6:12])):
+        (folder / subset).mkdir(parents=True)
+        written = [
+            {
+                "input": row["prompt"],
+                "output_1": row["response_a"],
+                "output_2": row["response_b"],
+                "label": 1 + number % 2,
+            }
+            for number, row in enumerate(rows)
+        ]
+        (folder / subset / "dataset.json").write_text(json.dumps(written), encoding="utf-8")
+    return folder
+
+
+def test_the_documented_command_scores_a_benchmark(members, llmbar, tmp_path, monkeypatch, capsys):
+    """That of docs/benchmarks.md, with the tests' members and folder: the table, the whole report, and predictions."""
+    (command,) = re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S)
+    words = shlex.split(command.replace("\\\n", " "))
+    ours = {"default": [*members.values()], "LLMBar/Dataset/LLMBar": [llmbar], "outputs/llmbar": [tmp_path / "out"]}
+    flags = [flag for word in words[2:] for flag in ours.get(word, [word])]
+    call("evaluate", *flags, monkeypatch=monkeypatch)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"predictions.parquet"}
+    report, said = json.loads((tmp_path / "out" / "report.json").read_text()), capsys.readouterr().out
+    found = report["benchmark"]
+    assert (found["name"], found["questions"], found["size"]) == ("llmbar", 12, 419)
+    assert [row["name"] for row in found["rows"]] == ["overall", "Adversarial", "Natural", "Manual"]
+    assert found["absent"] == ["Neighbor", "GPTInst", "GPTOut"]
+    # Two subsets of equal size: their mean is the accuracy of all, and the baselines are those of the whole report.
+    overall = found["rows"][0]
+    assert overall["judge"]["value"] == pytest.approx(report["accuracy"]["value"])
+    for ours, theirs in (("longest", "longer wins"), ("shortest", "shorter wins"), ("always a", "always a")):
+        assert overall[ours]["value"] == pytest.approx(report["baselines"][theirs]["accuracy"]["value"])
+    assert overall["flips"]["value"] == pytest.approx(report["position_bias"]["flip_share"]["value"])
+    page = html.unescape((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    for shown in (said, page):
+        assert "Benchmark llmbar" in shown and "12 of 419 questions" in shown
+        assert "these are not its official numbers. Without Neighbor, GPTInst, GPTOut." in shown
+        assert format_estimate(overall["judge"]) in shown
+    assert report["data"]["battles"] == {"name": llmbar.name, "sha256": None}
+    verdicts = Judge.from_pretrained(list(members.values())).predict(load_benchmark("llmbar", str(llmbar)))
+    kept = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    pd.testing.assert_frame_equal(kept, verdicts.drop(columns="winner"), check_exact=False, atol=1e-6)
+
+
+def test_a_benchmark_s_predictions_are_scored_again_without_a_judge(members, llmbar, tmp_path, monkeypatch):
+    flags = ["--benchmark", "llmbar", "--benchmark_file", llmbar, "--draws", 100]
+    call("evaluate", *flags, "--judge", *members.values(), "--output_dir", tmp_path / "first", monkeypatch=monkeypatch)
+    flags += ["--predictions", tmp_path / "first" / "predictions.parquet", "--output_dir", tmp_path / "again"]
+    call("evaluate", *flags, monkeypatch=monkeypatch)
+    first, again = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("first", "again"))
+    assert first["benchmark"] == again["benchmark"]
+
+
+def test_a_benchmark_that_is_stopped_goes_on(members, llmbar, tmp_path, monkeypatch):
+    """Law 7: what was read is kept beside the output, and the second run reads nothing and gives the same."""
+    flags = ["--judge", *members.values(), "--benchmark", "llmbar", "--benchmark_file", llmbar, "--draws", 100]
+    call("evaluate", *flags, "--output_dir", tmp_path / "whole", monkeypatch=monkeypatch)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scoring, "evaluate_verdicts", stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            call("evaluate", *flags, "--output_dir", tmp_path / "out", monkeypatch=patched)
+    assert not (tmp_path / "out").exists() and len(list(tmp_path.iterdir())) == 2
+    call("evaluate", *flags, "--output_dir", tmp_path / "out", monkeypatch=monkeypatch)
+    whole, out = (pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("whole", "out"))
+    assert whole.equals(out) and {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            "--benchmark llmbar --battles b.jsonl",
+            "--benchmark: expected no --battles, as the benchmark says which rows",
+        ),
+        ("--benchmark llmbar --tie_policy drop", "--benchmark: expected no --tie_policy"),
+        ("--benchmark_file f.json --battles b.jsonl", "--benchmark_file: expected --benchmark too; found none"),
+        ("--benchmark mmlu", "--benchmark: invalid choice: 'mmlu' .*'rewardbench', 'rewardbench2', 'rm-bench'"),
+        ("--benchmark llmbar --benchmark_file none.json", "none.json: expected a file, a folder .*found none"),
+        ("--benchmark rewardbench", "allenai/reward-bench:filtered: expected an answer from the Hub"),
+    ],
+)
+def test_a_mistake_about_a_benchmark_gives_one_line(flags, expected, members, tmp_path, monkeypatch, caplog):
+    """Offline, the Hub's data set is such a mistake."""
+    flags = [*flags.split(), "--judge", *members.values(), "--output_dir", tmp_path / "out"]
+    said = fail("evaluate", *flags, monkeypatch=monkeypatch, caplog=caplog)
+    assert re.search(expected, said), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_page_lists_the_benchmarks_as_they_are():
+    rows = re.findall(r"^\| `([\w-]+)` \| `([\w./-]+)` \| ([\d,]*) ?\| ", PAGE, re.M)
+    sizes = {name: FORMATS[name].size for name in BENCHMARKS}
+    assert {name: hub for name, hub, _ in rows} == BENCHMARKS
+    assert {name: int(size.replace(",", "")) if size else None for name, _, size in rows} == sizes

@@ -90,13 +90,14 @@ def _estimate_row(resampler: Resampler, terms: list[Term], flips: np.ndarray | N
 class Questions:
     """The questions of a benchmark, with the scores of their answers by the judge and by each baseline.
 
-    table: One row per question, with subset, tags, group, language, and of its first pair right_a, right_b, and p_a in
-        each order alone (first, second; NaN if no member read both).
+    table: One row per question, with subset, tags, group, language, and of its first pair right_a, right_b, and first
+        and second, the mean p_a of each order alone (NaN if no member read both).
     right: How good each answer of each question is.
     scores: By player, the score of each answer of each question; the highest is the player's choice.
     decided: Whether some answers of a question are better than others.
     earned: By player, 1 for each question where the choice is one of the best answers, else 0.
-    flips: Share of a question's pairs whose winner changes with the order; None if no member read both orders.
+    flips: Share of a question's pairs and of the members with both orders whose winner changes with the order; None
+        if no member read both.
     """
 
     def __init__(self, battles: Dataset, verdicts: pd.DataFrame, rate: Rate):
@@ -106,8 +107,10 @@ class Questions:
             pairs[f"length_{side}"] = [float(len(text)) for text in battles[f"response_{side}"][:]]
         orders = pair_orders(read_passes(verdicts))
         pairs["first"], pairs["second"] = np.mean(orders, axis=0) if orders else (np.nan, np.nan)
-        pairs["flips"] = ((pairs["first"] >= 0.5) != (pairs["second"] >= 0.5)).astype(float)
+        pairs["flips"] = np.mean([(ab >= 0.5) != (ba >= 0.5) for ab, ba in orders], axis=0) if orders else np.nan
         self.table = pairs.drop_duplicates("question").reset_index()  # index: where a question begins
+        for name in {"subset", "language"} & set(self.table):
+            self.table[name] = self.table[name].astype("category")  # which is compared faster than text
         starts = self.table["index"].to_numpy()
         self.flips = (
             np.add.reduceat(pairs["flips"].to_numpy(), starts) / np.diff([*starts, len(pairs)]) if orders else None
@@ -296,7 +299,8 @@ def list_mt_bench(questions: Questions) -> Iterator[Row]:
     """
     hits = {player: values * questions.decided for player, values in questions.earned.items()}
     if questions.flips is not None:
-        hits[JUDGE] = np.where(questions.flips == 1, ~questions.decided, hits[JUDGE]).astype(float)
+        first, second = (questions.table[order] >= 0.5 for order in ("first", "second"))
+        hits[JUDGE] = np.where(first == second, hits[JUDGE], ~questions.decided)
     for turn in FORMATS["mt-bench"].subsets:
         yield f"{turn}, without ties", questions.take(EXPERT, subset=turn)
         yield f"{turn}, with ties", weigh([(questions.find(EXPERT, subset=turn), 1, hits)])

@@ -4,6 +4,7 @@ python scripts/evaluate.py                                          # configs/de
 python scripts/evaluate.py --predictions outputs/p/predictions.parquet --battles test.parquet --output_dir outputs/e
 python scripts/evaluate.py --judge outputs/demo/ab outputs/demo/ba --battles test.parquet --output_dir outputs/e
 python scripts/evaluate.py --judge default --benchmark rewardbench --output_dir outputs/e
+python scripts/evaluate.py --judge default --battles all.parquet --votes some.parquet --output_dir outputs/e
 """
 
 from importlib.util import find_spec
@@ -41,6 +42,7 @@ def main() -> None:
     call_on_main(scoring.check_output, output, arguments)
     battles = scoring.load_scored(arguments)
     scoring.check_columns(arguments, battles)
+    votes = scoring.load_votes(arguments, battles)
     judge = scoring.load_judge(arguments)
     others = scoring.load_others(arguments, judge, battles) if arguments.calibrate else None
     verdicts = (
@@ -55,15 +57,19 @@ def main() -> None:
         answers_alone = scoring.calibrate(arguments, answers_alone, found)
     calibration = found or (judge and judge.calibration)
     provenance = scoring.describe_verdicts(arguments, judge, verdicts, found)
-    report = scoring.evaluate_verdicts(arguments, battles, verdicts, calibration, provenance, answers_alone)
+    report = scoring.evaluate_verdicts(arguments, battles, verdicts, calibration, provenance, answers_alone, votes)
     with replace_folder(output, scoring.REPORT_FILE) as folder:
         if judge:
             write_predictions(folder / PREDICTIONS_FILE, verdicts, provenance)
         if found:
             write_json(folder / "calibration.json", found.to_dict())
+        if arguments.style_control:
+            controlled = scoring.control_style(arguments, battles, verdicts, report, votes)
+            controlled.to_parquet(folder / "style_controlled.parquet", index=False)
         pictures = draw_figures(report, folder / "figures")
         title = f"Evaluation of {report['run']['judge']} on {report['data']['battles']['name']}"
-        wrong = list_wrong_battles(verdicts, battles, arguments.show_battles)
+        scored = battles if votes is None else votes
+        wrong = list_wrong_battles(scoring.take_scored(verdicts, votes), scored, arguments.show_battles)
         page = build_page(report, pictures, battles=wrong, title=title)
         (folder / "report.html").write_text(page, encoding="utf-8")
         write_json(folder / scoring.REPORT_FILE, report)

@@ -413,3 +413,77 @@ def test_the_page_lists_the_benchmarks_as_they_are():
     sizes = {name: FORMATS[name].size for name in BENCHMARKS}
     assert {name: hub for name, hub, _ in rows} == BENCHMARKS
     assert {name: int(size.replace(",", "")) if size else None for name, _, size in rows} == sizes
+
+
+# --- votes and style --------------------------------------------------------------------------------------------------
+
+
+def write_votes(folder: Path, **changes) -> list:
+    """Judged battles of three models without outcomes, votes on every third of them, and the flags that name them."""
+    battles = load_battles(TEST).to_pandas()
+    labels = np.stack(battles["label"])
+    models = np.random.default_rng(0).permuted(np.tile(["x", "y", "z"], (len(battles), 1)), axis=1)
+    judged = battles[["id", "prompt", "response_a", "response_b"]].assign(model_a=models[:, 0], model_b=models[:, 1])
+    judged.to_parquet(folder / "judged.parquet")
+    votes = judged.drop(columns=["model_a", "model_b"]).assign(label=list(labels), **changes)[::3]
+    votes.to_parquet(folder / "votes.parquet")
+    predictions = write_predictions(folder / "p.parquet")
+    flags = ["--predictions", predictions, "--battles", folder / "judged.parquet", "--votes", folder / "votes.parquet"]
+    return [*flags, "--draws", 100, "--output_dir", folder / "out"]
+
+
+def test_few_votes_and_a_judge_give_win_rates_and_ratings(tmp_path, monkeypatch, capsys):
+    """The battles have no outcomes: metrics are those of the votes, whose models are those of the judged battles."""
+    call("evaluate", *write_votes(tmp_path), "--against", tmp_path / "p.parquet", monkeypatch=monkeypatch)
+    report, said = json.loads((tmp_path / "out" / "report.json").read_text()), capsys.readouterr().out
+    everything = load_battles(TEST)
+    labels, p = (
+        np.array(everything["label"][:])[::3],
+        pd.read_parquet(tmp_path / "p.parquet")[["p_a", "p_b"]].to_numpy(),
+    )
+    assert report["accuracy"]["value"] == pytest.approx(compute_accuracy(p[::3], labels).value)
+    facts = report["votes"]
+    assert (facts["votes"], facts["battles"]) == (len(labels), len(everything))
+    assert facts["share_a"]["votes"]["value"] == pytest.approx(labels[:, 0].mean())
+    assert facts["share_a"]["judge"]["value"] == pytest.approx(p[:, 0].mean())
+    assert (
+        {row["name"] for row in facts["models"]}
+        == {"x", "y", "z"}
+        == {r["name"] for r in report["leaderboard"]["models"]}
+    )
+    assert facts["agreement"]["value"] == report["accuracy"]["value"]
+    assert report["comparison"]["accuracy_difference"]["value"] == 0
+    assert "Ratings by votes and judge" in said and "votes.parquet" in report["data"]["votes"]["name"]
+    assert "Ratings by votes and judge" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"response_a": "Other."}, "expected the texts of the judged battles"), ({"label": None}, "label")],
+    ids=["texts", "no label"],
+)
+def test_votes_on_other_battles_are_refused(changes, expected, tmp_path, monkeypatch, caplog):
+    said = fail("evaluate", *write_votes(tmp_path, **changes), monkeypatch=monkeypatch, caplog=caplog)
+    assert expected in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_votes_on_battles_that_were_not_judged_are_refused(tmp_path, monkeypatch, caplog):
+    flags = write_votes(tmp_path)
+    judged = pd.read_parquet(tmp_path / "judged.parquet")
+    judged[1:].to_parquet(tmp_path / "judged.parquet")
+    said = fail("evaluate", *flags, monkeypatch=monkeypatch, caplog=caplog)
+    assert f"found 1 on others: {judged['id'][0]!r}. Add these battles" in said
+
+
+def test_style_is_taken_out_of_p_and_scored(predictions, tmp_path, monkeypatch):
+    flags = build_flags(predictions, tmp_path / "out")
+    call("evaluate", *flags, "--style_control", "true", monkeypatch=monkeypatch)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    controlled = tmp_path / "out" / "style_controlled.parquet"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {controlled.name}
+    assert {row["name"] for row in report["style"]["features"]} >= {"length"}
+    call("evaluate", *build_flags(controlled, tmp_path / "again"), monkeypatch=monkeypatch)
+    again = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert report["style_control"]["after"] == {name: again[name] for name in report["style_control"]["after"]}
+    assert report["style_control"]["before"]["accuracy"] == report["accuracy"] != again["accuracy"]

@@ -59,6 +59,26 @@ def _estimate_ratio(resampler: Resampler, values: np.ndarray, read: np.ndarray, 
     return resampler.estimate(columns, lambda sums: sums[:, 0] / sums[:, 1], read.any(axis=1), share=share).to_dict()
 
 
+def estimate_consistency(resampler: Resampler, p_a: np.ndarray, passes: Mapping[str, np.ndarray]) -> dict:
+    """Estimates how far a judge agrees with itself; arguments as in `estimate_position_bias`, and its p_a.
+
+    Returns:
+        position_consistency: Share of battles and members whose winner is the same in both orders, 1 - flip_share; None
+            if no member has both orders.
+        self_consistency: Share of passes whose winner is that of the verdict; None without passes.
+    """
+    flips = _estimate_flips(resampler, passes)
+    kept = flips and {name: None if end is None else 1 - end for name, end in flips.items()}
+    found = {
+        "position_consistency": kept and kept | {"low": kept["high"], "high": kept["low"], "count": flips["count"]}
+    }
+    if not passes:
+        return found | {"self_consistency": None}
+    each = np.column_stack(list(passes.values()))
+    same = (each >= 0.5) == (p_a >= 0.5)[:, None]
+    return found | {"self_consistency": _estimate_ratio(resampler, same, ~np.isnan(each), share=True)}
+
+
 def _estimate_flips(resampler: Resampler, passes: Mapping[str, np.ndarray]) -> dict | None:
     """Estimates the share of winners that change with the order, over members with both orders; None without any."""
     pairs = pair_orders(passes)

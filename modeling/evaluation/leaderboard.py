@@ -41,8 +41,7 @@ def build_leaderboard(
         spearman, kendall: Rank correlations over the models with at least ten battles; unknown for fewer than three.
             Their intervals lie rather too low, and always include the value.
     """
-    named = [_is_named(a) and _is_named(b) and a != b for a, b in zip(models_a, models_b, strict=True)]
-    part = np.array(named, bool)
+    part = find_named(models_a, models_b)
     pairs = _Pairs(np.array(models_a, object)[part], np.array(models_b, object)[part])
     chances = [pairs.orient(values[part]) for values in (label_a, p_a)]
     num_draws = min(MOST_DRAWS, resampler.num_draws)
@@ -149,8 +148,19 @@ class _Pairs:
         lost = (total - won).clip(min=0)  # rounding: it may be -1e-17
         wins = np.concatenate([won, drawn]), np.concatenate([lost, drawn])
         strengths = fit_strengths(*self.ends, *wins, len(self.models) + 1, tolerance=1e-4)
-        points = SCALE * np.log10(strengths[:-1])  # without the invented player
-        return points - points.mean() + MEAN
+        return scale_strengths(np.log(strengths[:-1]))  # without the invented player
+
+
+def scale_strengths(logs: np.ndarray) -> np.ndarray:
+    """Converts natural logarithms of strengths, shape (..., models), to ratings of mean `MEAN` on Elo's scale."""
+    points = SCALE / np.log(10) * logs
+    return points - points.mean(axis=-1, keepdims=True) + MEAN
+
+
+def find_named(models_a: Sequence, models_b: Sequence) -> np.ndarray:
+    """Returns which battles are between two different models with names, booleans of shape (battles,)."""
+    named = [_is_named(a) and _is_named(b) and a != b for a, b in zip(models_a, models_b, strict=True)]
+    return np.array(named, bool)
 
 
 def _is_named(model: object) -> bool:

@@ -29,8 +29,10 @@ from modeling.evaluation.metrics import (
     find_hits,
     find_losses,
 )
+from modeling.evaluation.style import build_style, control_style, measure_style, split_groups
 from modeling.evaluation.text_report import PAIR
 from modeling.evaluation.text_report import format_report as format_report
+from modeling.evaluation.votes import build_votes
 
 PASS_PREFIX = "p_a_"  # of a pass's column, p_a_<member>_<order>
 # Finding near-identical prompts among this many takes about 3 s. Among more, only equal prompts share a group.
@@ -87,10 +89,21 @@ def build_report(
     report["reliability"] = estimate_reliability(resampler, p, labels)
     report["selective"] = estimate_selective(resampler, p, labels)
     report["readings"] = _build_passes(resampler, passes, labels)
-    if {"model_a", "model_b"} <= set(battles.column_names):
-        models = battles["model_a"][:], battles["model_b"][:]
+    if models := read_models(battles):
         report["leaderboard"] = build_leaderboard(resampler, p[:, 0], labels[:, 0], *models)
+    style = measure_style(battles["response_a"][:], battles["response_b"][:])
+    if facts := build_style(resampler, style, split_groups(battles["prompt"][:], resampler.groups), p, labels, models):
+        report["style"] = facts
     return report | {"cut_fields": _count_cuts(verdicts), "data": {}}
+
+
+def build_metrics(verdicts: pd.DataFrame, battles: Dataset, *, draws: int = 1000, seed: int = 0) -> dict[str, dict]:
+    """Builds the metrics of a report alone; arguments as in `build_report`."""
+    p, resampler = (
+        stack_probabilities(align_verdicts(verdicts, battles)),
+        Resampler(group_battles(battles)[0], draws, seed),
+    )
+    return {name: metric.to_dict() for name, metric in estimate_metrics(resampler, p, read_labels(battles)).items()}
 
 
 def build_comparison(
@@ -124,6 +137,36 @@ def build_comparison(
     estimates = resampler.estimate_means(differences, parts, shares=[2])
     comparison: dict = {name: estimate.to_dict() for name, estimate in zip(names, estimates, strict=True)}
     return comparison | {"mcnemar": compute_mcnemar(hits[0][decided], hits[1][decided])}
+
+
+def combine_votes(
+    verdicts: pd.DataFrame, battles: Dataset, votes: Dataset, *, draws: int = 1000, seed: int = 0
+) -> dict:
+    """Estimates win rates, ratings and agreement from votes on some battles and verdicts on all; see `build_votes`.
+
+    Args:
+        verdicts: Verdicts on the battles, in any order.
+        battles: All judged battles; their labels, if they have any, are not used.
+        votes: Those of them that people voted on, with labels.
+        draws, seed: See `build_report`.
+
+    Raises:
+        ValueError: If a vote is on no battle, or on a battle with other texts.
+    """
+    verdicts, rows = align_verdicts(verdicts, battles), find_rows(votes, battles)
+    label_a = np.full(len(battles), np.nan)
+    label_a[rows] = read_labels(votes)[:, 0]
+    resampler = Resampler(group_battles(battles)[0], draws, seed)
+    models = read_models(battles) or (None, None)
+    return build_votes(resampler, verdicts["p_a"].to_numpy(), label_a, read_passes(verdicts), *models)
+
+
+def remove_style(verdicts: pd.DataFrame, battles: Dataset) -> pd.DataFrame:
+    """Returns id, p_a and p_b without the verdicts' style term, which is fitted on battles with other prompts."""
+    verdicts, groups = align_verdicts(verdicts, battles), np.array(group_battles(battles)[0], int)
+    style = measure_style(battles["response_a"][:], battles["response_b"][:])
+    p_a = control_style(style, split_groups(battles["prompt"][:], groups), verdicts["p_a"].to_numpy(), groups)
+    return pd.DataFrame({"id": verdicts["id"], "p_a": p_a, "p_b": 1 - p_a})
 
 
 # --- verdicts and battles ---------------------------------------------------------------------------------------------
@@ -178,6 +221,31 @@ def read_labels(battles: Dataset) -> np.ndarray:
     if len(battles) and "label" not in battles.column_names:
         raise ValueError("Battles: expected outcomes to score against; found none. Add a winner or label column.")
     return np.array(battles["label"][:] if len(battles) else [], float).reshape(-1, len(LABELS))
+
+
+def read_models(battles: Dataset) -> tuple[list, list] | None:
+    """Returns the names of both models of the battles; None if they have none."""
+    if not {"model_a", "model_b"} <= set(battles.column_names):
+        return None
+    return battles["model_a"][:], battles["model_b"][:]
+
+
+def find_rows(votes: Dataset, battles: Dataset) -> list[int]:
+    """Returns each vote's row in the battles; a ValueError if it has none, or if its texts are others."""
+    places = {str(id): row for row, id in enumerate(battles["id"][:])}
+    if unknown := [id for id in votes["id"][:] if str(id) not in places]:
+        raise ValueError(
+            f"Votes: expected votes on battles that the judge read; found {len(unknown)} on others: "
+            f"{_list_some(unknown)}. Add these battles to the judged ones, with the same ids."
+        )
+    rows = [places[str(id)] for id in votes["id"][:]]
+    texts = [list(zip(*(part[name][:] for name in TEXTS), strict=True)) for part in (votes, battles.select(rows))]
+    if other := [id for id, mine, theirs in zip(votes["id"][:], *texts, strict=True) if mine != theirs]:
+        raise ValueError(
+            f"Votes: expected the texts of the judged battles with the same ids; found others for {len(other)}: "
+            f"{_list_some(other)}. Give the votes on these battles, with a and b in the same order."
+        )
+    return rows
 
 
 def read_passes(verdicts: pd.DataFrame) -> dict[str, np.ndarray]:

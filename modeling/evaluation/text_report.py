@@ -308,6 +308,79 @@ def _list_leaderboard(report: Mapping) -> Iterator[Section]:
         yield Section("Leaderboard", ("model", "battles", "by people", f"by {name_judge(report)}"), rows, note)
 
 
+def _list_style(report: Mapping) -> Iterator[Section]:
+    judge = name_judge(report)
+    if facts := report.get("style"):
+        rows = [
+            (row["name"], *(format_estimate(row[who]) for who in ("people", "judge", "difference")))
+            for row in facts["features"]
+        ]
+        note = (
+            "By how much the log-odds of an answer rise with its style, per standard deviation, the other features "
+            "held fixed. A less confident judge has smaller coefficients."
+        )
+        yield Section("Style", ("feature", "people", judge, "difference"), rows, note)
+        rows = [
+            (name, *(format_estimate(facts[who][key], why=NO_WINNER) for key in ("accuracy", "explained")))
+            for who, name in (("judge", f"the verdicts of {judge}"), ("people", "people's votes"))
+        ]
+        note = (
+            "Style alone is that regression, fitted on other prompts. In the third of the battles in which it moves "
+            f"{judge} least, {judge} has an accuracy of {format_estimate(facts['matched'], why=NO_WINNER)}."
+        )
+        yield Section("What style alone explains", ("of", "winners named", "deviance explained"), rows, note)
+        rows = [
+            (row["name"], *(format_estimate(row[who], 0) for who in ("people", "judge"))) for row in facts["models"]
+        ]
+        note = "As in the leaderboard, with length and markdown in the regression; intervals from the sandwich."
+        yield Section("Leaderboard with style held fixed", ("model", "by people", f"by {judge}"), rows, note)
+    if facts := report.get("style_control"):
+        rows = [
+            (name, _format_metric(facts["before"], key), _format_metric(facts["after"], key))
+            for key, name in METRIC_NAMES.items()
+        ]
+        note = "The style term is fitted on other prompts, without labels. style_controlled.parquet holds the result."
+        yield Section("Without style", ("", f"{judge}", "style taken out"), rows, note)
+
+
+def _list_votes(report: Mapping) -> Iterator[Section]:
+    facts = report.get("votes")
+    if not facts:
+        return
+    judge = name_judge(report)
+    header = ("both", "votes alone", f"{judge} alone (not valid)", "votes", "worth", "to halve")
+    note = (
+        f"{facts['votes']:,} of {facts['battles']:,} battles have a vote. Both: prediction-powered intervals, valid if "
+        f"the votes are a random sample of the battles, however wrong {judge} is. Worth: as many votes alone have that "
+        "interval. To halve: so many more votes would halve it; too many if that is more than the battles."
+    )
+    shares = [("answer a", facts["share_a"]), *((row["name"], row["win_rate"]) for row in facts["models"])]
+    rows = [(name, *_format_powered(powered, 3)) for name, powered in shares]
+    yield Section("Win rates by votes and judge", ("", *header), rows, note)
+    rows = [(row["name"], *_format_powered(row["rating"], 0)) for row in facts["models"] if row["rating"]]
+    note = "Bradley-Terry ratings, mean 1000, of models with at least ten votes."
+    yield Section("Ratings by votes and judge", ("model", *header), rows, note)
+    rows = [(f"{row['first']} over {row['second']}", *_format_powered(row["win_rate"], 3)) for row in facts["pairs"]]
+    note = "How often the first wins, for pairs with at least ten votes."
+    yield Section("Pairs by votes and judge", ("pair", *header), rows, note)
+    names = {
+        "agreement": "share of votes with a winner that it agrees with",
+        "kappa": "Cohen's kappa with people, beyond chance",
+        "position_consistency": "share of winners that stay in the other order",
+        "self_consistency": "share of passes with the verdict's winner",
+    }
+    rows = [(name, format_estimate(facts[key], why=NO_WINNER)) for key, name in names.items() if facts[key]]
+    yield Section("Agreement with people and with itself", ("", judge), rows)
+
+
+def _format_powered(facts: Mapping, digits: int) -> tuple[str, ...]:
+    """Formats a quantity's three estimates, and what the judge is worth."""
+    estimates = [format_estimate(facts[way], digits, "no votes") for way in ("both", "votes", "judge")]
+    effective, more = facts["effective_votes"], facts["votes_to_halve"]
+    worth = ("unknown", "unknown") if effective is None else (f"{effective:,.0f}", f"{more:,}" if more else "too many")
+    return *estimates, f"{facts['votes']['count']:,}", *worth
+
+
 # In the order in which they are shown.
 SECTIONS = (
     _list_benchmark,
@@ -319,8 +392,10 @@ SECTIONS = (
     _list_curves,
     _list_position,
     _list_length,
+    _list_style,
     _list_tables,
     _list_leaderboard,
+    _list_votes,
 )
 
 

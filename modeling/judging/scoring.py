@@ -14,7 +14,17 @@ from modeling.data.battles import TEXTS, hide_prompts, load_battles
 from modeling.data.benchmarks import load_benchmark
 from modeling.evaluation.benchmarks import score_benchmark
 from modeling.evaluation.metrics import check_bounds
-from modeling.evaluation.report import align_verdicts, build_comparison, build_report, group_battles, read_labels
+from modeling.evaluation.report import (
+    align_verdicts,
+    build_comparison,
+    build_metrics,
+    build_report,
+    combine_votes,
+    find_rows,
+    group_battles,
+    read_labels,
+    remove_style,
+)
 from modeling.evaluation.text_report import METRIC_NAMES, PAIR, doubt_calibration
 from modeling.judging.calibration import FITS, Calibration, add_intervals
 from modeling.judging.judge import Judge
@@ -51,6 +61,7 @@ def check_output(output: Path, arguments: EvaluateArguments) -> None:
         "benchmark_file",
         "predictions",
         "against",
+        "votes",
         "answers_alone",
         "train_file",
         "calibrate_predictions",
@@ -70,7 +81,7 @@ def load_scored(arguments: EvaluateArguments) -> Dataset:
     """The battles to score: those of --battles, or of --benchmark."""
     if arguments.benchmark:
         return load_benchmark(arguments.benchmark, arguments.source)
-    return load_battles(arguments.battles, require_labels=True, **arguments.row_policy)
+    return load_battles(arguments.battles, require_labels=not arguments.votes, **arguments.row_policy)
 
 
 def check_columns(arguments: EvaluateArguments, battles: Dataset) -> None:
@@ -120,6 +131,21 @@ def read_verdicts(path: str, battles: Dataset) -> pd.DataFrame:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"Predictions {path}: expected a parquet file; found {error}.") from error
     return align_verdicts(verdicts, battles, f"Predictions {path}")
+
+
+def load_votes(arguments: EvaluateArguments, battles: Dataset) -> Dataset | None:
+    """The judged battles that have a vote, with the votes as labels; None without --votes."""
+    if not arguments.votes:
+        return None
+    votes = load_battles(arguments.votes, require_labels=True, **arguments.row_policy)
+    judged = battles.select(find_rows(votes, battles))
+    kept = judged.remove_columns([name for name in ("label",) if name in judged.column_names])
+    return kept.add_column("label", votes["label"][:])
+
+
+def take_scored(verdicts: pd.DataFrame, votes: Dataset | None) -> pd.DataFrame:
+    """The verdicts on the battles that have a vote; all of them without --votes."""
+    return verdicts if votes is None else verdicts[verdicts["id"].astype(str).isin(map(str, votes["id"][:]))]
 
 
 def find_answers_alone(arguments: EvaluateArguments, judge: Judge | None, battles: Dataset) -> pd.DataFrame | None:
@@ -180,40 +206,59 @@ def evaluate_verdicts(
     calibration: Calibration | None,
     provenance: dict | None,
     answers_alone: pd.DataFrame | None = None,
+    votes: Dataset | None = None,
 ) -> dict:
-    """The report, with the verdicts' provenance, the comparison, the calibration and the input files."""
+    """The report, with the verdicts' provenance, the comparison, the calibration, the votes and the input files."""
     bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
     train_battles = load_training(arguments, battles) if arguments.train_file else None
-    others = {"train_battles": train_battles, "answers_alone": answers_alone, "by": arguments.by or ()}
+    others = {"train_battles": train_battles, "by": arguments.by or ()}
+    others |= {"answers_alone": None if answers_alone is None else take_scored(answers_alone, votes)}
+    scored, chosen = battles if votes is None else votes, take_scored(verdicts, votes)
     report = {"run": {"judge": find_judge_name(provenance, arguments.predictions)} | describe_evaluation()}
     report |= {"judge": provenance} if provenance else {}
-    report |= build_report(verdicts, battles, **others, **bootstrap)
+    report |= build_report(chosen, scored, **others, **bootstrap)
     if arguments.benchmark:
-        scored = align_verdicts(verdicts, battles)
-        report["benchmark"] = score_benchmark(arguments.benchmark, battles, scored, score_all_pairs, **bootstrap)
+        aligned = align_verdicts(verdicts, battles)
+        report["benchmark"] = score_benchmark(arguments.benchmark, battles, aligned, score_all_pairs, **bootstrap)
+    if votes is not None:
+        report["votes"] = combine_votes(verdicts, battles, votes, **bootstrap)
     if bounds := arguments.read_bounds():
         report["bounds"] = check_bounds(report, bounds)
     if RAW in verdicts:
-        before = build_report(take_raw(verdicts), battles, **bootstrap)
-        metrics = {
-            when: {name: each[name] for name in METRIC_NAMES} for when, each in (("before", before), ("after", report))
-        }
+        before = build_metrics(take_raw(chosen), scored, **bootstrap)
+        metrics = {"before": before, "after": {name: report[name] for name in METRIC_NAMES}}
         # A file of predictions records the calibration of one judge; that of a cascade is not known.
         facts = calibration.to_dict() if calibration else (provenance or {}).get("calibration")
         report["calibration"] = (facts or {"method": "the judge's own"}) | metrics
         if doubt := doubt_calibration(report["calibration"]):
             logger.warning(doubt)
     if arguments.against:
-        against, theirs = read_verdicts(arguments.against, battles), read_provenance(arguments.against) or {}
+        against = take_scored(read_verdicts(arguments.against, battles), votes)
+        theirs = read_provenance(arguments.against) or {}
         name = find_judge_name(theirs, arguments.against)
         name += " (--against)" * (name == report["run"]["judge"])  # such as one judge with other --readings
         report["comparison"] = {"name": name, "members": theirs.get("members", {})}
-        report["comparison"] |= build_comparison(verdicts, against, battles, **bootstrap)
+        report["comparison"] |= build_comparison(chosen, against, scored, **bootstrap)
+    return report | {"data": describe_sources(arguments)}
+
+
+def describe_sources(arguments: EvaluateArguments) -> dict[str, dict]:
+    """The name and SHA-256 of each input file, by its role."""
     sources = {"battles": arguments.source, "predictions": None if arguments.judge else arguments.predictions}
-    sources |= {"against": arguments.against, "training": arguments.train_file}
+    sources |= {"against": arguments.against, "votes": arguments.votes, "training": arguments.train_file}
     sources |= {"answers alone": None if arguments.answers_alone == "judge" else arguments.answers_alone}
     sources |= {"calibration": arguments.calibrate_battles}
-    return report | {"data": {role: describe_file(path) for role, path in sources.items() if path}}
+    return {role: describe_file(path) for role, path in sources.items() if path}
+
+
+def control_style(
+    arguments: EvaluateArguments, battles: Dataset, verdicts: pd.DataFrame, report: dict, votes: Dataset | None
+) -> pd.DataFrame:
+    """Verdicts without their style term, whose metrics it adds to the report."""
+    controlled, scored = remove_style(verdicts, battles), battles if votes is None else votes
+    after = build_metrics(take_scored(controlled, votes), scored, draws=arguments.draws, seed=arguments.seed)
+    report["style_control"] = {"before": {name: report[name] for name in METRIC_NAMES}, "after": after}
+    return controlled
 
 
 def find_judge_name(provenance: dict | None, predictions: str | None) -> str:

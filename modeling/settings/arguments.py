@@ -565,6 +565,12 @@ class EvaluateArguments(JudgeArguments):
     against: str | None = option(
         None, "Another judge's predictions.parquet of the same battles, to compare with.", path="predictions"
     )
+    votes: str | None = option(
+        None,
+        "People's votes on a random part of --battles: labelled battles with the same ids. Accuracy and all other "
+        "metrics are then those on the votes; win rates and ratings use the judge's verdicts on all --battles too.",
+        path="battles",
+    )
     train_file: str | None = option(
         None, "The judge's training battles, for baselines that need training.", path="battles"
     )
@@ -574,6 +580,10 @@ class EvaluateArguments(JudgeArguments):
         "or the word judge, which makes --judge read the battles a second time.",
     )
     by: list[str] | None = option(None, "Further columns of --battles to tabulate accuracy and log loss by.")
+    style_control: bool = option(
+        False,
+        "Also write style_controlled.parquet, p without what length and markdown explain of it, and score it.",
+    )
     draws: int = option(1000, "Bootstrap draws of prompts for the intervals.", group="report")
     seed: int = option(0, "Seed of the bootstrap.")
     fail_under: list[str] | None = option(

@@ -1,0 +1,252 @@
+"""Prediction-powered inference: valid intervals from few votes by people and many verdicts by a judge.
+
+The judge's verdicts on all battles are corrected by how wrong they are on the battles that people voted on. If these
+are a random sample of the battles, the intervals are valid however wrong the judge is; the better the judge, the
+narrower they are. A power lambda is the weight of the judge: 0 leaves the votes alone, 1 is the
+original method, and the one with the smallest variance is found from the data. Two things are added: the battles of a
+group, which share a prompt, are a cluster, and the intervals use Student's t. Pure functions over arrays; this module
+must not know judges or files.
+
+Sources: Angelopoulos et al. 2023, "Prediction-powered inference" (Science 382); Angelopoulos, Duchi and Zrnic 2023,
+"PPI++" (arXiv 2311.01453), whose sections and equations are cited below.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, sparse, special, stats
+
+from modeling.evaluation.bootstrap import CONFIDENCE, LEAST_GROUPS, UNKNOWN, Estimate
+from modeling.evaluation.leaderboard import scale_strengths
+
+
+@dataclass(frozen=True)
+class Powered:
+    """One quantity estimated by the votes alone, by the judge alone, and by both together.
+
+    The interval of `judge` is not valid for people's votes: it only holds what this judge would find on other battles.
+    `effective_votes` is the number of votes that give the interval of `both` without a judge. So many `votes_to_halve`
+    more would halve that interval; None if that takes more votes than there are battles.
+    """
+
+    votes: Estimate
+    judge: Estimate
+    both: Estimate
+    power: float
+    effective_votes: float
+    votes_to_halve: int | None
+
+    def to_dict(self) -> dict:
+        """Returns JSON values."""
+        estimates = {name: vars(self)[name].to_dict() for name in ("votes", "judge", "both")}
+        effective = float(self.effective_votes) if np.isfinite(self.effective_votes) else None
+        numbers = {"effective_votes": effective, "votes_to_halve": self.votes_to_halve}
+        return estimates | {"power": float(self.power)} | numbers
+
+
+def estimate_mean(
+    labels: np.ndarray, predictions: np.ndarray, groups: np.ndarray, power: float | None = None
+) -> Powered:
+    """Estimates a mean label, such as a win rate (PPI++, section 2).
+
+    Args:
+        labels: People's labels, shape (battles,); NaN for battles without a vote.
+        predictions: The judge's predictions of these labels, shape (battles,).
+        groups: Group number of each battle, shape (battles,); groups are independent.
+        power: Lambda, from 0 to 1; None finds it.
+    """
+    voted, scores = ~np.isnan(labels), predictions[:, None]
+    everything = np.full(len(labels), True)
+    by_judge = _center(scores, everything, groups)
+    judge = _bound(predictions.mean(), by_judge, len(np.unique(groups)), len(labels))
+    if not voted.any():
+        return Powered(UNKNOWN, judge, UNKNOWN, 0.0, np.nan, None)
+    by_votes, shift = _sum_influences(labels[:, None], scores, voted, groups)
+    used = _tune(by_votes, shift) if power is None else power
+    gap = predictions[voted].mean() - predictions[~voted].mean() if not voted.all() else 0.0
+    mean = labels[voted].mean()
+    counts = len(np.unique(groups[voted])), int(voted.sum())
+    votes = _bound(mean, by_votes, *counts)
+    both = _bound(mean - used * gap, by_votes - used * shift, *counts, fitted=1 + (power is None))
+    return Powered(votes, judge, both, used, *_count_votes(votes, both, len(labels)))
+
+
+def rate_models(
+    first: np.ndarray,
+    second: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    groups: np.ndarray,
+    power: float | None = None,
+) -> list[Powered]:
+    """Rates models by Bradley-Terry on the leaderboard's scale, with PPI++ for logistic regression (section 3).
+
+    One lambda serves all models: that with the smallest sum of their variances. As in the leaderboard, each model also
+    draws one battle against an invented player.
+
+    Args:
+        first, second: Numbers of each battle's models, from 0, shape (battles,). Every model has votes.
+        labels: People's probability that the first wins, shape (battles,); NaN for battles without a vote.
+        predictions: The judge's probability that the first wins, shape (battles,).
+        groups, power: As in `estimate_mean`.
+    """
+    voted = ~np.isnan(labels)
+    design = build_design(first, second)
+    alone = fit_logistic(design, labels, predictions, groups, power=0.0, prior=1)
+    centre = scale_strengths(np.eye(design.shape[1])) - scale_strengths(np.zeros(design.shape[1]))
+    used = _tune(alone.by_votes @ centre, alone.shift @ centre) if power is None else power
+    both = fit_logistic(design, labels, predictions, groups, power=used, prior=1)
+    judge = fit_logistic(design, predictions, predictions, groups, power=0.0, prior=1)
+    spreads = [alone.by_votes @ centre, judge.by_votes @ centre, (both.by_votes - used * both.shift) @ centre]
+    values = [scale_strengths(fit.coefficients) for fit in (alone, judge, both)]
+    parts, tuned = (voted, np.full(len(labels), True), voted), (0, 0, int(power is None))
+    found = []
+    for model in range(design.shape[1]):
+        met = (first == model) | (second == model)
+        estimates = []
+        for value, spread, part, spent in zip(values, spreads, parts, tuned, strict=True):
+            # The interval comes from all battles, unless the model's own are too few for one.
+            own, everyone = (len(np.unique(groups[rows])) for rows in (part & met, part))
+            num_groups, fitted = own if own < LEAST_GROUPS else everyone, design.shape[1] - 1 + spent
+            estimates.append(_bound(value[model], spread[:, model], num_groups, int((part & met).sum()), fitted))
+        found.append(Powered(*estimates, used, *_count_votes(estimates[0], estimates[2], int(met.sum()))))
+    return found
+
+
+def build_design(first: np.ndarray, second: np.ndarray) -> sparse.csr_array:
+    """Returns a row per battle with 1 for its first model and -1 for its second, shape (battles, models)."""
+    rows, num_models = np.arange(len(first)), int(max(first.max(), second.max())) + 1
+    cells = np.repeat([1.0, -1.0], len(rows)), (np.tile(rows, 2), np.append(first, second))
+    return sparse.csr_array(cells, shape=(len(rows), num_models))
+
+
+@dataclass(frozen=True)
+class LogisticFit:
+    """A regression's coefficients and how far each group moves them: by its votes, minus power times its shift."""
+
+    coefficients: np.ndarray  # (columns,)
+    by_votes: np.ndarray  # (groups, columns)
+    shift: np.ndarray  # (groups, columns)
+
+
+def fit_logistic(
+    design: sparse.csr_array,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    groups: np.ndarray,
+    *,
+    power: float,
+    prior: float = 0,
+) -> LogisticFit:
+    """Fits a prediction-powered logistic regression without an intercept (PPI++, equation 3).
+
+    The loss is the mean over the votes, plus power times the difference of the mean over the other battles, with
+    predictions for labels, and the same mean over the battles with votes.
+
+    Args:
+        design: Features, shape (battles, columns).
+        labels: Labels from 0 to 1, shape (battles,); NaN for battles without a vote.
+        predictions: The judge's predictions of the labels, shape (battles,).
+        groups: Group number of each battle, shape (battles,).
+        power: Lambda, from 0 to 1.
+        prior: Number of draws added to the votes for each column's feature alone, which keeps coefficients finite.
+    """
+    voted = ~np.isnan(labels)
+    shares = np.where(voted, 1 / voted.sum(), 1 / max((~voted).sum(), 1))
+    labels = np.where(voted, labels, 0)
+    weights = shares * np.where(voted, 1 - power, power)
+    target = design.T @ (shares * np.where(voted, labels - power * predictions, power * predictions))
+    draws = prior / voted.sum()
+
+    def compute_loss(x: np.ndarray) -> float:
+        """The loss but for what does not depend on the coefficients."""
+        return weights @ np.logaddexp(0, design @ x) - target @ x + draws * (np.logaddexp(0, x) - x / 2).sum()
+
+    def compute_gradient(x: np.ndarray) -> np.ndarray:
+        """The loss's gradient, shape (columns,)."""
+        return design.T @ (weights * special.expit(design @ x)) - target + draws * (special.expit(x) - 0.5)
+
+    def compute_hessian(x: np.ndarray) -> np.ndarray:
+        """The loss's second derivatives, shape (columns, columns)."""
+        slopes = weights * special.expit(design @ x) * special.expit(-(design @ x))
+        curves = (design.T @ design.multiply(slopes[:, None]).tocsr()).toarray()
+        return curves + np.diag(draws * special.expit(x) * special.expit(-x))
+
+    found = optimize.minimize(
+        compute_loss,
+        np.zeros(design.shape[1]),
+        jac=compute_gradient,
+        hess=compute_hessian,
+        method="trust-exact",
+        options={"gtol": 1e-9},
+    ).x
+    means = special.expit(design @ found)
+    scores = (design.multiply((each - means)[:, None]).tocsr() for each in (labels, predictions))
+    by_votes, shift = _sum_influences(*scores, voted, groups)
+    inverse = np.linalg.inv(compute_hessian(found))
+    return LogisticFit(found, by_votes @ inverse, shift @ inverse)
+
+
+# --- influences -------------------------------------------------------------------------------------------------------
+
+
+def _sum_influences(by_labels, by_predictions, voted: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums by group what each battle adds to the votes' mean score, and to the judge's there minus its elsewhere.
+
+    Both have the shape (groups, columns), and the mean 0 but for rounding.
+    """
+    # A sum of squares over groups is then the variance of a mean, whether or not a group has votes on all its battles.
+    of_votes = _center(by_labels, voted, groups)
+    if voted.all():
+        return of_votes, np.zeros_like(of_votes)
+    return of_votes, _center(by_predictions, voted, groups) - _center(by_predictions, ~voted, groups)
+
+
+def _center(scores, part: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Sums by group the differences of a part's scores from their mean, divided by their number."""
+    place = np.flatnonzero(part)
+    cells = np.full(len(place), 1 / len(place)), (groups[place], np.arange(len(place)))
+    sums = sparse.csr_array(cells, shape=(int(groups.max()) + 1, len(place)))
+    found = sums @ scores[place]
+    found = found.toarray() if sparse.issparse(found) else found
+    return found - sums.sum(axis=1)[:, None] * found.sum(axis=0)
+
+
+def _tune(by_votes: np.ndarray, shift: np.ndarray) -> float:
+    """Returns the power with the smallest sum of variances (PPI++, section 6), from 0 to 1."""
+    # The sum of squares of by_votes - power * shift is smallest at the slope of a regression through 0.
+    squares = (shift**2).sum()
+    return float(np.clip((by_votes * shift).sum() / squares, 0, 1)) if squares > 0 else 0.0
+
+
+def _bound(value: float, influences: np.ndarray, num_groups: int, count: int, fitted: int = 1) -> Estimate:
+    """Builds an estimate with an interval of Student's t; without one for fewer groups than `LEAST_GROUPS`.
+
+    Args:
+        value: The estimate itself.
+        influences: Influence of each group, shape (groups,).
+        num_groups: Number of groups that the estimate is from.
+        count: Number of battles to report.
+        fitted: Number of fitted parameters, of which each costs a degree of freedom; a tuned power is one.
+    """
+    freedom = num_groups - fitted
+    if num_groups < LEAST_GROUPS or freedom < 1:
+        return Estimate(float(value), np.nan, np.nan, count)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt((influences**2).sum() * num_groups / freedom)
+    return Estimate(float(value), float(value - half), float(value + half), count)
+
+
+def _count_votes(votes: Estimate, both: Estimate, num_battles: int) -> tuple[float, int | None]:
+    """Computes `effective_votes` and `votes_to_halve` of `Powered`.
+
+    With a judge whose predictions correlate with the labels by r, the variance after n of T battles has a vote is
+    s^2 (1 - r^2) / n + s^2 r^2 / T: the smallest variance over lambda of PPI++, with T - n for its N.
+    """
+    num_votes, wide, narrow = votes.count, (votes.high - votes.low) ** 2, (both.high - both.low) ** 2
+    if not narrow > 0:  # NaN for too few groups, 0 if all agree
+        return np.nan, None
+    rest = 1 - num_votes / num_battles
+    explained = min((1 - narrow / wide) / rest, 1.0) if rest and narrow < wide else 0.0  # r^2
+    falling, fixed = wide * num_votes * (1 - explained), wide * num_votes * explained / num_battles
+    needed = falling / (narrow / 4 - fixed) if narrow / 4 > fixed else np.inf
+    return num_votes * wide / narrow, int(np.ceil(needed - num_votes)) if needed <= num_battles else None

@@ -13,6 +13,7 @@ from accelerate.commands.launch import launch_command_parser
 
 import modeling
 from benchmarks.speed.arguments import RECIPE, BenchmarkArguments
+from benchmarks.studies.prediction_powered import format_results
 from benchmarks.studies.tables import format_judges, format_parts, format_table
 from modeling.data.battles import load_battles, read_battles
 from modeling.runtime.packages import WEIGHTS
@@ -286,6 +287,13 @@ def test_the_tables_of_pseudo_labels_are_the_study_s():
                 assert cells[at + 1] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*against[name]), row
 
 
+def test_the_table_of_few_votes_and_a_judge_is_the_simulation_s():
+    results = read_results("prediction_powered")
+    assert format_results(results) in PAGES["results.md"]
+    widest = max(abs(found["rating"]["coverage"]["both"] - 0.95) for found in results["accuracies"].values())
+    assert widest < 3 * (0.95 * 0.05 / results["repeats"]) ** 0.5  # 3 standard errors, if models hit or miss together
+
+
 def test_numbers_in_the_text_are_the_measured_ones():
     """Those of the result files that are no table."""
     checkpoints, evaluation = map(read_results, ("checkpoints", "evaluation"))
@@ -300,7 +308,13 @@ def test_numbers_in_the_text_are_the_measured_ones():
             f"{checkpoints['checkpoint_mb']} MB and {seconds['checkpoint']} s",
             f"{seconds['first_loss_resumed']:.1f} s after a crash and {seconds['first_loss_fresh']:.1f} s on a fresh",
         ],
-        "evaluation.md": [f"{evaluation['battles']:,} predictions", f"{evaluation['seconds']['report']:.1f} s"],
+        "evaluation.md": [
+            f"{evaluation['battles']:,} predictions",
+            f"{evaluation['seconds']['report, of all cores together']:.1f} s of processor time",
+            f"{evaluation['votes']:,} votes and style control another "
+            f"{evaluation['seconds']['votes and style control, of all cores together']:.1f} s",
+            f"{evaluation['seconds']['report']:.1f} s",
+        ],
         "performance.md": [
             f"{gemma} faster with Gemma-2's tokenizer, and {smollm} with SmolLM2's",
             f"{streaming['tokens'] / 1e6:.0f} million tokens",

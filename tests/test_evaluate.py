@@ -425,7 +425,7 @@ def write_votes(folder: Path, **changes) -> list:
     models = np.random.default_rng(0).permuted(np.tile(["x", "y", "z"], (len(battles), 1)), axis=1)
     judged = battles[["id", "prompt", "response_a", "response_b"]].assign(model_a=models[:, 0], model_b=models[:, 1])
     judged.to_parquet(folder / "judged.parquet")
-    votes = judged.drop(columns=["model_a", "model_b"]).assign(label=list(labels), **changes)[::3]
+    votes = judged.drop(columns=["model_a", "model_b"]).assign(**{"label": list(labels)} | changes)[::3]
     votes.to_parquet(folder / "votes.parquet")
     predictions = write_predictions(folder / "p.parquet")
     flags = ["--predictions", predictions, "--battles", folder / "judged.parquet", "--votes", folder / "votes.parquet"]

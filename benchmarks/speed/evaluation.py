@@ -1,9 +1,10 @@
-"""Times the evaluation report of 100,000 synthetic predictions: seconds of each step, and memory.
+"""Times the evaluation of 100,000 synthetic predictions, with style and few votes: seconds of each step, and memory.
 
     python -m benchmarks.speed.evaluation               # writes benchmarks/results/evaluation.json
 
-Every battle has its own prompt. There are ten languages, ten sources, twenty models and four passes, so that the report
-has all of its tables. The 1,000 bootstrap draws are the default.
+Every battle has its own prompt. There are ten languages, ten sources, twenty models, four passes and all features of
+style, so that the report has all of its tables. A twentieth of the battles has a vote. The 1,000
+bootstrap draws are the default.
 """
 
 import json
@@ -21,9 +22,9 @@ from benchmarks import RESULTS
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.plots import draw_figures
-from modeling.evaluation.report import build_report, group_prompts
+from modeling.evaluation.report import build_report, combine_votes, group_prompts, remove_style
 
-BATTLES, DRAWS = 100_000, 1000
+BATTLES, VOTES, DRAWS = 100_000, 5000, 1000
 WORDS = ("rain", "mountains", "answer", "question", "people", "judge")
 WORDS += ("prefer", "shorter", "longer", "reason", "battle")
 
@@ -38,7 +39,7 @@ def build_inputs(rng: np.random.Generator) -> tuple[pd.DataFrame, Dataset]:
     battles = {
         "id": [f"battle-{number}" for number in range(BATTLES)],
         "prompt": prompts,
-        **{f"response_{side}": ["x" * n for n in rng.integers(1, 900, BATTLES)] for side in "ab"},
+        **{f"response_{side}": _write_answers(rng) for side in "ab"},
         "label": np.column_stack([label, 1 - label]).tolist(),
         **{name: [f"{name} {n}" for n in rng.integers(0, 10, BATTLES)] for name in ("language", "source")},
         **{f"model_{side}": [f"model {n}" for n in models[:, column]] for column, side in enumerate("ab")},
@@ -49,6 +50,13 @@ def build_inputs(rng: np.random.Generator) -> tuple[pd.DataFrame, Dataset]:
     verdicts = pd.DataFrame({"id": battles["id"], "p_a": np.mean(list(passes.values()), axis=0), **passes})
     cuts = rng.random((BATTLES, len(CUT_COLUMNS))) < 0.05
     return verdicts.assign(**dict(zip(CUT_COLUMNS, cuts.astype(int).T, strict=True))), Dataset.from_dict(battles)
+
+
+def _write_answers(rng: np.random.Generator) -> list[str]:
+    """Answers of random lengths with random headers, bold, lists and code blocks."""
+    marks = ("\n# head\n", " **bold** ", "\n- item\n", "\n```\ncode\n```\n")
+    counts = zip(rng.integers(1, 900, BATTLES), rng.poisson(1, (BATTLES, len(marks))), strict=True)
+    return ["x" * n + "".join(mark * times for mark, times in zip(marks, row, strict=True)) for n, row in counts]
 
 
 def _squash(odds: np.ndarray) -> np.ndarray:
@@ -69,6 +77,11 @@ def main() -> None:
     report = build_report(verdicts, battles, draws=DRAWS)
     seconds["report"] = time.perf_counter() - start
     seconds["report, of all cores together"] = time.process_time() - used
+    start, used = time.perf_counter(), time.process_time()
+    combine_votes(verdicts, battles, battles.select(range(VOTES)), draws=DRAWS)
+    remove_style(verdicts, battles)
+    seconds["votes and style control"] = time.perf_counter() - start
+    seconds["votes and style control, of all cores together"] = time.process_time() - used
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         draw_figures(report, Path(folder))
@@ -76,6 +89,7 @@ def main() -> None:
     results = {
         "battles": BATTLES,
         "prompts": report["prompts"],
+        "votes": VOTES,
         "grouping": grouping,
         "draws": DRAWS,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},

@@ -77,8 +77,8 @@ def simulate(accuracy: float, repeats: int, seed: int) -> dict[str, dict]:
 def format_results(results: dict) -> str:
     """Returns a row per accuracy of the judge: coverage of each way's ratings, and how wide the intervals are."""
     lines = [
-        "| judge's accuracy | votes alone hold the truth in | judge alone in | both in | both, win rates | width of "
-        "both : votes alone | one vote is worth |",
+        "| judge's accuracy | votes alone hold | judge alone holds | both hold | both, of win rates | width, both : "
+        "votes alone | one vote is worth |",
         "|---" * 7 + "|",
     ]
     for accuracy, found in results["accuracies"].items():

@@ -165,7 +165,7 @@ def remove_style(verdicts: pd.DataFrame, battles: Dataset) -> pd.DataFrame:
     """Returns id, p_a and p_b without the verdicts' style term, which is fitted on battles with other prompts."""
     verdicts, groups = align_verdicts(verdicts, battles), np.array(group_battles(battles)[0], int)
     style = measure_style(battles["response_a"][:], battles["response_b"][:])
-    p_a = control_style(style, split_groups(battles["prompt"][:], groups), verdicts["p_a"].to_numpy(), groups)
+    p_a = control_style(style, split_groups(battles["prompt"][:], groups), verdicts["p_a"].to_numpy())
     return pd.DataFrame({"id": verdicts["id"], "p_a": p_a, "p_b": 1 - p_a})
 
 

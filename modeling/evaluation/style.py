@@ -92,7 +92,7 @@ def build_style(
     if not len(used) or resampler.num_groups < LEAST_PER_FEATURE * len(FEATURES):
         return None
     found: dict = {"features": _compare_coefficients(resampler, style, used, labels[:, 0], p[:, 0])}
-    terms = [predict_style(style, folds, chance, resampler.groups) for chance in (labels[:, 0], p[:, 0])]
+    terms = [predict_style(style, folds, chances) for chances in (labels[:, 0], p[:, 0])]
     for who, term, chances in zip(("people", "judge"), terms, (labels, p), strict=True):
         found[who] = _estimate_explained(resampler, term, chances)
     decided, size = find_decided(labels), np.abs(terms[1])
@@ -104,13 +104,14 @@ def build_style(
     return found
 
 
-def fit_style(features: np.ndarray, chances: np.ndarray, groups: np.ndarray):
-    """Fits a logistic regression without an intercept; returns statsmodels' result with a covariance by groups.
+def fit_style(features: np.ndarray, chances: np.ndarray, groups: np.ndarray | None = None):
+    """Fits a logistic regression without an intercept; returns statsmodels' result.
 
     Args:
         features: Shape (battles, features).
         chances: Outcomes or probabilities, shape (battles,).
-        groups: Group number of each battle, shape (battles,).
+        groups: Group number of each battle, shape (battles,), for a covariance by groups; None if only the
+            coefficients are needed.
     """
     # Imported here because it takes a second, and not every report fits one.
     from statsmodels.genmod.families import Binomial
@@ -118,30 +119,33 @@ def fit_style(features: np.ndarray, chances: np.ndarray, groups: np.ndarray):
 
     size = features.shape[1]
     rows, drawn = np.vstack([features, np.eye(size)]), np.append(chances, np.full(size, 0.5))
+    model = GLM(drawn, rows, family=Binomial(), hasconst=False)  # looking for a constant would take a third of the time
+    if groups is None:
+        return model.fit()
     clusters = np.append(groups, groups.max() + 1 + np.arange(size))
-    return GLM(drawn, rows, family=Binomial()).fit(cov_type="cluster", cov_kwds={"groups": clusters})
+    return model.fit(cov_type="cluster", cov_kwds={"groups": clusters})
 
 
-def predict_style(style: np.ndarray, folds: np.ndarray, chances: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def predict_style(style: np.ndarray, folds: np.ndarray, chances: np.ndarray) -> np.ndarray:
     """Computes the style term of each battle's log-odds, shape (battles,), fitted on the other folds.
 
     Args:
-        style, folds, groups: As in `build_style`.
+        style, folds: As in `build_style`.
         chances: Outcomes or probabilities of a, shape (battles,).
     """
     term = np.zeros(len(style))
     for fold in np.unique(folds):
         inside, used = folds == fold, style[folds != fold].any(axis=0)
         if used.any():
-            result = fit_style(style[~inside][:, used], chances[~inside], groups[~inside])
+            result = fit_style(style[~inside][:, used], chances[~inside])
             term[inside] = style[inside][:, used] @ result.params
     return term
 
 
-def control_style(style: np.ndarray, folds: np.ndarray, p_a: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def control_style(style: np.ndarray, folds: np.ndarray, p_a: np.ndarray) -> np.ndarray:
     """Takes the judge's own style term, fitted on other prompts, out of its p_a, shape (battles,)."""
     clipped = np.clip(p_a, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
-    return special.expit(special.logit(clipped) - predict_style(style, folds, p_a, groups))
+    return special.expit(special.logit(clipped) - predict_style(style, folds, p_a))
 
 
 def _compare_coefficients(

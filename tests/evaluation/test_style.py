@@ -80,23 +80,23 @@ def test_a_judge_of_style_alone_is_explained_and_fails_where_style_is_alike():
 
 def test_control_leaves_the_judge_s_quality_and_takes_the_style():
     style, folds, p_a, _, quality = draw_style(2000, (0,) * 5, (1.0, 0.4, 0, 0, 0))
-    controlled = control_style(style, folds, p_a, np.arange(2000))
+    controlled = control_style(style, folds, p_a)
     before, after = (np.corrcoef(special.logit(p), quality)[0, 1] for p in (p_a, controlled))
     assert after > 0.97 > 0.75 > before
     assert abs(np.corrcoef(special.logit(controlled), style[:, 0])[0, 1]) < 0.3
-    assert np.isfinite(control_style(style, folds, np.round(p_a), np.arange(2000))).all()  # of p_a 0 and 1
+    assert np.isfinite(control_style(style, folds, np.round(p_a))).all()  # of p_a 0 and 1
 
 
 def test_swapped_answers_and_another_order_of_battles_change_nothing():
     """Laws 1 and 2: p of the swapped battle is 1 - p, and each battle keeps its p wherever it stands."""
     style, folds, p_a, *_ = draw_style(200, (0,) * 5, (1.0, 0, 0, 0, 0))
     groups, order = np.arange(200), np.random.default_rng(1).permutation(200)
-    controlled = control_style(style, folds, p_a, groups)
-    assert control_style(-style, folds, 1 - p_a, groups) == pytest.approx(1 - controlled)
+    controlled = control_style(style, folds, p_a)
+    assert control_style(-style, folds, 1 - p_a) == pytest.approx(1 - controlled)
     prompts = [f"prompt {n}" for n in range(200)]
     again = split_groups([prompts[n] for n in order], groups)  # groups are numbered as they appear
     assert (again == folds[order]).all()
-    assert control_style(style[order], again, p_a[order], groups) == pytest.approx(controlled[order])
+    assert control_style(style[order], again, p_a[order]) == pytest.approx(controlled[order])
 
 
 def test_a_group_of_prompts_is_in_one_fold():
@@ -135,4 +135,4 @@ def test_too_few_prompts_have_no_analysis(battles, num_groups):
 def test_answers_of_one_style_have_no_analysis_and_keep_their_p():
     style, p_a = np.zeros((100, 5)), np.linspace(0.1, 0.9, 100)
     assert build_style(Resampler(range(100)), style, np.arange(100) % 5, stack(p_a), stack(p_a)) is None
-    assert control_style(style, np.arange(100) % 5, p_a, np.arange(100)) == pytest.approx(p_a)
+    assert control_style(style, np.arange(100) % 5, p_a) == pytest.approx(p_a)

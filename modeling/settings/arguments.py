@@ -634,7 +634,7 @@ class EvaluateArguments(JudgeArguments):
         """Raises a ValueError for flags that do not go with --benchmark."""
         if self.benchmark_file and not self.benchmark:
             raise ValueError("--benchmark_file: expected --benchmark too; found none. Say whose rules to score it by.")
-        names = ["battles"] + [field.name for field in fields(BattleArguments)]
+        names = ["battles", "votes"] + [field.name for field in fields(BattleArguments)]
         defaults = {field.name: field.default for field in fields(self)}
         found = [f"--{name}" for name in names if vars(self)[name] != defaults[name]]
         if self.benchmark and found:

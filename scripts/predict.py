@@ -36,12 +36,13 @@ def main() -> None:
     from accelerate import PartialState
 
     from modeling.data.battles import load_battles
+    from modeling.data.outcomes import WITH_TIE
     from modeling.judging.blend import blend_predictions
     from modeling.judging.predictions import PREDICTIONS_FILE, build_submission, format_accuracy, write_verdicts
     from modeling.runtime.files import check_writable
 
     state = PartialState(cpu=arguments.use_cpu)
-    battles = load_battles(arguments.battles, **arguments.row_policy)
+    battles = load_battles(arguments.battles, labels=WITH_TIE, **arguments.row_policy)
     output = Path(arguments.output_dir)
     if arguments.blend:
         check_writable("--output_dir", output / PREDICTIONS_FILE, {"--blend": list(arguments.blend_weights)})

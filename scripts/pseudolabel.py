@@ -32,6 +32,7 @@ def main() -> None:
     from tqdm.auto import tqdm
 
     from modeling.data.battles import iterate_battles
+    from modeling.data.outcomes import WITH_TIE
     from modeling.data.reader import Fault
     from modeling.judging.judge import Judge
     from modeling.judging.pseudolabels import (
@@ -64,7 +65,9 @@ def main() -> None:
     parts = PartFolder(progress, call_on_main(PartFolder.list_finished, progress))
     left_out = {"have a prompt of --exclude": Fault(), "are below --min_confidence": Fault()}
     excluded_ids, unsure_ids = left_out.values()
-    pool = iterate_battles(arguments.battles, chunk_rows=arguments.rows_per_part, **arguments.row_policy)
+    pool = iterate_battles(
+        arguments.battles, chunk_rows=arguments.rows_per_part, labels=WITH_TIE, **arguments.row_policy
+    )
     with tqdm(total=num_battles, unit="battles", desc="Pool", disable=not state.is_main_process) as bar:
         for battles in pool:
             kept = drop_known(battles, excluded)

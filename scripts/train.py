@@ -32,7 +32,7 @@ def main() -> None:
     from modeling.data.battles import list_orders
     from modeling.judging.loading import load_encoder
     from modeling.judging.member import fingerprint_member
-    from modeling.network.base import find_base, fingerprint_base
+    from modeling.network.base import find_base, fingerprint_base, read_labels
     from modeling.publishing.cards import write_card
     from modeling.publishing.publish import plan_push, publish_member
     from modeling.runtime.distributed import check_launch
@@ -42,7 +42,9 @@ def main() -> None:
 
     base = find_base(arguments.base)
     output, dtype, smoothing = setup.prepare_run(arguments, training, base)
-    train_battles, eval_battles, data = setup.load_parts(arguments, training.world_size, training.seed)
+    train_battles, eval_battles, data = setup.load_parts(
+        arguments, training.world_size, training.seed, read_labels(base)
+    )
     publish_to = plan_push(training, arguments.orientation, base)
     fingerprint = fingerprint_base(base)  # now, because the base may be replaced during the training
     encoder = load_encoder(base, arguments.max_length, arguments.truncation)

@@ -44,6 +44,7 @@ QWEN_7B |= {"num_key_value_heads": 4, "vocab_size": 152_064}
 # The base's config and sizes, the class of its checkpoint, and how its tokenizer's special tokens differ.
 BACKBONES = {
     "gemma2-9b": (Gemma2Config, GEMMA_9B, Gemma2ForCausalLM, {}),
+    "lmsys": (Gemma2Config, GEMMA_9B, Gemma2ForCausalLM, {}),
     "gemma2-2b": (Gemma2Config, GEMMA_2B, Gemma2ForCausalLM, {}),
     "qwen2.5-7b": (Qwen2Config, QWEN_7B, Qwen2ForCausalLM, {"bos_token": None}),
     "r1-distill-qwen-7b": (Qwen2Config, QWEN_7B, Qwen2ForCausalLM, {"pad_token": "<eos>"}),
@@ -156,11 +157,13 @@ def check_member(recipe: str, member: Path, base: Path) -> None:
 
     width = read_recipe(recipe, "quantize")["head_hidden_size"]
     weights = {name.split("score.")[1]: tuple(value.shape) for name, value in tensors.items() if "score" in name}
-    linear = {"out.weight": (2, 64), "out.bias": (2,)}
-    mlp = {"dense.weight": (width, 64), "dense.bias": (width,), "out.weight": (2, width), "out.bias": (2,)}
+    labels = read_recipe(recipe, "quantize").get("num_labels", 2)
+    linear = {"out.weight": (labels, 64), "out.bias": (labels,)}
+    mlp = {"dense.weight": (width, 64), "dense.bias": (width,), "out.weight": (labels, width), "out.bias": (labels,)}
     assert weights == (mlp if width else linear) and bool(width) == (recipe != "r1-distill-qwen-7b")
 
     facts = read_member(member)
+    assert len(facts.labels) == labels
     assert facts.head["head_hidden_size"] == width and facts.dtype == find_native_dtype(base)
     expected = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
     expected |= {"bos_token_id": None} if recipe == "qwen2.5-7b" else {}
@@ -229,9 +232,10 @@ def test_the_numbers_in_the_headers_are_those_of_the_full_size(recipe):
     width = read_recipe(recipe, "quantize")["head_hidden_size"]
     assert width in (0, sizes["hidden_size"] // 2)
     family = find_family(config.model_type)
+    labels = {"num_labels": read_recipe(recipe, "quantize").get("num_labels", 2)}
     plain = {**config(**sizes).to_dict(), "model_type": family.config_class.model_type}
     with torch.device("meta"):
-        model = family(family.config_class.from_dict({**plain, "num_labels": 2, "head_hidden_size": width}))
+        model = family(family.config_class.from_dict({**plain, **labels, "head_hidden_size": width}))
         body, head = (sum(p.numel() for p in part.parameters()) for part in (model.model, model.score))
         linears = [m for m in model.model.modules() if isinstance(m, nn.Linear)]
         eight = 2 * body - sum(m.weight.numel() for m in linears) + 4 * head

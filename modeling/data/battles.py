@@ -4,16 +4,18 @@ Whatever the schema, loaded battles have the columns id, prompt, response_a, res
 label. Other columns are carried along.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset
 
-from modeling.data.cells import LABELS as LABELS
 from modeling.data.columns import rename_columns
 from modeling.data.objects import list_columns
+from modeling.data.outcomes import LABELS as LABELS
+from modeling.data.outcomes import mirror_label
+from modeling.data.outcomes import name_winners as name_winners
 from modeling.data.reader import BattleReader, RowPolicy, build_battles, is_checked
 from modeling.data.schemas import ID_COLUMNS, RESPONSES
 from modeling.data.schemas import TEXTS as TEXTS
@@ -35,7 +37,8 @@ def load_battles(source: str | Path, *, require_labels: bool = False, **policy: 
 
     Returns:
         Rows in the source's order. Columns: id (text or int), prompt, response_a, response_b (text), label
-        (probability of each of `LABELS`, summing to 1; absent if the source has no outcomes), then the source's others.
+        (probability of each of the policy's `labels`, summing to 1; absent if the source has no outcomes), then the
+        source's others.
 
     Raises:
         FileNotFoundError: If there is no such file or data set.
@@ -123,9 +126,9 @@ def list_orders(orientation: str) -> tuple[str, ...]:
 
 
 def orient_label(values: Sequence, orientation: str) -> list:
-    """Turns values by label (a, b) into values by slot (first, second). It is its own inverse."""
+    """Turns values by label (a, b, tie) into values by slot (first, second, tie). It is its own inverse."""
     order_responses(orientation)  # raises if the orientation is unknown
-    return list(values) if orientation == "ab" else list(values)[::-1]
+    return list(values) if orientation == "ab" else mirror_label(values)
 
 
 def swap_responses(battles: Dataset) -> Dataset:
@@ -141,8 +144,3 @@ def hide_prompts(battles: Dataset) -> Dataset:
     """Returns the same battles with `NO_PROMPT` in place of every prompt, to see what the answers alone give away."""
     hidden = battles.remove_columns("prompt").add_column("prompt", [NO_PROMPT] * len(battles))
     return hidden.select_columns(battles.column_names)
-
-
-def name_winners(p_a: Iterable[float]) -> list[str]:
-    """Returns the winner strings of a submission: model_a where a is at least as likely as b."""
-    return ["model_a" if p >= 0.5 else "model_b" for p in p_a]

@@ -11,9 +11,10 @@ import math
 import re
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-LABELS = ("a", "b")
+from modeling.data.outcomes import LABEL_SETS, LABELS, WITH_TIE, is_tie
+
 LABEL_SUM_TOLERANCE = 1e-3  # labels rounded to four digits may sum to 0.9996
 
 FIX = "Fix these rows, or pass --bad_row_policy drop to leave them out."
@@ -121,27 +122,52 @@ def _convert(node: ast.expr) -> object:
 
 def check_label(name: str, label: object) -> list[float]:
     """Returns the probabilities, scaled to sum to 1; a RowError for the column `name` if they are no distribution."""
-    if isinstance(label, list) and len(label) == len(LABELS):
+    if isinstance(label, list) and len(label) in map(len, LABEL_SETS):
         # A comparison with NaN is false, so NaN fails here too.
         numbers = all(isinstance(p, int | float) and not isinstance(p, bool) and 0 <= p <= 1 for p in label)
         if numbers and abs(math.fsum(label) - 1) <= LABEL_SUM_TOLERANCE:
             return [float(p) / math.fsum(label) for p in label]
-    raise RowError(f"{name} must be {len(LABELS)} probabilities (of {', '.join(LABELS)}) that sum to 1", label)
+    with_ties = f"{len(WITH_TIE)} (of {', '.join(WITH_TIE)})"
+    expected = f"{len(LABELS)} probabilities (of {', '.join(LABELS)}) or {with_ties} that sum to 1"
+    raise RowError(f"{name} must be {expected}", label)
 
 
-def read_probability(name: str, value: object) -> list[float] | None:
+def match_label(label: list[float], labels: Sequence[str]) -> list[float]:
+    """Returns a label with a probability for each of `labels`; a RowError if it knows ties and they are not among them.
+
+    An even label of two is a tie, and becomes [0, 0, 1]; any other gets 0 for the tie.
+    """
+    if len(label) == len(labels):
+        return label
+    if len(label) > len(labels):
+        raise RowError(
+            f"a label for a model of {len(labels)} labels must be {len(labels)} probabilities (of {', '.join(labels)})",
+            label,
+            f"Train on a base with {len(WITH_TIE)} labels (quantize.py --num_labels {len(WITH_TIE)}), or give half of "
+            "each tie's probability to either answer.",
+        )
+    return [0.0, 0.0, 1.0] if is_tie(label) else [*label, 0.0]
+
+
+def read_probability(name: str, value: object, num_labels: int = len(LABELS)) -> list[float] | None:
     """Returns a label from a cell with all probabilities or only that of a, or None if the cell is empty.
 
     Example: `read_probability("t", "0.75")` is `[0.75, 0.25]`, as is "[0.75, 0.25]"; null, NaN and "" are None.
+
+    Raises:
+        RowError: If the cell holds anything else, or not `num_labels` probabilities.
     """
     if is_missing(value):
         return None
     found = parse_list(value)
     p_a = parse_number(found)
     try:
-        return check_label(name, found if isinstance(found, list) else [p_a, 1 - p_a])
+        label = check_label(name, found if isinstance(found, list) else [p_a, 1 - p_a])
     except RowError as error:  # show the cell itself, not the pair made from it
         raise RowError(error.expected, value) from error
+    if len(label) != num_labels:  # a prediction of two labels does not say how likely a tie is
+        raise RowError(f"{name} must be {num_labels} probabilities that sum to 1", value)
+    return label
 
 
 def is_missing(value: object) -> bool:

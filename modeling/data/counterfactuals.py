@@ -13,6 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import NearestNeighbors
 
 from modeling.data.near_duplicates import normalize_text
+from modeling.data.outcomes import LABELS, is_tie
 
 MOST_TRIES = 20  # draws for each pair that is wanted, before the battles count as too few
 NGRAMS = (2, 4)  # lengths of the parts of words, in characters, that similar texts share
@@ -37,6 +38,7 @@ def make_counterfactuals(battles: Dataset, count: int, seed: int = 0, similar: i
         ValueError: If no language has two decided battles with different prompts and answers, or too few are similar.
     """
     random, rows = np.random.default_rng(seed), []
+    no_tie = [0.0] * (len(battles[0]["label"]) - len(LABELS)) if len(battles) else []
     languages = _list_answers(battles)
     draws = _draw_similar(languages, similar, random) if similar else _draw_any(languages, count, random)
     different = (
@@ -48,7 +50,7 @@ def make_counterfactuals(battles: Dataset, count: int, seed: int = 0, similar: i
         a_first = bool(random.integers(2))
         answers = {"response_a": right if a_first else wrong, "response_b": wrong if a_first else right}
         for number, (text, a_wins) in enumerate(((prompt, a_first), (other, not a_first))):
-            id, label = f"made-{len(rows) // 2}-{number}", [float(a_wins), float(not a_wins)]
+            id, label = f"made-{len(rows) // 2}-{number}", [float(a_wins), float(not a_wins), *no_tie]
             rows.append({"id": id, "prompt": text, **answers, "label": label, "language": language})
     if len(rows) < 2 * count:
         raise ValueError(
@@ -88,7 +90,7 @@ def _list_answers(battles: Dataset) -> Answers:
     found: Answers = {}
     columns = (battles[name][:] for name in ("prompt", "response_a", "response_b", "label"))
     for language, prompt, a, b, label in zip(languages, *columns, strict=True):
-        if label[0] != label[1]:
+        if not is_tie(label):
             found.setdefault(language, []).append((prompt, a if label[0] > label[1] else b))
     return {language: answers for language, answers in found.items() if len(answers) > 1}
 
@@ -105,7 +107,7 @@ def number_units(battles: Dataset) -> list[int]:
     waiting: dict[tuple, dict[str, list[int]]] = {}
     columns = (battles[name][:] for name in ("response_a", "response_b", "prompt", "label"))
     for row, (a, b, prompt, label) in enumerate(zip(*columns, strict=True)):
-        if label[0] == label[1]:
+        if is_tie(label):
             continue
         a_wins = label[0] > label[1]
         partners = waiting.get((a, b, not a_wins), {})

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from modeling.data.near_duplicates import group_texts, normalize_text
+from modeling.data.outcomes import LABELS, TIE, find_outcome
 from modeling.runtime.choices import FOLD_METHODS
 
 
@@ -105,9 +106,8 @@ def _number_strata(battles: Dataset) -> np.ndarray:
     """Returns the number of each row's stratum: its combination of outcome and language, in sorted order."""
     outcomes = languages = [""] * len(battles)
     if "label" in battles.column_names:
-        labels = np.array(battles["label"][:], float)
-        is_tie = (labels == labels.max(axis=1, keepdims=True)).sum(axis=1) > 1
-        outcomes = np.where(is_tie, -1, labels.argmax(axis=1)).tolist()  # argmax alone would call a tie a win for a
+        numbers = {TIE: -1, **{label: number for number, label in enumerate(LABELS)}}
+        outcomes = [numbers[find_outcome(label)] for label in battles["label"][:]]
     if "language" in battles.column_names:
         languages = [str(language) for language in battles["language"]]
     strata = list(zip(outcomes, languages, strict=True))

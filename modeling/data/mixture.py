@@ -13,6 +13,7 @@ from datasets import Sequence as Floats
 from modeling.data.battles import RESPONSES, TEXTS
 from modeling.data.cells import RowError, read_probability
 from modeling.data.near_duplicates import DuplicateIndex, normalize_text
+from modeling.data.outcomes import LABELS, find_outcome
 from modeling.data.reader import Fault
 from modeling.runtime.logs import build_logger
 from modeling.runtime.text_tables import format_table
@@ -60,9 +61,10 @@ def _find_duplicates(battles: Dataset) -> dict[tuple[str, str], list[int]]:
     leads: dict[int, float] = {}
     for row, battle in enumerate(battles.select_columns([*TEXTS, "label"])):
         prompt, *responses = (normalize_text(battle[name]) for name in TEXTS)
-        first, second = battle["label"] if responses[0] < responses[1] else reversed(battle["label"])
+        p_a, p_b = battle["label"][:2]
         # The lead of the response that sorts first does not change when a battle's sides are swapped.
-        key, lead = hash((prompt, *sorted(responses))), first - second  # a hash, to keep no texts in memory
+        lead = p_a - p_b if responses[0] < responses[1] else p_b - p_a
+        key = hash((prompt, *sorted(responses)))  # a hash, to keep no texts in memory
         if responses[0] == responses[1]:
             identical.append(row)
             lead = 0  # equal responses: no repeat of this battle opposes it
@@ -128,8 +130,8 @@ def mix_sources(
         sources: Name and labelled battles of each source.
         weights: Weight in the loss of each source's battles, scaled to a mean of 1 over all battles. None: all equal.
         confidences: Probability for each source that a label is right: a label [1, 0] becomes [c, 1 - c].
-        teacher_columns: Columns with a teacher's probabilities, as [p_a, p_b] or as p_a, or as csv text. The mean of
-            those that are not empty becomes the column `teacher`.
+        teacher_columns: Columns with a teacher's probabilities, as [p_a, p_b] or as p_a, or as csv text; where labels
+            have three, as [p_a, p_b, p_tie]. The mean of those that are not empty becomes the column `teacher`.
 
     Returns:
         Rows in the order of the sources. Columns: id (as text), prompt, response_a, response_b, label, language,
@@ -174,18 +176,20 @@ def soften_label(label: Sequence[float], confidence: float) -> list[float]:
 def average_teachers(source: str, battles: Dataset, columns: Sequence[str]) -> list[list[float] | None]:
     """Returns the mean of the teachers' probabilities for each battle, or None where no teacher has any."""
     given: list[list] = [[] for _ in range(len(battles))]
+    num_labels = len(battles[0]["label"]) if len(battles) else len(LABELS)
+    wanted = "null, a probability of a, or [p_a, p_b]" if num_labels == len(LABELS) else "null or [p_a, p_b, p_tie]"
     for name in columns:
         fault = Fault()
         for row, value in enumerate(battles[name][:] if name in battles.column_names else []):
             try:
-                if probabilities := read_probability(name, value):
+                if probabilities := read_probability(name, value, num_labels):
                     given[row].append(probabilities)
             except RowError as error:
                 fault.add(battles[row]["id"], error.found)
         if fault.count:
             raise ValueError(
-                f"{source}: {fault}: --teacher_column {name} must be null, a probability of a, or [p_a, p_b]; found "
-                f"{', '.join(fault.found)}. Fix these rows or leave the column out."
+                f"{source}: {fault}: --teacher_column {name} must be {wanted}; found {', '.join(fault.found)}. Fix "
+                "these rows or leave the column out."
             )
     return [[sum(p) / len(some) for p in zip(*some, strict=True)] if some else None for some in given]
 
@@ -199,8 +203,7 @@ def describe_battles(battles: Dataset) -> str:
     counts: dict[tuple[str, str], Counter] = {}
     names = [name for name in ("language", "train_source") if name in battles.column_names]
     for battle in battles.select_columns([*RESPONSES, "label", *names]):
-        p_a, p_b = battle["label"]
-        outcome = "tie" if p_a == p_b else "a" if p_a > p_b else "b"
+        outcome = find_outcome(battle["label"])
         lengths = [len(battle[name]) for name in RESPONSES]
         # A win between equally long responses is not one of the longer, but counts in the share's denominator.
         longer = outcome != "tie" and lengths[0] != lengths[1] and (lengths[0] > lengths[1]) == (outcome == "a")

@@ -5,7 +5,7 @@ names and types of columns (`columns.py`), or how a schema makes a battle of a r
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -14,8 +14,9 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetInfo
 from datasets.fingerprint import generate_random_fingerprint
 
-from modeling.data.cells import FIX, LABELS, RowError, is_missing
+from modeling.data.cells import FIX, RowError, is_missing, match_label
 from modeling.data.columns import ColumnTypes, WinnerValues, name_value, rename_columns
+from modeling.data.outcomes import LABEL_SETS, LABELS, is_tie
 from modeling.data.schemas import (
     CONTRADICTED,
     OUTCOMES,
@@ -51,12 +52,14 @@ class RowPolicy:
     """What to do with rows that are not plain battles. Every drop is logged with its count.
 
     schema: One of `SCHEMA_NAMES`; "auto" recognises the schema by the columns.
-    tie_policy: "keep" labels a tie [0.5, 0.5]; "drop" leaves ties out.
+    tie_policy: "keep" labels a tie [0.5, 0.5], or [0, 0, 1] with three labels; "drop" leaves ties out.
     blank_policy: For a null or blank text: "error", "drop", or "keep" (null becomes the empty text).
     bad_row_policy: For any other unusable row: "error" or "drop". It also decides about an extra column whose values
         have no common type.
     columns: The source's name of a column by the name that it gets, as {"response_a": "answer_a"}.
     winner_values: The source's value by the winner that it means, as {"model_a": 1, "model_b": 2, "tie": 0}.
+    labels: The outcomes that a label gives probabilities of, one of `LABEL_SETS`. A label of two becomes one of three
+        (see `match_label`); a label of three is an unusable row where two are wanted.
     """
 
     schema: str = "auto"
@@ -65,9 +68,11 @@ class RowPolicy:
     bad_row_policy: str = "error"
     columns: Mapping[str, str] = field(default_factory=dict)
     winner_values: Mapping[str, object] = field(default_factory=dict)
+    labels: Sequence[str] = LABELS
 
     def __post_init__(self):
         choices = {
+            "labels": LABEL_SETS,
             "schema": SCHEMA_NAMES,
             "tie_policy": TIE_POLICIES,
             "blank_policy": BLANK_POLICIES,
@@ -75,7 +80,7 @@ class RowPolicy:
         }
         for name, allowed in choices.items():
             if (value := vars(self)[name]) not in allowed:
-                raise ValueError(f"--{name}: expected one of {', '.join(allowed)}; found {value!r}.")
+                raise ValueError(f"--{name}: expected one of {', '.join(map(str, allowed))}; found {value!r}.")
         if len(set(self.columns.values())) < len(self.columns):
             raise ValueError(f"--columns: expected one name for each column; found {dict(self.columns)}.")
         values = [name_value(value) for value in self.winner_values.values()]
@@ -221,7 +226,7 @@ def find_layout(source: str, columns: Columns, policy: RowPolicy, require_labels
             "Training and evaluation need outcomes; give a file that has them, or name the column, as in --columns "
             "winner=preference."
         )
-    produced = ("id", *TEXTS, *(("label",) if labelled else ()))
+    produced = ("id", *TEXTS, *(("label", *schema.adds) if labelled else ()))
     # A p_a that is not the label is carried along: it may be a judge's prediction for a battle that has a winner.
     consumed = frozenset({*produced, *needed, *OUTCOMES - {"p_a"}, id_column})
     names = frozenset(columns)
@@ -389,6 +394,8 @@ class BattleReader:
             # The same texts twice are two battles; their hash has had the number 2 from the beginning.
             id = self.ids.add(given, is_unique=column == "id", first_number=1 if column else 2)
             battle = self.layout.read_row(row, id)
+            if "label" in battle:
+                battle["label"] = match_label(battle["label"], self.policy.labels)
             if battle.pop(CONTRADICTED, False):
                 self.faults.contradicted.add(id, None)
             battle |= {name: self._read_text(battle[name], name, id) for name in TEXTS}
@@ -398,7 +405,7 @@ class BattleReader:
         except RowError as error:
             self.faults.leave_out(id, error)
             return None
-        if self.policy.tie_policy == "drop" and len(set(battle.get("label", LABELS))) == 1:
+        if self.policy.tie_policy == "drop" and "label" in battle and is_tie(battle["label"]):
             self.faults.drop("ties", "--tie_policy drop", id)
             return None
         return {"id": id, **battle}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from modeling.data.cells import (
     FIX,
-    LABELS,
     RowError,
     begins_like_messages,
     check_label,
@@ -33,6 +32,7 @@ from modeling.data.conversations import (
     refuse_messages,
     split_transcript,
 )
+from modeling.data.outcomes import LABELS
 
 RESPONSES = ("response_a", "response_b")
 TEXTS = ("prompt", *RESPONSES)
@@ -43,8 +43,9 @@ CONVERSATIONS = ("conversation_a", "conversation_b")
 HELPSTEER_TEXTS = ("context", "response1", "response2")
 SHP_TEXTS = ("history", "human_ref_A", "human_ref_B")
 WINNERS = {"model_a": [1.0, 0.0], "model_b": [0.0, 1.0], "tie": [0.5, 0.5]}
+BOTH_BAD = ("tie (bothbad)", "both_bad")
 # "tie (inconsistent)": MT-Bench's GPT-4, whose verdict changed with the order of the answers.
-ARENA_WINNERS = WINNERS | dict.fromkeys(("tie (bothbad)", "both_bad", "tie (inconsistent)"), WINNERS["tie"])
+ARENA_WINNERS = WINNERS | dict.fromkeys((*BOTH_BAD, "tie (inconsistent)"), WINNERS["tie"])
 # Other words for a winner that mean one side only, unlike 0 and 1.
 WINNER_WORDS = {
     **dict.fromkeys(("a", "A", "model_1"), "model_a"),
@@ -114,14 +115,14 @@ def refuse_structure(battle: Mapping, schema: str) -> None:
 
 
 def read_winner(row: Mapping, id: object) -> dict:
-    """Reads WSDM rows: `winner` is model_a, model_b or tie, or, in pseudo-labels, the two probabilities."""
+    """Reads WSDM rows: `winner` is model_a, model_b or tie, or, in pseudo-labels, the probabilities."""
     winner = parse_list(row["winner"])
     label = check_label("winner", winner) if isinstance(winner, list) else _find_winner(winner, WINNERS)
     return {**read_plain(row, id), "label": label}
 
 
 def read_label(row: Mapping, id: object) -> dict:
-    """Reads this project's own columns with `label`, a probability for each of `LABELS`."""
+    """Reads this project's own columns with `label`, a probability for each of `LABELS` or of `WITH_TIE`."""
     return {**read_plain(row, id), "label": check_label("label", parse_list(row["label"]))}
 
 
@@ -158,9 +159,15 @@ def read_winner_columns(row: Mapping, id: object) -> dict:
 
 
 def read_lmarena(row: Mapping, _: object) -> dict:
-    """Reads lmarena and MT-Bench rows: two conversations of the same user. `winner` may be "both bad", a tie."""
+    """Reads lmarena and MT-Bench rows: two conversations of the same user.
+
+    `winner` may be "both bad", which is a tie. The column both_bad keeps it apart from a tie of good answers.
+    """
     battle = _join_conversations(row)
-    return {**battle, "label": _find_winner(row["winner"], ARENA_WINNERS)} if "winner" in row else battle
+    if "winner" not in row:
+        return battle
+    winner = row["winner"]
+    return {**battle, "label": _find_winner(winner, ARENA_WINNERS), "both_bad": winner in BOTH_BAD}
 
 
 def _join_conversations(row: Mapping) -> dict:
@@ -289,6 +296,7 @@ class Schema:
     ids: tuple[str, ...] = ("id",)  # columns that may hold the id; the first one present does
     hashed: tuple[str, ...] = TEXTS  # columns whose hash is the id where there is none
     also: tuple[str, ...] = ()  # further columns that must be there; they are carried along as well
+    adds: tuple[str, ...] = ()  # further columns that a labelled battle gets
     is_public: bool = False  # whether there are public data sets of this schema without ids
 
 
@@ -308,7 +316,15 @@ SCHEMAS = {
         CONVERSATIONS,
         ("model_a_name", "model_b_name"),
     ),
-    "lmarena": Schema(CONVERSATIONS, CONVERSATIONS, ("winner",), read_lmarena, ("id", "question_id"), CONVERSATIONS),
+    "lmarena": Schema(
+        CONVERSATIONS,
+        CONVERSATIONS,
+        ("winner",),
+        read_lmarena,
+        ("id", "question_id"),
+        CONVERSATIONS,
+        adds=("both_bad",),
+    ),
     "helpsteer3": Schema(
         HELPSTEER_TEXTS,
         HELPSTEER_TEXTS,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from datasets import Dataset
 
-from modeling.data.battles import LABELS, TEXTS, list_orders, orient_label
+from modeling.data.battles import TEXTS, list_orders, orient_label
 from modeling.encoding.encoder import CUT_COLUMNS, TOKENIZER_BATCH, BattleEncoder
 from modeling.encoding.packing import pack_sequences
 from modeling.runtime.logs import build_logger
@@ -18,7 +18,6 @@ from modeling.runtime.logs import build_logger
 logger = build_logger(__name__)
 
 BY_SLOT = ("label", "teacher")  # columns with a number per label, which are mirrored when the answers swap places
-NO_TEACHER = [math.nan] * len(LABELS)
 
 
 def encode_dataset(battles: Dataset, encoder: BattleEncoder, orientation: str) -> Dataset:
@@ -123,7 +122,7 @@ def list_passes(battle: Mapping) -> Iterator[dict]:
     """
     first = {name: battle[name] for name in ("input_ids", *BY_SLOT, "weight") if name in battle}
     if "teacher" in first and first["teacher"] is None:
-        first["teacher"] = NO_TEACHER
+        first["teacher"] = [math.nan] * len(battle["label"])
     both = "swapped_ids" in battle
     if "row" in battle:
         first["place"] = battle["row"] * (1 + both)

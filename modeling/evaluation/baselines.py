@@ -14,6 +14,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from modeling.data.outcomes import LABELS, halve_ties, match_labels, widen_labels
 from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.metrics import find_decided, find_hits, find_losses
 
@@ -34,24 +35,29 @@ def estimate_baselines(
     Args:
         resampler: Resampler of the battles, grouped by prompt.
         battles: Battles to score, with labels.
-        p: The judge's probabilities, shape (battles, 2); None leaves the differences out.
+        p: The judge's probabilities, shape (battles, labels); None leaves the differences out. With three labels the
+            rules never predict a tie, and "tf-idf" gives it the share of ties in the training battles.
         train_battles: Other battles with labels, for "tf-idf" and, if both have a language column, "majority per
             language". None leaves these two out.
-        answers_alone: The judge's probabilities without the prompts, shape (battles, 2); None leaves them out.
+        answers_alone: The judge's probabilities without the prompts, in the shape of `p`; None leaves
+            them out.
 
     Returns:
         {name: {"accuracy": estimate[, "difference": estimate][, "log_loss": estimate]}}, as JSON values. The
         difference is the judge's accuracy minus the baseline's on the same battles, with the interval of the
         difference itself.
     """
-    labels = np.array(battles["label"][:], float).reshape(-1, 2)
+    labels = np.array(battles["label"][:] if len(battles) else np.empty((0, 2)), float)
+    labels = match_labels(labels, len(LABELS) if p is None else p.shape[1])
     lengths = measure_lengths(battles)
     found = {"always a": np.tile(SURE, (len(labels), 1)), "longer wins": lengths, "shorter wins": -lengths}
     if train_battles is not None and len(train_battles):
         if "language" in battles.column_names and "language" in train_battles.column_names:
             found["majority per language"] = predict_majority(train_battles, battles)
-        if find_decided(np.array(train_battles["label"][:], float)).any():
+        if find_decided(_halve_labels(train_battles)).any():
             found[TFIDF] = predict_tfidf(train_battles, battles)
+    if labels.shape[1] > len(LABELS):
+        found = {name: _add_tie(scores, name == TFIDF and train_battles) for name, scores in found.items()}
     if answers_alone is not None:
         found[ANSWERS_ALONE] = answers_alone
     hits = np.column_stack([find_hits(scores, labels) for scores in found.values()]).astype(float)
@@ -74,6 +80,19 @@ def measure_lengths(battles: Dataset) -> np.ndarray:
     return np.array(columns, float).T.reshape(-1, 2)
 
 
+def _add_tie(scores: np.ndarray, train_battles: Dataset | None) -> np.ndarray:
+    """Adds a tie to scores: below all others or, for probabilities, the share of ties in their training battles."""
+    if not train_battles:
+        return np.hstack([scores, np.full((len(scores), 1), -np.inf)])
+    share = widen_labels(np.array(train_battles["label"][:], float))[:, 2].mean()
+    return np.hstack([(1 - share) * scores, np.full((len(scores), 1), share)])
+
+
+def _halve_labels(battles: Dataset) -> np.ndarray:
+    """Returns the labels of battles with half of each tie on either side, shape (battles, 2)."""
+    return halve_ties(np.array(battles["label"][:], float))
+
+
 def predict_majority(train_battles: Dataset, battles: Dataset) -> np.ndarray:
     """Predicts, for each battle, the label that won more of the training battles in its language.
 
@@ -82,7 +101,7 @@ def predict_majority(train_battles: Dataset, battles: Dataset) -> np.ndarray:
     Returns:
         Scores, shape (battles, 2); the larger one marks the predicted label.
     """
-    labels = np.array(train_battles["label"][:], float)
+    labels = _halve_labels(train_battles)
     balance: Counter = Counter()
     for language, (a, b) in zip(train_battles["language"][:], labels, strict=True):
         balance[language] += a - b
@@ -100,7 +119,7 @@ def predict_tfidf(train_battles: Dataset, battles: Dataset) -> np.ndarray:
     Returns:
         Probabilities, shape (battles, 2).
     """
-    labels = np.array(train_battles["label"][:], float)
+    labels = _halve_labels(train_battles)
     decided = train_battles.select(np.flatnonzero(find_decided(labels)))
     won = labels[find_decided(labels), 0] > 0.5
     # An n-gram that occurs in a single answer teaches nothing; with hardly any answers it is all there is.

@@ -25,9 +25,10 @@ from modeling.data.benchmarks import (
     RM_BENCH_LEVELS,
     TIES,
 )
+from modeling.data.outcomes import halve_ties
 from modeling.evaluation.biases import pair_orders
 from modeling.evaluation.bootstrap import Resampler
-from modeling.evaluation.report import read_passes, stack_probabilities
+from modeling.evaluation.report import halve_passes, read_passes, stack_probabilities
 
 JUDGE, FLIPS = "judge", "flips"
 BASELINES = ("longest", "shortest", "always a")
@@ -102,10 +103,10 @@ class Questions:
 
     def __init__(self, battles: Dataset, verdicts: pd.DataFrame, rate: Rate):
         pairs = battles.select_columns([name for name in COLUMNS if name in battles.column_names]).to_pandas()
-        pairs["p"] = stack_probabilities(verdicts)[:, 0]
+        pairs["p"] = halve_ties(stack_probabilities(verdicts))[:, 0]
         for side in "ab":
             pairs[f"length_{side}"] = [float(len(text)) for text in battles[f"response_{side}"][:]]
-        orders = pair_orders(read_passes(verdicts))
+        orders = pair_orders(halve_passes(read_passes(verdicts)))
         pairs["first"], pairs["second"] = np.mean(orders, axis=0) if orders else (np.nan, np.nan)
         pairs["flips"] = np.mean([(ab >= 0.5) != (ba >= 0.5) for ab, ba in orders], axis=0) if orders else np.nan
         self.table = pairs.drop_duplicates("question").reset_index()  # index: where a question begins

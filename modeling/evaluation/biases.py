@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from modeling.data.outcomes import halve_ties
 from modeling.evaluation.bootstrap import UNKNOWN, Resampler
 from modeling.evaluation.metrics import find_decided, find_hits
 
@@ -103,12 +104,12 @@ def estimate_length_bias(
 
     Args:
         resampler: Resampler of the battles, grouped by prompt.
-        probabilities: Predicted probabilities, shape (battles, 2).
-        labels: True probabilities, shape (battles, 2).
+        probabilities: Predicted probabilities, shape (battles, labels).
+        labels: True probabilities, shape (battles, labels).
         lengths: Lengths of both answers in characters, shape (battles, 2).
 
     Returns:
-        correlation: Pearson correlation of p_a with the log of the length ratio a : b.
+        correlation: Pearson correlation of p_a, plus half of any p_tie, with the log of the length ratio a : b.
         people_correlation: The same for the labels, because people favour longer answers too.
         accuracy_length_matched: Accuracy on battles in which neither answer is more than a fifth longer.
         bins: Mean p_a and mean label in eighths of the battles, sorted by length ratio.
@@ -118,11 +119,12 @@ def estimate_length_bias(
     matched = find_decided(labels) & (np.abs(ratio) <= np.log2(LENGTH_MATCHED))
     hits = find_hits(probabilities, labels)
     (accuracy,) = resampler.estimate_means(hits[:, None], matched[:, None], shares=[0])
+    p_a, label_a = halve_ties(probabilities)[:, 0], halve_ties(labels)[:, 0]
     return {
-        "correlation": _estimate_correlation(resampler, ratio, probabilities[:, 0]),
-        "people_correlation": _estimate_correlation(resampler, ratio, labels[:, 0]),
+        "correlation": _estimate_correlation(resampler, ratio, p_a),
+        "people_correlation": _estimate_correlation(resampler, ratio, label_a),
         "accuracy_length_matched": accuracy.to_dict(),
-        "bins": _bin_lengths(resampler, ratio, probabilities[:, 0], labels[:, 0]),
+        "bins": _bin_lengths(resampler, ratio, p_a, label_a),
     }
 
 

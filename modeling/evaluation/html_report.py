@@ -73,7 +73,8 @@ def list_wrong_battles(verdicts: pd.DataFrame, battles: Dataset, count: int) -> 
     Returns:
         Dictionaries with id, p_a, label (people's probability that a wins) and texts, shortened if long.
     """
-    p, labels = stack_probabilities(align_verdicts(verdicts, battles)), read_labels(battles)
+    p = stack_probabilities(align_verdicts(verdicts, battles))
+    labels = read_labels(battles, p.shape[1])
     worst = np.argsort(-find_losses(p, labels), kind="stable")[:count]
     rows = []
     for place in worst.tolist():

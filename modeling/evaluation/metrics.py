@@ -11,6 +11,10 @@ have a 95% interval, because an accuracy over 49 battles is uncertain by 13 poin
                 bins of the probability from 0.5 to 1.
     AUC         How often p_a is higher for a battle that a won than for one that b won, over decided battles.
 
+With three labels a tie is an outcome like the others: its label is [0, 0, 1], and it counts as decided. Then the Brier
+score sums the squares of all three labels, from 0 to 2 (as scikit-learn's does), the ECE is of the likeliest label, in
+five bins from 1/3 to 1, and the AUC compares p_a + p_tie / 2 of the battles that a or b won.
+
 The `compute_` functions are fast and treat battles as independent; the Trainer uses them. `estimate_metrics` takes a
 `Resampler`, which knows the battles that share a prompt.
 """
@@ -20,6 +24,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
+from modeling.data.outcomes import LABELS, halve_ties
 from modeling.evaluation.bootstrap import UNKNOWN, Z_95, Estimate, Resampler, bound_draws, bound_share
 from modeling.runtime.choices import HIGHER_IS_BETTER
 
@@ -69,8 +74,10 @@ def compute_baselines(
     responses_a: Sequence[str], responses_b: Sequence[str], labels: np.ndarray
 ) -> dict[str, Estimate]:
     """Computes the accuracy of always choosing the first label, and of choosing the answer with more characters."""
-    always = np.tile([1.0, 0.0], (len(labels), 1))
-    longer = np.array([[len(a), len(b)] for a, b in zip(responses_a, responses_b, strict=True)], float).reshape(-1, 2)
+    no_tie = [-1.0] * (np.shape(labels)[1] - len(LABELS))  # a score below all others: no rule predicts ties
+    always = np.tile([1.0, 0.0, *no_tie], (len(labels), 1))
+    longer = np.array([[len(a), len(b), *no_tie] for a, b in zip(responses_a, responses_b, strict=True)], float)
+    longer = longer.reshape(always.shape)
     return {"always a": compute_accuracy(always, labels), "longer wins": compute_accuracy(longer, labels)}
 
 
@@ -107,10 +114,10 @@ def find_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def find_favoured(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the favoured answer's probability, and the label's share for that answer, shape (battles,) each."""
-    # A prediction of exactly 1/2 favours neither answer: both numbers are then 1/2.
     favoured = probabilities.max(axis=1, initial=0)
-    share = labels[np.arange(len(labels)), probabilities.argmax(axis=1)]
-    return favoured, np.where(probabilities[:, 0] == probabilities[:, 1], 0.5, share)
+    # Equal probabilities favour none of their labels, so they share: of exactly 1/2 and 1/2 both numbers are 1/2.
+    likeliest = probabilities == favoured[:, None]
+    return favoured, (labels * likeliest).sum(axis=1) / likeliest.sum(axis=1)
 
 
 # --- metrics with bootstrap intervals ---------------------------------------------------------------------------------
@@ -123,8 +130,8 @@ def estimate_metrics(
 
     Args:
         resampler: Resampler of the same battles, grouped by prompt.
-        probabilities: Predicted probabilities, shape (battles, 2).
-        labels: True probabilities, shape (battles, 2).
+        probabilities: Predicted probabilities, shape (battles, labels).
+        labels: True probabilities, shape (battles, labels).
         part: Booleans that select battles; None selects all.
 
     Raises:
@@ -133,12 +140,13 @@ def estimate_metrics(
     probabilities, labels = check_arrays(probabilities, labels)
     part = np.full(len(labels), True) if part is None else part
     decided = part & find_decided(labels)
-    squares = (probabilities[:, 0] - labels[:, 0]) ** 2
+    squares = ((probabilities - labels) ** 2).sum(axis=1) / (2 if labels.shape[1] == len(LABELS) else 1)
     values = [find_hits(probabilities, labels), find_losses(probabilities, labels), squares]
     parts = np.column_stack([decided, part, part])
     accuracy, log_loss, brier = resampler.estimate_means(np.column_stack(values), parts, shares=[0])
     ece = _estimate_ece(resampler, probabilities, labels, part)
-    auc = resampler.estimate_auc(probabilities[:, 0], labels[:, 0] > labels[:, 1], decided)
+    won = decided & (labels.argmax(axis=1) < len(LABELS))  # by a or by b
+    auc = resampler.estimate_auc(halve_ties(probabilities)[:, 0], labels[:, 0] > labels[:, 1], won)
     return {"accuracy": accuracy, "log_loss": log_loss, "brier": brier, "ece": ece, "auc": auc}
 
 
@@ -150,7 +158,7 @@ def _estimate_ece(resampler: Resampler, probabilities: np.ndarray, labels: np.nd
     if not part.any():
         return UNKNOWN
     favoured, share = find_favoured(probabilities, labels)
-    in_bin = _find_bins(favoured)[:, None] == np.arange(BINS)
+    in_bin = _find_bins(favoured, labels.shape[1])[:, None] == np.arange(BINS)
     columns = np.column_stack([in_bin * (favoured - share)[:, None], np.ones(len(labels))])
     total, sums = columns[part].sum(axis=0), resampler.draw_sums(columns, part)
     gaps = total[:-1] / total[-1]
@@ -163,23 +171,24 @@ def _estimate_ece(resampler: Resampler, probabilities: np.ndarray, labels: np.nd
     return Estimate(value, low, max(high, value), int(part.sum()))
 
 
-def _find_bins(favoured: np.ndarray) -> np.ndarray:
+def _find_bins(favoured: np.ndarray, num_labels: int) -> np.ndarray:
     """Returns each probability's bin; a bin includes its lower end, and the last bin includes 1."""
+    least = 1 / num_labels
     # Plus 1e-9, so that 0.6 is in its own bin even if its last bit was rounded down.
-    return np.clip(np.floor((favoured - 0.5) * 2 * BINS + 1e-9), 0, BINS - 1).astype(int)
+    return np.clip(np.floor((favoured - least) / (1 - least) * BINS + 1e-9), 0, BINS - 1).astype(int)
 
 
 def estimate_reliability(resampler: Resampler, probabilities: np.ndarray, labels: np.ndarray) -> list[dict]:
     """Returns the bins behind the ECE, empty ones left out: ends, mean probability, people's share and battles."""
     favoured, share = find_favoured(*check_arrays(probabilities, labels))
-    bins = _find_bins(favoured)
+    bins, least = _find_bins(favoured, labels.shape[1]), 1 / labels.shape[1]
     shares = resampler.estimate_means(
         np.tile(share[:, None], BINS), bins[:, None] == np.arange(BINS), shares=range(BINS)
     )
     rows = []
     for number, estimate in enumerate(shares):
         if estimate.count:
-            low, high = (round(0.5 + place / 2 / BINS, 3) for place in (number, number + 1))
+            low, high = (round(least + place * (1 - least) / BINS, 3) for place in (number, number + 1))
             row = {"low": low, "high": high, "mean_p": float(favoured[bins == number].mean())}
             ends = estimate.to_dict()
             row |= {"share": ends["value"], "share_low": ends["low"], "share_high": ends["high"]}

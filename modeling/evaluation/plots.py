@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from modeling.data.outcomes import LABELS
 from modeling.evaluation.text_report import name_judge
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6b6b6b"
@@ -53,16 +54,17 @@ def draw_reliability(report: Mapping) -> Figure | None:
     figure = _build_figure(WIDTH, HEIGHT + 0.6)
     axes, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     x, share = ([row[key] for row in rows] for key in ("mean_p", "share"))
-    axes.plot([0.5, 1], [0.5, 1], linestyle="--", color=GREY, label="perfectly calibrated")
+    least = 1 / len(report.get("labels", LABELS))  # no favoured label has less
+    axes.plot([least, 1], [least, 1], linestyle="--", color=GREY, label="perfectly calibrated")
     ends = _measure_ends(share, rows, "share_low", "share_high")
     axes.errorbar(x, share, ends, color=BLUE, label=_label_judge(report), **STYLE)
-    lowest = min(0.4, *(row["share"] if row["share_low"] is None else row["share_low"] for row in rows))
+    lowest = min(least - 0.1, *(row["share"] if row["share_low"] is None else row["share_low"] for row in rows))
     axes.set(ylabel="people's share for the favoured answer", ylim=(lowest - MARGIN, 1 + MARGIN))
     axes.set_title(f"Reliability (ECE {_format_value(report['ece'])})")
     axes.legend(loc="upper left", frameon=False)
     widths = [row["high"] - row["low"] for row in rows]
     below.bar([row["low"] for row in rows], [row["battles"] for row in rows], widths, align="edge", **BAR_STYLE)
-    below.set(xlabel="probability of the favoured answer", ylabel="battles", xlim=(0.48, 1.02))
+    below.set(xlabel="probability of the favoured answer", ylabel="battles", xlim=(least - 0.02, 1.02))
     return figure
 
 

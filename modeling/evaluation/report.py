@@ -13,8 +13,9 @@ import pandas as pd
 from datasets import Dataset
 from scipy.cluster.hierarchy import DisjointSet
 
-from modeling.data.battles import LABELS, TEXTS
+from modeling.data.battles import TEXTS
 from modeling.data.near_duplicates import group_texts, normalize_text
+from modeling.data.outcomes import LABELS, WITH_TIE, halve_ties, match_labels
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.baselines import estimate_baselines, measure_lengths
 from modeling.evaluation.biases import estimate_length_bias, estimate_position_bias, find_first
@@ -34,7 +35,7 @@ from modeling.evaluation.text_report import PAIR
 from modeling.evaluation.text_report import format_report as format_report
 from modeling.evaluation.votes import build_votes
 
-PASS_PREFIX = "p_a_"  # of a pass's column, p_a_<member>_<order>
+PASS_PREFIX, TIE_PREFIX = "p_a_", "p_tie_"  # of a pass's columns, p_a_<member>_<order> and p_tie_<member>_<order>
 # Finding near-identical prompts among this many takes about 3 s. Among more, only equal prompts share a group.
 MOST_COMPARED = 10_000
 MOST_ROWS = 50  # rows of a table; rarer values share the last one
@@ -56,8 +57,9 @@ def build_report(
     """Builds the report of verdicts, with 95% intervals from a bootstrap over prompts.
 
     Args:
-        verdicts: One row per battle, in any order, with columns id and p_a, and optionally p_a_<member>_<order>,
-            cut_prompt, cut_response_a and cut_response_b.
+        verdicts: One row per battle, in any order, with columns id and p_a, and optionally p_tie, p_a_<member>_<order>,
+            p_tie_<member>_<order>, cut_prompt, cut_response_a and cut_response_b. With p_tie everything is scored on
+            three labels, and otherwise a tie is half a win for each answer.
         battles: Battles with labels, and optionally with columns language, source, verdict, model_a and model_b.
         train_battles: Other battles, for the baselines that learn.
         answers_alone: The judge's verdicts on the same battles without their prompts, for one more baseline.
@@ -72,17 +74,20 @@ def build_report(
         ValueError: If the ids do not match the battles', a probability is missing or out of range, or there are no
             labels.
     """
-    verdicts, labels = align_verdicts(verdicts, battles), read_labels(battles)
+    verdicts = align_verdicts(verdicts, battles)
     p = stack_probabilities(verdicts)
+    labels = read_labels(battles, p.shape[1])
+    halves, label_halves = halve_ties(p), halve_ties(labels)
     groups, grouping = group_battles(battles)
     resampler, passes = Resampler(groups, draws, seed), read_passes(verdicts)
     report: dict = {"battles": len(battles), "decided": int(find_decided(labels).sum())}
     report |= {"prompts": resampler.num_groups, "grouping": grouping, "draws": draws, "seed": seed}
     report["confidence"] = CONFIDENCE
     report |= {name: metric.to_dict() for name, metric in estimate_metrics(resampler, p, labels).items()}
+    report |= {"labels": list(WITH_TIE)} if p.shape[1] == len(WITH_TIE) else {}
     blind = None if answers_alone is None else stack_probabilities(align_verdicts(answers_alone, battles))
     report["baselines"] = estimate_baselines(resampler, battles, p, train_battles, blind)
-    report["position_bias"] = estimate_position_bias(resampler, passes, labels)
+    report["position_bias"] = estimate_position_bias(resampler, halve_passes(passes), label_halves)
     report["length_bias"] = estimate_length_bias(resampler, p, labels, measure_lengths(battles))
     tables = _find_tables(verdicts, battles, dict.fromkeys([*COLUMN_TABLES, *by]))
     report["tables"] = {name: _build_table(resampler, p, labels, *rows) for name, *rows in tables}
@@ -90,20 +95,19 @@ def build_report(
     report["selective"] = estimate_selective(resampler, p, labels)
     report["readings"] = _build_passes(resampler, passes, labels)
     if models := read_models(battles):
-        report["leaderboard"] = build_leaderboard(resampler, p[:, 0], labels[:, 0], *models)
+        report["leaderboard"] = build_leaderboard(resampler, halves[:, 0], label_halves[:, 0], *models)
     style = measure_style(battles["response_a"][:], battles["response_b"][:])
-    if facts := build_style(resampler, style, split_groups(battles["prompt"][:], resampler.groups), p, labels, models):
+    folds = split_groups(battles["prompt"][:], resampler.groups)
+    if facts := build_style(resampler, style, folds, halves, label_halves, models):
         report["style"] = facts
     return report | {"cut_fields": _count_cuts(verdicts), "data": {}}
 
 
 def build_metrics(verdicts: pd.DataFrame, battles: Dataset, *, draws: int = 1000, seed: int = 0) -> dict[str, dict]:
     """Builds the metrics of a report alone; arguments as in `build_report`."""
-    p, resampler = (
-        stack_probabilities(align_verdicts(verdicts, battles)),
-        Resampler(group_battles(battles)[0], draws, seed),
-    )
-    return {name: metric.to_dict() for name, metric in estimate_metrics(resampler, p, read_labels(battles)).items()}
+    p = stack_probabilities(align_verdicts(verdicts, battles))
+    resampler, labels = Resampler(group_battles(battles)[0], draws, seed), read_labels(battles, p.shape[1])
+    return {name: metric.to_dict() for name, metric in estimate_metrics(resampler, p, labels).items()}
 
 
 def build_comparison(
@@ -125,8 +129,10 @@ def build_comparison(
     Raises:
         ValueError: See `build_report`.
     """
-    labels = read_labels(battles)
     first, second = (stack_probabilities(align_verdicts(each, battles)) for each in (verdicts, against))
+    if first.shape != second.shape:  # otherwise one would be scored on ties that it cannot predict
+        first, second = halve_ties(first), halve_ties(second)
+    labels = read_labels(battles, first.shape[1])
     resampler = Resampler(group_battles(battles)[0], draws, seed)
     decided = find_decided(labels)
     hits, losses = ([find(p, labels) for p in (first, second)] for find in (find_hits, find_losses))
@@ -158,14 +164,19 @@ def combine_votes(
     label_a[rows] = read_labels(votes)[:, 0]
     resampler = Resampler(group_battles(battles)[0], draws, seed)
     models = read_models(battles) or (None, None)
-    return build_votes(resampler, verdicts["p_a"].to_numpy(), label_a, read_passes(verdicts), *models)
+    p_a = halve_ties(stack_probabilities(verdicts))[:, 0]
+    return build_votes(resampler, p_a, label_a, halve_passes(read_passes(verdicts)), *models)
 
 
 def remove_style(verdicts: pd.DataFrame, battles: Dataset) -> pd.DataFrame:
-    """Returns id, p_a and p_b without the verdicts' style term, which is fitted on battles with other prompts."""
+    """Returns id, p_a and p_b without the verdicts' style term, which is fitted on battles with other prompts.
+
+    Half of a tie goes to each answer.
+    """
     verdicts, groups = align_verdicts(verdicts, battles), np.array(group_battles(battles)[0], int)
     style = measure_style(battles["response_a"][:], battles["response_b"][:])
-    p_a = control_style(style, split_groups(battles["prompt"][:], groups), verdicts["p_a"].to_numpy())
+    expected = halve_ties(stack_probabilities(verdicts))[:, 0]
+    p_a = control_style(style, split_groups(battles["prompt"][:], groups), expected)
     return pd.DataFrame({"id": verdicts["id"], "p_a": p_a, "p_b": 1 - p_a})
 
 
@@ -196,13 +207,15 @@ def align_verdicts(verdicts: pd.DataFrame, battles: Dataset, where: str = "Predi
                 "predicted, with the same --schema and policies."
             )
     verdicts = verdicts.set_index(found).loc[ids].reset_index(drop=True)
-    p_a = pd.to_numeric(verdicts["p_a"], errors="coerce")  # text becomes NaN, which is not between 0 and 1
-    if not (odd := verdicts["id"][~p_a.between(0, 1)]).empty:
-        raise ValueError(
-            f"{where}: expected p_a from 0 to 1; found other values or NaN for {len(odd)}: {_list_some(odd.tolist())}. "
-            "Predict these battles again."
-        )
-    return verdicts.assign(p_a=p_a.astype(float))
+    for name in ("p_a", "p_tie") if "p_tie" in verdicts else ("p_a",):
+        p = pd.to_numeric(verdicts[name], errors="coerce")  # text becomes NaN, which is not between 0 and 1
+        if not (odd := verdicts["id"][~p.between(0, 1)]).empty:
+            raise ValueError(
+                f"{where}: expected {name} from 0 to 1; found other values or NaN for {len(odd)}: "
+                f"{_list_some(odd.tolist())}. Predict these battles again."
+            )
+        verdicts = verdicts.assign(**{name: p.astype(float)})
+    return verdicts
 
 
 def _list_some(ids: list) -> str:
@@ -211,16 +224,26 @@ def _list_some(ids: list) -> str:
 
 
 def stack_probabilities(verdicts: pd.DataFrame) -> np.ndarray:
-    """Returns p_a and 1 - p_a, shape (battles, 2)."""
-    p_a = verdicts["p_a"].to_numpy(float)
-    return np.column_stack([p_a, 1 - p_a])
+    """Returns p_a and 1 - p_a, shape (battles, 2), or with a column p_tie the probabilities of three labels."""
+    return _complete(verdicts["p_a"], verdicts.get("p_tie"))
 
 
-def read_labels(battles: Dataset) -> np.ndarray:
-    """Returns the battles' labels, shape (battles, 2); raises a ValueError if they have none."""
+def _complete(p_a: pd.Series, p_tie: pd.Series | None) -> np.ndarray:
+    """Returns the probabilities of all labels, shape (battles, labels)."""
+    if p_tie is None:
+        return np.column_stack([p_a, 1 - p_a]).astype(float)
+    # A sum of 1 is exact to 16 digits only, and p_b must not be below 0.
+    return np.column_stack([p_a, (1 - p_a - p_tie).clip(0, 1), p_tie]).astype(float)
+
+
+def read_labels(battles: Dataset, num_labels: int = len(LABELS)) -> np.ndarray:
+    """Returns the battles' labels, shape (battles, num_labels); raises a ValueError if they have none.
+
+    For two labels ties are halved, and for three an even label of two is a tie: see `match_labels`.
+    """
     if len(battles) and "label" not in battles.column_names:
         raise ValueError("Battles: expected outcomes to score against; found none. Add a winner or label column.")
-    return np.array(battles["label"][:] if len(battles) else [], float).reshape(-1, len(LABELS))
+    return match_labels(np.array(battles["label"][:] if len(battles) else np.empty((0, 2)), float), num_labels)
 
 
 def read_models(battles: Dataset) -> tuple[list, list] | None:
@@ -249,9 +272,18 @@ def find_rows(votes: Dataset, battles: Dataset) -> list[int]:
 
 
 def read_passes(verdicts: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Returns p_a of each pass by its name, <member>_<order>; NaN for battles without that pass."""
-    names = [name for name in verdicts if name.startswith(PASS_PREFIX) and name.endswith(("_ab", "_ba"))]
-    return {name.removeprefix(PASS_PREFIX): verdicts[name].to_numpy(float) for name in names}
+    """Returns each pass's probabilities, shape (battles, labels), by its name, <member>_<order>.
+
+    Battles without that pass have NaN.
+    """
+    columns = [name for name in verdicts if name.startswith(PASS_PREFIX) and name.endswith(("_ab", "_ba"))]
+    names = [name.removeprefix(PASS_PREFIX) for name in columns]
+    return {name: _complete(verdicts[PASS_PREFIX + name], verdicts.get(TIE_PREFIX + name)) for name in names}
+
+
+def halve_passes(passes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns p_a of each pass, shape (battles,), with half of a tie."""
+    return {name: halve_ties(each)[:, 0] for name, each in passes.items()}
 
 
 def group_battles(battles: Dataset) -> tuple[list[int], str]:
@@ -336,11 +368,12 @@ def _build_table(
 
 def _build_passes(resampler: Resampler, passes: dict[str, np.ndarray], labels: np.ndarray) -> list[dict]:
     """Estimates accuracy, log loss and position bias of each pass, on the battles that have it."""
-    decided, rows = find_decided(labels), []
-    for name, p_a in passes.items():
-        p, read = np.column_stack([p_a, 1 - p_a]), ~np.isnan(p_a)
-        first = find_first({name: p_a})[:, 0]
-        values = np.column_stack([find_hits(p, labels), find_losses(p, labels), first])
+    rows = []
+    for name, p in passes.items():
+        # With a tie band the verdict has three labels and its passes have two.
+        known, read = match_labels(labels, p.shape[1]), ~np.isnan(p[:, 0])
+        decided, first = find_decided(known), find_first({name: halve_ties(p)[:, 0]})[:, 0]
+        values = np.column_stack([find_hits(p, known), find_losses(p, known), first])
         estimates = resampler.estimate_means(values, np.column_stack([read & decided, read, read]), shares=[0])
         names = ("accuracy", "log_loss", "mean_p_first")
         rows.append({"name": name} | {key: e.to_dict() for key, e in zip(names, estimates, strict=True)})

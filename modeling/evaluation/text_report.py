@@ -22,6 +22,13 @@ METRIC_NOTES = {
     "ece": "mean gap between probability and outcome; chance alone makes it larger than 0",
     "auc": "how often a battle that a won has a higher p_a than one that b won; guessing gives 0.5",
 }
+# What is different where ties are an outcome of their own.
+TIE_NOTES = {
+    "accuracy": "share of battles whose outcome, a tie included, was predicted; guessing gives 1/3",
+    "log_loss": "mean cross-entropy over three outcomes; always 1/3 gives 1.099, lower is better",
+    "brier": "mean sum of squared errors over three outcomes; always 1/3 gives 0.667",
+    "auc": "how often a battle that a won has a higher p_a + p_tie / 2 than one that b won; guessing gives 0.5",
+}
 NO_WINNER, NOT_READ = "no battle has a winner", "no battle was read"
 # Why a metric has no value.
 METRIC_GAPS = {name: "no battles" for name in METRIC_NAMES} | {
@@ -57,9 +64,10 @@ class Section:
 def summarize(report: Mapping) -> str:
     """Says in a sentence what was scored and how the intervals were computed; without the final full stop."""
     ties = report["battles"] - report["decided"]
+    kind = "have even labels" if "labels" in report else "are ties or have even labels"
     return (
         f"{report['battles']:,} battles on {report['prompts']:,} prompts ({report.get('grouping', 'grouped')}); "
-        f"{ties:,} battles are ties or have even labels. Brackets hold {report['confidence']:.0%} intervals from "
+        f"{ties:,} battles {kind}. Brackets hold {report['confidence']:.0%} intervals from "
         f"{report['draws']:,} bootstrap draws of prompts (none for fewer than 6 prompts)"
     )
 
@@ -100,8 +108,9 @@ def build_sections(report: Mapping) -> list[Section]:
 
 
 def _list_judge(report: Mapping) -> Iterator[Section]:
+    notes = METRIC_NOTES | (TIE_NOTES if "labels" in report else {})
     rows = [
-        (name, _format_metric(report, key), f"{report[key]['count']:,}", METRIC_NOTES[key])
+        (name, _format_metric(report, key), f"{report[key]['count']:,}", notes[key])
         for key, name in METRIC_NAMES.items()
     ]
     yield Section("Metrics", ("", "value", "battles", "what it says"), rows)
@@ -410,7 +419,8 @@ def conclude(report: Mapping, more: str) -> str:
         return f"No battle has a winner, so there is no accuracy. All tables and pictures: {more}"
     right = round(accuracy["value"] * accuracy["count"])
     who = f"The judge {name_judge(report)}" if "comparison" in report and "run" in report else "The judge"
-    lines = [f"{who} names the winner of {right:,} of {accuracy['count']:,} battles: {_format_share(accuracy)}"]
+    what = "outcome" if "labels" in report else "winner"
+    lines = [f"{who} names the {what} of {right:,} of {accuracy['count']:,} battles: {_format_share(accuracy)}"]
     baselines = {name: row for name, row in report["baselines"].items() if name not in LESSER_BASELINES}
     rows = [(name, row["accuracy"], row["difference"]) for name, row in baselines.items()]
     if facts := report.get("comparison"):

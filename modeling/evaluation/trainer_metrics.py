@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import softmax
 from transformers import EvalPrediction
 
+from modeling.data.outcomes import list_mirrored
 from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.metrics import compute_accuracy, compute_log_loss, estimate_metrics
 
@@ -31,7 +32,7 @@ def build_trainer_metrics(num_orders: int, cut: Sequence[bool]) -> Callable[[Eva
         passes = by_slot.reshape(-1, num_orders, by_slot.shape[1])  # (battles, num_orders, labels)
         # The second pass shows b first, so its columns are mirrored before averaging. With one pass nothing needs
         # mirroring: predictions and labels are both in slot order, which gives the same metrics.
-        passes[:, 1:] = passes[:, 1:, ::-1]
+        passes[:, 1:] = passes[:, 1:, list_mirrored(by_slot.shape[1])]
         probabilities, labels = passes.mean(axis=1), evaluation.label_ids[::num_orders]
         results = PreferenceMetric().compute(predictions=probabilities, references=labels)
         for name, part in (("cut", cut), ("uncut", ~cut)):

@@ -6,14 +6,14 @@ Rows are matched by id. No model is loaded.
 from collections.abc import Mapping
 from importlib.metadata import version
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 from datasets import Dataset
 
-from modeling.data.battles import name_winners
-from modeling.evaluation.report import align_verdicts
-from modeling.judging.predictions import read_provenance
+from modeling.data.outcomes import find_labels, name_winners
+from modeling.evaluation.report import align_verdicts, stack_probabilities
+from modeling.judging.judge import check_labels
+from modeling.judging.predictions import name_probabilities, read_provenance
 from modeling.runtime.files import describe_file
 from modeling.runtime.logs import build_logger
 from modeling.runtime.paths import check_predictions
@@ -30,18 +30,19 @@ def blend_predictions(weights: Mapping[str, float], battles: Dataset, source: st
         source: Where the battles are, as the user named it.
 
     Returns:
-        Verdicts with the columns id, p_a, p_b and winner, in the battles' order; and what `write_verdicts` records:
-        `blend`, for each file its name, its weight, and its own provenance; `battles`, and the `bothways` version.
+        Verdicts with the columns id, p_a, p_b, p_tie if all files have it, and winner, in the battles' order; and what
+        `write_verdicts` records: `blend`, for each file its name, its weight, and its own provenance; `battles`, and
+        the `bothways` version.
 
     Raises:
-        ValueError: If a file cannot be read, its ids are not exactly those of the battles, or it records that it was
-            made from another file of battles than the other files.
+        ValueError: If a file cannot be read, its ids are not exactly those of the battles, it records that it was made
+            from another file of battles than the other files, or some files predict ties and others do not.
     """
-    total, mean, parts = sum(weights.values()), np.zeros(len(battles)), []
+    total, probabilities, parts = sum(weights.values()), {}, []
     made_from: dict[str, str] = {}  # SHA-256 of the battles: the predictions file that records it
     for path, weight in weights.items():
         verdicts, provenance = _read(path, battles)
-        mean += weight / total * verdicts["p_a"].to_numpy()
+        probabilities[path] = weight / total * stack_probabilities(verdicts)
         if hashed := ((provenance or {}).get("battles") or {}).get("sha256"):
             made_from.setdefault(hashed, path)
         parts.append(describe_file(path) | {"weight": weight, "made_by": provenance})
@@ -55,8 +56,10 @@ def blend_predictions(weights: Mapping[str, float], battles: Dataset, source: st
             f"--blend {next(iter(made_from.values()))} was predicted from another file than {source}: that is right "
             "only if this one holds the same answers in the same places, for example with labels added"
         )
-    p_a = mean.round(12)  # as a judge's mean; see average_passes
-    verdicts = pd.DataFrame({"id": battles["id"][:], "p_a": p_a, "p_b": 1 - p_a, "winner": name_winners(p_a)})
+    check_labels("--blend", {path: find_labels(p.shape[1]) for path, p in probabilities.items()})
+    mean = sum(probabilities.values()).round(12)  # as a judge's mean; see average_passes
+    verdicts = pd.DataFrame({"id": battles["id"][:], **name_probabilities(mean)})
+    verdicts["winner"] = name_winners(verdicts["p_a"], verdicts.get("p_tie"))
     return verdicts, {"blend": parts, "battles": describe_file(source), "versions": {"bothways": version("bothways")}}
 
 

@@ -3,15 +3,21 @@
 Pure functions over arrays. A calibration is fitted on battles that are neither trained on nor scored, and then applied
 to p_a. Both methods are odd around 1/2, which preserves p(A, B) = 1 - p(B, A), and monotonic, which preserves every
 winner. Which battles may be used, and where the result is stored, is in recalibration.py.
+
+Ties add one number, the logarithm of nu, which multiplies the score of a tie. A judge of three labels predicts that
+score itself. To a judge of two labels it gives sqrt(p_a * p_b), so that p_tie = nu * sqrt(p_a * p_b) before the three
+are scaled to sum to 1 (Davidson 1970). Both are the same when the answers are swapped, as a tie is.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import softmax
 from sklearn.isotonic import IsotonicRegression
 
+from modeling.data.outcomes import WITH_TIE, halve_ties, widen_labels
 from modeling.evaluation.bootstrap import CONFIDENCE, Estimate, Resampler, bound_draws
 from modeling.evaluation.metrics import check_arrays, find_losses
 from modeling.runtime.choices import CALIBRATIONS
@@ -19,6 +25,8 @@ from modeling.runtime.choices import CALIBRATIONS
 COLDEST, HOTTEST = 0.01, 100.0  # bounds of the search: battles without an upset would have temperature 0
 LEAST = 1e-7  # probabilities are clipped to this before the logarithm, as in the log loss
 KEPT = 0.01  # weight of the input in isotonic's output: its steps are flat, and two probabilities must not become equal
+TIE_BOUNDS = (np.log(1e-4), np.log(1e4))  # of the search for the logarithm of nu
+NO_BATTLES = "Calibration: expected battles to fit it on; found none. Give some that were not trained on."
 EXAMPLES = (0.6, 0.7, 0.8, 0.9)  # probabilities whose calibrated values describe isotonic's steps
 MOST_DRAWS = 250  # of the bootstrap: each one fits again
 
@@ -32,6 +40,8 @@ class Calibration:
     points: Pairs (p, calibrated p), ascending, with linear interpolation between them (method "isotonic" only).
     fitted_on: Name and SHA-256 of the file of these battles, where known.
     intervals: For each of `list_parameters` its estimate, as `Estimate.to_dict`, where known.
+    ties: Logarithm of nu, see the top of this module; None where it was not fitted, and ties are not predicted unless
+        the judge has three labels.
     """
 
     method: str
@@ -40,8 +50,11 @@ class Calibration:
     points: tuple[tuple[float, float], ...] = ()
     fitted_on: Mapping[str, str | None] | None = None
     intervals: Mapping[str, Mapping] | None = None
+    ties: float | None = None
 
     def __post_init__(self):
+        if self.ties is not None and not np.isfinite(self.ties):
+            raise ValueError(f"Calibration: expected a finite number for ties; found {self.ties!r}. Fit it again.")
         if self.method not in CALIBRATIONS:
             raise ValueError(f"Calibration: expected the method {' or '.join(CALIBRATIONS)}; found {self.method!r}.")
         if self.method == "temperature" and not (self.temperature and 0 < self.temperature < np.inf):
@@ -62,18 +75,35 @@ class Calibration:
         odd = (np.interp(p_a, x, y) + 1 - np.interp(1 - p_a, x, y)) / 2
         return KEPT * p_a + (1 - KEPT) * odd
 
+    def apply_to_labels(self, probabilities: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities of all labels.
+
+        Args:
+            probabilities: Shape (battles, 2) or (battles, 3).
+
+        Returns:
+            Shape (battles, 3) if there are ties, before or now, else (battles, 2).
+        """
+        if probabilities.shape[1] == len(WITH_TIE):
+            return _scale_labels(probabilities, self.temperature, self.ties)
+        p_a = self.apply(probabilities[:, 0])
+        p = np.column_stack([p_a, 1 - p_a])
+        return p if self.ties is None else _add_ties(p, self.ties)
+
     def list_parameters(self) -> dict[str, float]:
-        """The fitted parameters by name: the temperature, or what isotonic's steps make of `EXAMPLES`."""
+        """The fitted parameters by name: the temperature, or what isotonic's steps make of `EXAMPLES`, and of ties."""
+        nu = {} if self.ties is None else {"nu of ties": float(np.exp(self.ties))}
         if self.method == "temperature":
-            return {"temperature": self.temperature}
+            return {"temperature": self.temperature, **nu}
         values = self.apply(np.array(EXAMPLES)).tolist()
-        return {f"{p:g} becomes": value for p, value in zip(EXAMPLES, values, strict=True)}
+        return {f"{p:g} becomes": value for p, value in zip(EXAMPLES, values, strict=True)} | nu
 
     def to_dict(self) -> dict:
         """JSON values, without the fields that the method does not use."""
         facts: dict = {"method": self.method, "battles": self.battles}
         facts |= {"fitted_on": dict(self.fitted_on)} if self.fitted_on else {}
         facts |= {"intervals": {name: dict(each) for name, each in self.intervals.items()}} if self.intervals else {}
+        facts |= {} if self.ties is None else {"ties": self.ties}
         if self.method == "temperature":
             return facts | {"temperature": self.temperature}
         return facts | {"points": [list(point) for point in self.points]}
@@ -81,16 +111,17 @@ class Calibration:
     @classmethod
     def from_dict(cls, facts: Mapping) -> "Calibration":
         """The calibration that `to_dict` wrote; a ValueError if the values are no calibration."""
-        known = {"method", "battles", "temperature", "points", "fitted_on", "intervals"}
+        known = {"method", "battles", "temperature", "points", "fitted_on", "intervals", "ties"}
         if not {"method", "battles"} <= set(facts) <= known:
             raise ValueError(f"Calibration: expected the keys {', '.join(sorted(known))}; found {', '.join(facts)}.")
         try:
             battles, temperature = int(facts["battles"]), facts.get("temperature")
             temperature = None if temperature is None else float(temperature)
             points = tuple((float(x), float(y)) for x, y in facts.get("points", ()))
+            ties = None if facts.get("ties") is None else float(facts["ties"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"Calibration: expected numbers; found something else ({error}).") from error
-        return cls(facts["method"], battles, temperature, points, facts.get("fitted_on"), facts.get("intervals"))
+        return cls(facts["method"], battles, temperature, points, facts.get("fitted_on"), facts.get("intervals"), ties)
 
 
 def fit_temperature(p_a: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Calibration:
@@ -135,22 +166,94 @@ def fit_isotonic(p_a: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
 FITS = dict(zip(CALIBRATIONS, (fit_temperature, fit_isotonic), strict=True))
 
 
-def add_intervals(calibration: Calibration, p_a: np.ndarray, labels: np.ndarray, groups: Sequence[int]) -> Calibration:
+def fit_labels(
+    method: str, probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, *, ties: bool = False
+) -> Calibration:
+    """A calibration of a judge's probabilities.
+
+    Args:
+        method: Key of `FITS`.
+        probabilities: Shape (battles, 2) or (battles, 3).
+        labels: True probabilities, soft labels included, shape (battles, 2) or (battles, 3).
+        weights: How often each battle counts, shape (battles,); None counts each once.
+        ties: Whether a judge of two labels gets ties. A judge of three has them always.
+
+    Raises:
+        ValueError: If there are no battles, a value is NaN, or the method is for two labels only.
+    """
+    if probabilities.shape[1] == len(WITH_TIE):
+        if method != "temperature":
+            raise ValueError(
+                f"--calibrate {method}: expected temperature, as --judge has the labels {', '.join(WITH_TIE)}; found "
+                "a method for two labels. Pass --calibrate temperature."
+            )
+        return _fit_three(probabilities, widen_labels(labels), weights)
+    if not ties:
+        return FITS[method](probabilities[:, 0], halve_ties(labels), weights)
+    labels = widen_labels(labels)
+    # Of the battles that a or b won: a model of ties by itself says what p_a is without them.
+    decided = (1 - labels[:, 2]) * (1 if weights is None else weights)
+    won = decided > 0
+    if not won.any():
+        raise ValueError(f"--calibrate_ties: expected battles that a or b won; found none among {len(labels)}.")
+    shares = labels[won, :2] / (1 - labels[won, 2:])
+    fitted = replace(FITS[method](probabilities[won, 0], shares, decided[won]), battles=len(labels))
+    return fit_ties(fitted, probabilities, labels, weights)
+
+
+def fit_ties(
+    calibration: Calibration, probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> Calibration:
+    """The calibration of a judge of two labels with nu of Davidson (1970), by maximum likelihood.
+
+    Arguments and errors are those of `fit_labels`.
+    """
+    p, labels = calibration.apply_to_labels(probabilities), widen_labels(labels)
+
+    def compute_loss(ties: float) -> float:
+        """Mean cross-entropy at a logarithm of nu, in nats."""
+        return float(np.average(find_losses(_add_ties(p, ties), labels), weights=weights))
+
+    # Without a tie the loss falls to the very end.
+    best = minimize_scalar(compute_loss, bounds=TIE_BOUNDS, method="bounded")
+    return replace(calibration, ties=float(best.x))
+
+
+def _fit_three(p: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> Calibration:
+    """The temperature and the logarithm of nu with the lowest cross-entropy, for a judge of three labels."""
+    if len(p) == 0:
+        raise ValueError(NO_BATTLES)
+    p, labels = check_arrays(p, labels)
+
+    def compute_loss(values: np.ndarray) -> float:
+        """Mean cross-entropy at a logarithm of the temperature and one of nu, in nats."""
+        return float(np.average(find_losses(_scale_labels(p, np.exp(values[0]), values[1]), labels), weights=weights))
+
+    # It begins with the judge's own probabilities, and no step raises the loss.
+    bounds = [(np.log(COLDEST), np.log(HOTTEST)), TIE_BOUNDS]
+    best = minimize(compute_loss, np.zeros(2), bounds=bounds, method="L-BFGS-B").x
+    return Calibration("temperature", len(p), temperature=float(np.exp(best[0])), ties=float(best[1]))
+
+
+def add_intervals(
+    calibration: Calibration, probabilities: np.ndarray, labels: np.ndarray, groups: Sequence[int]
+) -> Calibration:
     """The calibration with 95% intervals of its parameters, from a bootstrap that fits each draw again.
 
     Args:
         calibration: Fitted on these battles.
-        p_a, labels: See `fit_temperature`.
+        probabilities, labels: See `fit_labels`.
         groups: Group number of each battle, as for `Resampler`.
     """
-    resampler, everything = Resampler(groups, MOST_DRAWS), np.full(len(p_a), True)
+    resampler, everything = Resampler(groups, MOST_DRAWS), np.full(len(labels), True)
+    ties, method = calibration.ties is not None, calibration.method
     drawn = [
-        list(FITS[calibration.method](p_a, labels, times).list_parameters().values())
+        list(fit_labels(method, probabilities, labels, times, ties=ties).list_parameters().values())
         for times in resampler.iterate_times(everything, MOST_DRAWS)
     ]
     parameters = calibration.list_parameters().items()
     estimates = {
-        name: Estimate(value, *_bound_parameter(draws, resampler.num_groups), len(p_a)).to_dict()
+        name: Estimate(value, *_bound_parameter(draws, resampler.num_groups), len(labels)).to_dict()
         for (name, value), draws in zip(parameters, np.array(drawn).T, strict=True)
     }
     return replace(calibration, intervals=estimates)
@@ -172,9 +275,21 @@ def _scale(p_a: np.ndarray, temperature: float) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(odds / 2)
 
 
+def _scale_labels(p: np.ndarray, temperature: float, ties: float | None) -> np.ndarray:
+    """Divides the logarithms of three probabilities by the temperature, and adds that of nu to the tie's."""
+    scores = np.log(np.clip(p, LEAST, 1)) / temperature
+    return softmax(scores + np.array([0, 0, ties or 0.0]), axis=1)
+
+
+def _add_ties(p: np.ndarray, ties: float) -> np.ndarray:
+    """Adds ties to the probabilities of two labels; what remains keeps their ratio. Source: Davidson 1970, eq. 2.3."""
+    score = np.exp(ties) * np.sqrt(p[:, :1] * p[:, 1:])
+    return np.hstack([p, score]) / (1 + score)
+
+
 def _check(p_a: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both as float arrays; a ValueError if there are no battles, the shapes differ or a value is NaN."""
     p_a = np.asarray(p_a, float).reshape(-1)
     if len(p_a) == 0:
-        raise ValueError("Calibration: expected battles to fit it on; found none. Give some that were not trained on.")
+        raise ValueError(NO_BATTLES)
     return p_a, check_arrays(np.column_stack([p_a, 1 - p_a]), labels)[1]

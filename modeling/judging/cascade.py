@@ -9,7 +9,8 @@ import pandas as pd
 from datasets import Dataset
 
 from modeling.data.battles import read_battles
-from modeling.judging.judge import Judge, check_share
+from modeling.evaluation.report import stack_probabilities
+from modeling.judging.judge import Judge, check_labels, check_share
 from modeling.judging.loading import name_member
 from modeling.judging.predictions import list_pass_columns, replace_verdicts, sort_by_uncertainty
 from modeling.judging.time_budget import TimeBudget
@@ -31,7 +32,8 @@ class Cascade:
             shares: For each later judge, its share of all battles: it reads the most uncertain ones and decides them.
 
         Raises:
-            ValueError: If the number of shares is wrong, or a share is not between 0 and 1.
+            ValueError: If the number of shares is wrong, a share is not between 0 and 1, or some judges predict ties
+                and others do not.
         """
         if len(shares) != len(judges) - 1:
             raise ValueError(
@@ -40,6 +42,7 @@ class Cascade:
             )
         for share in shares:
             check_share("--cascade_shares", share)
+        check_labels("--cascade", {judge.name: judge.outcomes for judge in judges})
         # Members name the columns of the result, so a name must be unique in the whole cascade.
         taken: list[str] = []
         self.judges, self.shares = [], list(shares)
@@ -78,7 +81,7 @@ class Cascade:
             if time_budget is not None and time_budget.is_over():
                 logger.warning(f"Time budget: no time for {self._name(index)}")
                 break
-            uncertain = sort_by_uncertainty(verdicts["p_a"].to_numpy())
+            uncertain = sort_by_uncertainty(stack_probabilities(verdicts))
             open_rows = [row for row in uncertain if differ[row]]
             chosen = np.sort(np.array(open_rows[: round(share * len(battles))], dtype=int))
             found = self._predict(index, battles.select(chosen), time_budget, progress_dir, options)

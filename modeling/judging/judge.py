@@ -14,10 +14,11 @@ from datasets import Dataset
 from modeling.data.answer_sets import check_answer_sets
 from modeling.data.battles import TEXTS, read_battles
 from modeling.data.folds import assign_folds, fingerprint_fold
+from modeling.data.outcomes import WITH_TIE
 from modeling.judging.calibration import Calibration
 from modeling.judging.loading import Member, find_judge, load_members
 from modeling.judging.member import JUDGE_FILE, READINGS, JudgeFacts, list_readings
-from modeling.judging.predictions import build_verdicts, calibrate_verdicts, list_pass_columns
+from modeling.judging.predictions import build_verdicts, calibrate_verdicts, list_pass_columns, share_wins
 from modeling.judging.schedule import PassSchedule
 from modeling.judging.time_budget import TimeBudget
 from modeling.judging.tournament import Ranking, rank_answer_sets
@@ -45,6 +46,7 @@ class Judge:
         if not members:
             raise ValueError("Judge: expected at least one member; found none.")
         self.members, self.readings, self.calibration = list(members), readings, calibration
+        check_labels("Judge", {member.name: member.facts.labels for member in members})
         self.name = name or " + ".join(member.name for member in members)  # for people, in reports
 
     @classmethod
@@ -68,6 +70,12 @@ class Judge:
         facts = facts or JudgeFacts([member.name for member in members])
         calibration = read_calibration(facts, describe_members(members)) if facts.calibration else None
         return cls(members, facts.readings, calibration, " + ".join(map(shorten_path, names)))
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """What its verdicts give probabilities of: its members' labels and, if its calibration says so, ties."""
+        ties = self.calibration is not None and self.calibration.ties is not None
+        return WITH_TIE if ties else tuple(self.members[0].facts.labels)
 
     def __repr__(self) -> str:
         num, each = len(self.members), []
@@ -120,10 +128,11 @@ class Judge:
             options: For `PassSchedule`: tokens_per_batch, num_workers, progress_dir, start_pack.
 
         Returns:
-            Columns id; p_a, p_b, the mean over the passes, calibrated if the judge is; winner (model_a or model_b);
-            raw_p_a, the uncalibrated mean, if the judge is calibrated; p_a_<member>_<order> for each pass, NaN where
-            it was not run; tokens, of the longest pass; cut_prompt, cut_response_a, cut_response_b, the most tokens
-            that a pass cut from the field.
+            Columns id; p_a, p_b and, if the judge predicts ties, p_tie: the mean over the passes, calibrated if the
+            judge is; winner (model_a, model_b or tie); raw_p_a, the uncalibrated mean, if the judge is calibrated;
+            p_a_<member>_<order> for each pass, NaN where it was not run; tokens, of the longest pass; cut_prompt,
+            cut_response_a, cut_response_b, the most tokens that a pass cut from the field. With three labels also
+            raw_p_tie, and p_tie_<member>_<order> for each pass.
 
         Raises:
             ValueError: If a row is no battle, as `load_battles` raises it for a file.
@@ -204,10 +213,11 @@ class Judge:
             ValueError: If a row is no answer set.
         """
 
-        def predict(battles: list[dict]) -> pd.Series:
-            """p_a of the battles."""
+        def predict(battles: list[dict]) -> np.ndarray:
+            """What response_a can expect in each of the battles."""
             # As they are: a text that looks like a list of turns is none, see `compare`.
-            return self.predict(read_battles(battles, schema="unlabelled"), readings=readings, **options)["p_a"]
+            checked = read_battles(battles, schema="unlabelled")
+            return share_wins(self.predict(checked, readings=readings, **options))
 
         num_passes = len(self.plan_passes(readings))
         return rank_answer_sets(predict, check_answer_sets(answer_sets), method, budget, num_passes)
@@ -250,7 +260,7 @@ class Judge:
             parts.append(Judge(members, self.readings).predict(held_out, **options))
         verdicts = pd.concat(parts)
         # Folds have different members, so concat has put the later folds' columns last.
-        own = list_pass_columns(verdicts)
+        own = list_pass_columns(verdicts, ties=True)
         names = [name for name in verdicts if name not in own]
         at = names.index("winner") + 1
         return verdicts.set_index("id").loc[battles["id"][:]].reset_index()[[*names[:at], *own, *names[at:]]]
@@ -267,6 +277,16 @@ class Judge:
                 f"{', '.join(map(str, sorted(missing)))}. Train them with --fold."
             )
         return kinds
+
+
+def check_labels(where: str, labels: Mapping[str, Sequence[str]]) -> None:
+    """Raises a ValueError unless all members or judges, by name, have the same labels."""
+    if len(set(map(tuple, labels.values()))) > 1:
+        found = "; ".join(f"{name}: {', '.join(each)}" for name, each in labels.items())
+        raise ValueError(
+            f"{where}: expected the same labels everywhere, because probabilities are averaged; found {found}. Take "
+            "only those that predict ties, or only those that do not."
+        )
 
 
 def check_share(flag: str, share: float) -> None:

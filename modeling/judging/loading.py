@@ -202,11 +202,12 @@ def _load_member(
     slot = None if is_merged(folder) else f"member{len(others)}"
     files = BaseFiles(folder) if slot is None else find_member_base(folder, facts)
     if slot is None:
-        model = load_base(files, dtype=reads_in, device=device)
+        model = load_base(files, dtype=reads_in, device=device, num_labels=len(facts.labels))
     else:
         # A member may have been written before a field of the head existed.
         key = (files.folder, reads_in, *(facts.head.get(name, HEAD_DEFAULTS[name]) for name in HEAD_DEFAULTS))
-        model = models.get(key) or load_base(files, dtype=reads_in, device=device, **facts.head)
+        head = {"num_labels": len(facts.labels), **facts.head}
+        model = models.get(key) or load_base(files, dtype=reads_in, device=device, **head)
         model = models[key] = attach_member(model, slot, folder)
     encoding = Encoding.from_dict(facts.encoding)
     # Members with the same encoding share the encoder, and with it the encoded battles (see schedule.py).
@@ -362,7 +363,7 @@ def load_merged(
         dtype: Key of `DTYPES`: precision of the weights, except for the float32 head.
         with_lora: False leaves the base's weights as they are.
     """
-    model = load_base(files, dtype=facts.dtype, device=torch.device("cpu"), **facts.head)
+    model = load_base(files, dtype=facts.dtype, device=torch.device("cpu"), num_labels=len(facts.labels), **facts.head)
     merged = build_merged(attach_member(model, "merged", folder), "merged", DTYPES[dtype], with_lora=with_lora)
     merged.compute_dtype = DTYPES[dtype]
     return merged

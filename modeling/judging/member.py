@@ -16,7 +16,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from modeling.data.battles import LABELS, ORIENTATIONS, TRAINED_ORIENTATIONS, list_orders
+from modeling.data.battles import ORIENTATIONS, TRAINED_ORIENTATIONS, list_orders
+from modeling.data.outcomes import LABEL_SETS
 from modeling.network.base import BaseFiles, copy_notices
 from modeling.network.lora import write_adapter
 from modeling.runtime.choices import DEFAULT_READINGS, READINGS
@@ -136,10 +137,11 @@ def read_member(folder: Path) -> MemberFacts:
         facts = MemberFacts(**values)
     except (KeyError, TypeError) as error:
         raise ValueError(f"Judge {folder}: expected the facts of a member in {MEMBER_FILE}; found {error}.") from error
-    if facts.orientation not in TRAINED_ORIENTATIONS or facts.labels != list(LABELS):
+    if facts.orientation not in TRAINED_ORIENTATIONS or facts.labels not in map(list, LABEL_SETS):
+        labels = " or ".join(", ".join(each) for each in LABEL_SETS)
         raise ValueError(
-            f"Judge {folder}: expected an orientation of {', '.join(TRAINED_ORIENTATIONS)} and the labels "
-            f"{', '.join(LABELS)}; found {facts.orientation!r} and {', '.join(facts.labels)}."
+            f"Judge {folder}: expected an orientation of {', '.join(TRAINED_ORIENTATIONS)} and the labels {labels}; "
+            f"found {facts.orientation!r} and {', '.join(facts.labels)}."
         )
     for name, expected in facts.files.items():
         found = hash_file(folder / name) if (folder / name).is_file() else None

@@ -13,16 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from modeling.data.battles import LABELS, name_winners
+from modeling.data.outcomes import WITH_TIE, find_labels, halve_ties, match_labels, name_winners
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.metrics import compute_accuracy, compute_baselines, compute_log_loss
+from modeling.evaluation.report import PASS_PREFIX, TIE_PREFIX, read_passes, stack_probabilities
 from modeling.judging.calibration import Calibration
 from modeling.runtime.files import replace_file
 from modeling.runtime.text_tables import format_table
 
 PREDICTIONS_FILE = "predictions.parquet"
 PROVENANCE = b"bothways"  # the key of what `provenance.py` describes in the file's metadata
-RAW = "raw_p_a"  # the column that keeps p_a as it was before calibration
+RAW, RAW_TIE = "raw_p_a", "raw_p_tie"  # the columns that keep p_a and p_tie as they were before calibration
 
 
 def build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarray) -> pd.DataFrame:
@@ -38,16 +39,22 @@ def build_verdicts(ids: list, columns: dict[str, np.ndarray], lengths: np.ndarra
         The columns of `Judge.predict`.
     """
     mean = average_passes(np.array(list(columns.values())))
-    verdicts = pd.DataFrame({"id": ids})
-    for label, name in enumerate(LABELS):
-        verdicts[f"p_{name}"] = mean[:, label]
-    verdicts["winner"] = name_winners(verdicts["p_a"])
+    verdicts = pd.DataFrame({"id": ids, **name_probabilities(mean)})
+    verdicts["winner"] = name_winners(verdicts["p_a"], verdicts.get("p_tie"))
     for name, probabilities in columns.items():
-        verdicts[f"p_a_{name}"] = probabilities[:, 0]
+        verdicts[f"{PASS_PREFIX}{name}"] = probabilities[:, 0]
+        if mean.shape[1] == len(WITH_TIE):
+            verdicts[f"{TIE_PREFIX}{name}"] = probabilities[:, 2]
     longest = lengths.reshape(len(columns), len(ids), 1 + len(CUT_COLUMNS)).max(axis=0)
     for index, name in enumerate(("tokens", *CUT_COLUMNS)):
         verdicts[name] = longest[:, index]
     return verdicts
+
+
+def name_probabilities(probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns p_a, p_b and, if there are three labels, p_tie, from an array of shape (battles, labels)."""
+    labels = find_labels(probabilities.shape[1])
+    return {f"p_{label}": column for label, column in zip(labels, probabilities.T, strict=True)}
 
 
 def average_passes(probabilities: np.ndarray) -> np.ndarray:
@@ -63,36 +70,69 @@ def average_passes(probabilities: np.ndarray) -> np.ndarray:
     run = ~np.isnan(probabilities)
     counts = run.sum(axis=0)
     total = np.where(run, probabilities, 0).sum(axis=0)
-    mean = np.where(counts, total / np.maximum(counts, 1), 1 / len(LABELS))
+    mean = np.where(counts, total / np.maximum(counts, 1), 1 / probabilities.shape[-1])
     # A pass and its mirror image sum to 1 within 1e-16 only. Unrounded, two equal answers would get 0.5 - 1e-16, and
     # so a winner that depends on the number of passes. No model is exact to 12 digits.
     return mean.round(12)
 
 
-def sort_by_uncertainty(p_a: np.ndarray) -> np.ndarray:
-    """Rows by the distance of p_a from 1/2, the most uncertain first."""
+def sort_by_uncertainty(probabilities: np.ndarray) -> np.ndarray:
+    """Rows by the lead of the likeliest label over the next, the most uncertain first.
+
+    Args:
+        probabilities: Shape (battles, labels).
+    """
+    second, first = np.sort(probabilities, axis=1)[:, -2:].T
     # Rounded, because the last bits depend on which battles were packed together; they must not decide.
-    return np.argsort(np.abs(p_a - 0.5).round(6), kind="stable")
+    return np.argsort(((first - second) / 2).round(6), kind="stable")
 
 
-def list_pass_columns(verdicts: pd.DataFrame) -> list[str]:
-    """Names of the columns p_a_<member>_<order>, one per pass."""
-    return [name for name in verdicts if name.startswith("p_a_")]
+def list_pass_columns(verdicts: pd.DataFrame, *, ties: bool = False) -> list[str]:
+    """Names of the columns p_a_<member>_<order>, one per pass; with `ties` also of p_tie_<member>_<order>."""
+    return [name for name in verdicts if name.startswith(PASS_PREFIX) or (ties and name.startswith(TIE_PREFIX))]
 
 
 def calibrate_verdicts(verdicts: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
-    """The verdicts with calibrated probabilities and the column raw_p_a; every winner stays."""
-    p_a = calibration.apply(verdicts["p_a"].to_numpy())
-    calibrated = verdicts.assign(p_a=p_a, p_b=1 - p_a)
-    calibrated.insert(list(calibrated).index("p_b") + 1, RAW, verdicts["p_a"])
-    return calibrated
+    """The verdicts with calibrated probabilities, and with the columns raw_p_a and, with three labels, raw_p_tie.
+
+    Without ties every winner stays.
+    """
+    p = calibration.apply_to_labels(stack_probabilities(verdicts))
+    raw = {RAW_TIE: verdicts["p_tie"]} if "p_tie" in verdicts else {}
+    raw = {RAW: verdicts["p_a"], **raw}
+    columns = {"id": verdicts["id"], **name_probabilities(p), **raw}
+    others = {name: verdicts[name] for name in verdicts if name not in columns}
+    calibrated = pd.DataFrame({**columns, **others})
+    return _rename_winners(calibrated) if "p_tie" in calibrated and "winner" in calibrated else calibrated
 
 
 def take_raw(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts as they were before calibration, without raw_p_a."""
+    """The verdicts as they were before calibration, without raw_p_a and raw_p_tie."""
     if RAW not in verdicts:
         return verdicts
-    return verdicts.assign(p_a=verdicts[RAW], p_b=1 - verdicts[RAW]).drop(columns=RAW)
+    had_ties = "p_tie" in verdicts
+    if RAW_TIE in verdicts:
+        raw = verdicts.assign(p_tie=verdicts[RAW_TIE], p_a=verdicts[RAW], p_b=1 - verdicts[RAW] - verdicts[RAW_TIE])
+    else:  # of two labels, so any p_tie came from the calibration
+        raw = verdicts.assign(p_a=verdicts[RAW], p_b=1 - verdicts[RAW]).drop(columns=["p_tie"] * had_ties)
+    raw = raw.drop(columns=[name for name in (RAW, RAW_TIE) if name in raw])
+    return _rename_winners(raw) if had_ties and "winner" in raw else raw
+
+
+def share_wins(verdicts: pd.DataFrame) -> np.ndarray:
+    """What a can expect in each battle, from 0 to 1, shape (battles,): p_a, and half of p_tie if there is one."""
+    return halve_ties(stack_probabilities(verdicts))[:, 0]
+
+
+def halve_verdicts(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts without ties: half of each one's probability is added to either answer's."""
+    p = halve_ties(stack_probabilities(verdicts))
+    return verdicts.drop(columns="p_tie", errors="ignore").assign(**name_probabilities(p))
+
+
+def _rename_winners(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts with the winners that their probabilities give."""
+    return verdicts.assign(winner=name_winners(verdicts["p_a"], verdicts.get("p_tie")))
 
 
 def replace_verdicts(verdicts: pd.DataFrame, rows: np.ndarray, better: pd.DataFrame) -> pd.DataFrame:
@@ -102,15 +142,18 @@ def replace_verdicts(verdicts: pd.DataFrame, rows: np.ndarray, better: pd.DataFr
         rows: Row numbers of the battles of `better`, in its order.
         better: Verdicts of a judge whose members have other names.
     """
+    if ("p_tie" in verdicts) != ("p_tie" in better):
+        # A calibration with ties was not applied to the one of them that lacks passes, so it is taken off the other.
+        verdicts, better = take_raw(verdicts), take_raw(better)
     replaced = verdicts.copy()
-    own = list_pass_columns(better)
+    own = list_pass_columns(better, ties=True)
     at = list(replaced).index("tokens")
     for name in reversed(own):
         replaced.insert(at, name, np.nan)
     if RAW in better and RAW not in replaced:
         replaced.insert(list(replaced).index("p_b") + 1, RAW, verdicts["p_a"])
     replaced.loc[rows, own] = better[own].to_numpy()
-    for name in ("p_a", "p_b", "winner"):
+    for name in ("p_a", "p_b", *(["p_tie"] if "p_tie" in replaced else []), "winner"):
         replaced.loc[rows, name] = better[name].to_numpy()
     if RAW in replaced:
         # If only one of the two judges is calibrated, the other's p_a is its raw one too.
@@ -127,27 +170,23 @@ def format_accuracy(verdicts: pd.DataFrame, battles: Dataset) -> str:
         verdicts: What `Judge.predict` returned for the battles.
         battles: With labels, in the verdicts' order.
     """
-    labels = np.array(battles["label"][:])
-    p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
+    p = stack_probabilities(verdicts)
     everything = np.full(len(p), True)
     parts = [("judge", p, everything)]
     if RAW in verdicts:
-        parts.append(("judge, not calibrated", _complete(verdicts[RAW]), everything))
+        parts.append(("judge, not calibrated", stack_probabilities(take_raw(verdicts)), everything))
     cut = verdicts.reindex(columns=CUT_COLUMNS, fill_value=0).to_numpy().any(axis=1)  # a blend has none of them
     if cut.any() and not cut.all():
         parts += [("judge, cut battles", p, cut), ("judge, whole battles", p, ~cut)]
-    for name in list_pass_columns(verdicts):
-        parts.append((name, _complete(verdicts[name]), verdicts[name].notna().to_numpy()))
-    rows = [("", "accuracy [95%]", "log loss [95%]")]
+    for name, each in read_passes(verdicts).items():
+        parts.append((f"{PASS_PREFIX}{name}", each, ~np.isnan(each[:, 0])))
+    labels, rows = np.array(battles["label"][:]), [("", "accuracy [95%]", "log loss [95%]")]
     for name, each, part in parts:
-        rows.append((name, compute_accuracy(each[part], labels[part]), compute_log_loss(each[part], labels[part])))
-    baselines = compute_baselines(battles["response_a"], battles["response_b"], labels)
+        known = match_labels(labels[part], each.shape[1])
+        rows.append((name, compute_accuracy(each[part], known), compute_log_loss(each[part], known)))
+    known = match_labels(labels, p.shape[1])
+    baselines = compute_baselines(battles["response_a"], battles["response_b"], known)
     return format_table([*rows, *((name, accuracy, "") for name, accuracy in baselines.items())])
-
-
-def _complete(p_a: pd.Series) -> np.ndarray:
-    """Probabilities of both labels, shape (battles, 2)."""
-    return np.column_stack([p_a, 1 - p_a])
 
 
 def write_predictions(path: Path, verdicts: pd.DataFrame, provenance: Mapping) -> None:
@@ -163,20 +202,25 @@ def read_provenance(path: str) -> dict | None:
     return stored and json.loads(stored)
 
 
-def build_submission(verdicts: pd.DataFrame, kind: str = "wsdm", tie_share: float = 1 / 3) -> pd.DataFrame:
+def build_submission(verdicts: pd.DataFrame, kind: str | None = None, tie_share: float = 1 / 3) -> pd.DataFrame:
     """The columns of a contest's submission, in the verdicts' order.
 
     Args:
-        verdicts: With id, p_a and winner.
-        kind: "wsdm": id and winner. "lmsys": id, winner_model_a, winner_model_b and winner_tie, which sum to 1.
-        tie_share: winner_tie of every battle. A judge knows no ties: p_a is the share of a among the other outcomes.
+        verdicts: With id, p_a, winner and, if the judge predicts ties, p_tie.
+        kind: "wsdm": id and winner, which is never a tie. "lmsys": id, winner_model_a, winner_model_b and winner_tie,
+            which sum to 1. None: lmsys if the judge predicts ties, else wsdm.
+        tie_share: winner_tie of every battle if the judge predicts no ties: p_a is then the share of a among the other
+            outcomes.
     """
-    if kind == "wsdm":
+    p = stack_probabilities(verdicts)
+    if (kind or ("lmsys" if "p_tie" in verdicts else "wsdm")) == "wsdm":
+        if "p_tie" in verdicts:
+            verdicts = verdicts.assign(winner=name_winners(halve_ties(p)[:, 0].round(12)))
         return verdicts[["id", "winner"]]
-    decided = 1 - tie_share
-    p_a = verdicts["p_a"].to_numpy()
-    columns = {"winner_model_a": decided * p_a, "winner_model_b": decided * (1 - p_a), "winner_tie": tie_share}
-    return pd.DataFrame({"id": verdicts["id"], **columns})
+    if "p_tie" not in verdicts:
+        p = np.column_stack([(1 - tie_share) * p, np.full(len(p), tie_share)])
+    columns = zip(("winner_model_a", "winner_model_b", "winner_tie"), p.T, strict=True)
+    return pd.DataFrame({"id": verdicts["id"], **dict(columns)})
 
 
 def write_verdicts(
@@ -185,7 +229,7 @@ def write_verdicts(
     """Writes predictions.parquet (see `write_predictions`) and submission.csv; returns their paths.
 
     Args:
-        submission: From `build_submission`; None writes id and winner.
+        submission: From `build_submission`; None writes what it builds by default.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / PREDICTIONS_FILE, folder / "submission.csv"]

@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 from accelerate import PartialState
 from datasets import Dataset
 
-from modeling.data.battles import LABELS, iterate_battles
+from modeling.data.battles import iterate_battles
 from modeling.data.near_duplicates import DuplicateIndex
+from modeling.data.outcomes import WITH_TIE
 from modeling.data.reader import Fault
 from modeling.encoding.encoder import CUT_COLUMNS
+from modeling.evaluation.report import stack_probabilities
 from modeling.judging.calibration import Calibration
 from modeling.judging.judge import Judge
 from modeling.runtime.files import replace_file
@@ -33,17 +35,17 @@ def label_battles(battles: Dataset, verdicts: pd.DataFrame, min_confidence: floa
     Args:
         battles: Rows; an existing label is replaced.
         verdicts: From `Judge.predict`, in any order; rows are matched by id.
-        min_confidence: None: all battles, with the probabilities as soft labels. Otherwise only battles whose likelier
-            answer has at least this probability, with hard labels.
+        min_confidence: None: all battles, with the probabilities as soft labels. Otherwise only battles whose likeliest
+            label has at least this probability, with hard labels.
 
     Returns:
         The battles' columns, `label`, and the verdicts' `tokens` and tokens cut from each field.
     """
     rows = battles.with_format("arrow")[:]
     verdicts = verdicts.set_index("id").loc[rows["id"].to_pylist()]
-    p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
+    p = stack_probabilities(verdicts)
     kept = np.full(len(p), True) if min_confidence is None else p.max(axis=1) >= min_confidence
-    labels = p if min_confidence is None else np.eye(len(LABELS))[p.argmax(axis=1)]
+    labels = p if min_confidence is None else np.eye(p.shape[1])[p.argmax(axis=1)]
     # The type is explicit because an empty part would have none, and the joined column would become fractional.
     counts = {name: pa.array(verdicts[name].to_numpy(), pa.int64()) for name in ("tokens", *CUT_COLUMNS)}
     made = {"label": pa.array(labels.tolist(), pa.list_(pa.float64())), **counts}
@@ -140,13 +142,18 @@ class PartFolder:
 
 def check_pool(arguments: PseudolabelArguments) -> int:
     """Number of battles in the pool. Reads and checks every row, so that a bad one is found now and not after hours."""
-    return sum(map(len, iterate_battles(arguments.battles, **arguments.row_policy)))
+    return sum(map(len, iterate_battles(arguments.battles, labels=WITH_TIE, **arguments.row_policy)))
 
 
 def index_prompts(arguments: PseudolabelArguments) -> DuplicateIndex:
     """An index of the prompts that must not be labelled."""
     index = DuplicateIndex()
-    policy = {"schema": arguments.exclude_schema, "bad_row_policy": arguments.bad_row_policy, "blank_policy": "keep"}
+    policy = {
+        "labels": WITH_TIE,
+        "schema": arguments.exclude_schema,
+        "bad_row_policy": arguments.bad_row_policy,
+        "blank_policy": "keep",
+    }
     for file in arguments.exclude or ():
         for battles in iterate_battles(file, **policy):
             index.add(battles["prompt"][:])

@@ -17,6 +17,7 @@ from modeling.data.cells import RowError
 from modeling.data.conversations import join_if_messages
 from modeling.data.text import is_blank
 from modeling.judging.judge import Judge
+from modeling.judging.predictions import share_wins
 from modeling.judging.ranking import list_pairs, list_texts, score_answers
 
 MODES = ("mean", "bt")
@@ -57,7 +58,7 @@ class Comparisons:
         """The reward of each row; None for the only completion of a prompt without a reference.
 
         Args:
-            p_a: The probability that response_a wins, for each of the battles, read in both orders.
+            p_a: The probability that response_a wins, for each of the battles, read in both orders; of a tie, half.
         """
         p_a = [float(p) for p in p_a]
         assert len(p_a) == len(self.battles)
@@ -161,12 +162,12 @@ class PairwiseReward:
         ]
 
     def _predict(self, battles: list[dict]) -> Sequence[float]:
-        """The judge's p_a for each of the battles."""
+        """What response_a can expect in each of the battles, by the judge."""
         if not battles:
             return []
         # Texts as they are: a completion may look like a list of turns, and a blank one is a bad answer, not a fault.
         checked = read_battles(battles, schema="unlabelled", blank_policy="keep")
-        return self.judge.predict(checked, readings="both")["p_a"].tolist()
+        return share_wins(self.judge.predict(checked, readings="both")).tolist()
 
 
 def check_mode(mode: str) -> None:

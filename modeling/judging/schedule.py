@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from modeling.data.battles import LABELS, ORIENTATIONS
+from modeling.data.battles import ORIENTATIONS
 from modeling.encoding.encoder import CUT_COLUMNS, BattleEncoder
 from modeling.judging.loading import Member
 from modeling.judging.predictions import average_passes, sort_by_uncertainty
@@ -49,7 +49,7 @@ class PassSchedule:
         # Keyed by identity: a Member holds dictionaries and so has no hash.
         self.passes = {(id(member), orientation): number for number, (member, orientation) in enumerate(plan)}
         self.encoded = _encode_passes(plan, rows)
-        self.p = np.full((len(plan), len(rows), len(LABELS)), np.nan)
+        self.p = np.full((len(plan), len(rows), len(plan[0][0].facts.labels)), np.nan)
         columns = ("length", *CUT_COLUMNS)
         self.lengths = np.array([[[battle[name] for name in columns] for battle in each] for each in self.encoded])
         # Without battles the array has lost its last dimensions.
@@ -147,7 +147,7 @@ class PassSchedule:
 
     def rank_by_uncertainty(self) -> np.ndarray:
         """Rows with some of their passes, the most uncertain first."""
-        order = sort_by_uncertainty(average_passes(self.p)[:, 0])
+        order = sort_by_uncertainty(average_passes(self.p))
         missing = np.isnan(self.p[:, order, 0])
         return order[missing.any(axis=0) & ~missing.all(axis=0)]
 

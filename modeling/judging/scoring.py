@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from modeling.data.battles import TEXTS, hide_prompts, load_battles
 from modeling.data.benchmarks import load_benchmark
+from modeling.data.outcomes import WITH_TIE
 from modeling.evaluation.benchmarks import score_benchmark
 from modeling.evaluation.metrics import check_bounds
 from modeling.evaluation.report import (
@@ -24,12 +25,20 @@ from modeling.evaluation.report import (
     group_battles,
     read_labels,
     remove_style,
+    stack_probabilities,
 )
 from modeling.evaluation.text_report import METRIC_NAMES, PAIR, doubt_calibration
-from modeling.judging.calibration import FITS, Calibration, add_intervals
+from modeling.judging.calibration import Calibration, add_intervals, fit_labels
 from modeling.judging.judge import Judge
 from modeling.judging.member import locate_judge
-from modeling.judging.predictions import PREDICTIONS_FILE, RAW, calibrate_verdicts, read_provenance, take_raw
+from modeling.judging.predictions import (
+    PREDICTIONS_FILE,
+    RAW,
+    calibrate_verdicts,
+    halve_verdicts,
+    read_provenance,
+    take_raw,
+)
 from modeling.judging.provenance import describe_evaluation, describe_predictions
 from modeling.judging.ranking import score_all_pairs
 from modeling.judging.recalibration import (
@@ -81,7 +90,7 @@ def load_scored(arguments: EvaluateArguments) -> Dataset:
     """The battles to score: those of --battles, or of --benchmark."""
     if arguments.benchmark:
         return load_benchmark(arguments.benchmark, arguments.source)
-    return load_battles(arguments.battles, require_labels=not arguments.votes, **arguments.row_policy)
+    return load_battles(arguments.battles, require_labels=not arguments.votes, labels=WITH_TIE, **arguments.row_policy)
 
 
 def check_columns(arguments: EvaluateArguments, battles: Dataset) -> None:
@@ -137,7 +146,7 @@ def load_votes(arguments: EvaluateArguments, battles: Dataset) -> Dataset | None
     """The judged battles that have a vote, with the votes as labels; None without --votes."""
     if not arguments.votes:
         return None
-    votes = load_battles(arguments.votes, require_labels=True, **arguments.row_policy)
+    votes = load_battles(arguments.votes, require_labels=True, labels=WITH_TIE, **arguments.row_policy)
     judged = battles.select(find_rows(votes, battles))
     kept = judged.remove_columns([name for name in ("label",) if name in judged.column_names])
     return kept.add_column("label", votes["label"][:])
@@ -160,7 +169,7 @@ def load_others(arguments: EvaluateArguments, judge: Judge | None, battles: Data
     path = arguments.calibrate_battles
     if not arguments.calibrate_predictions:  # those may be out-of-fold, and then of the training file
         check_not_trained_on(judge, path)
-    others = load_battles(path, require_labels=True, **arguments.row_policy)
+    others = load_battles(path, require_labels=True, labels=WITH_TIE, **arguments.row_policy)
     return others, find_unscored(others, battles, f"--calibrate_battles {path}")
 
 
@@ -173,10 +182,10 @@ def fit_calibration(arguments: EvaluateArguments, judge: Judge | None, others: D
             check_passes(verdicts, judge, arguments.readings, f"--calibrate_predictions {path}")
     else:
         verdicts = run_judge(arguments, judge, others.select(rows), calibrated=False)
-    p_a, labels = take_raw(verdicts)["p_a"].to_numpy(), read_labels(others)[rows]
-    calibration = FITS[arguments.calibrate](p_a, labels)
+    p, labels = stack_probabilities(take_raw(verdicts)), read_labels(others, len(WITH_TIE))[rows]
+    calibration = fit_labels(arguments.calibrate, p, labels, ties=arguments.calibrate_ties)
     calibration = replace(calibration, fitted_on=describe_file(arguments.calibrate_battles))
-    return add_intervals(calibration, p_a, labels, group_battles(others.select(rows))[0])
+    return add_intervals(calibration, p, labels, group_battles(others.select(rows))[0])
 
 
 def calibrate(arguments: EvaluateArguments, verdicts: pd.DataFrame, found: Calibration | None) -> pd.DataFrame:
@@ -225,8 +234,10 @@ def evaluate_verdicts(
     if bounds := arguments.read_bounds():
         report["bounds"] = check_bounds(report, bounds)
     if RAW in verdicts:
-        before = build_metrics(take_raw(chosen), scored, **bootstrap)
-        metrics = {"before": before, "after": {name: report[name] for name in METRIC_NAMES}}
+        before, after = build_metrics(take_raw(chosen), scored, **bootstrap), report
+        if "p_tie" in chosen and "p_tie" not in take_raw(chosen):  # both are scored as before, without ties
+            after = build_metrics(halve_verdicts(chosen), scored, **bootstrap)
+        metrics = {"before": before, "after": {name: after[name] for name in METRIC_NAMES}}
         # A file of predictions records the calibration of one judge; that of a cascade is not known.
         facts = calibration.to_dict() if calibration else (provenance or {}).get("calibration")
         report["calibration"] = (facts or {"method": "the judge's own"}) | metrics
@@ -256,8 +267,11 @@ def control_style(
 ) -> pd.DataFrame:
     """Verdicts without their style term, whose metrics it adds to the report."""
     controlled, scored = remove_style(verdicts, battles), battles if votes is None else votes
-    after = build_metrics(take_scored(controlled, votes), scored, draws=arguments.draws, seed=arguments.seed)
-    report["style_control"] = {"before": {name: report[name] for name in METRIC_NAMES}, "after": after}
+    before, after = (
+        build_metrics(take_scored(each, votes), scored, draws=arguments.draws, seed=arguments.seed)
+        for each in (halve_verdicts(verdicts), controlled)
+    )
+    report["style_control"] = {"before": before, "after": after}
     return controlled
 
 
@@ -272,7 +286,7 @@ def find_judge_name(provenance: dict | None, predictions: str | None) -> str:
 
 def load_training(arguments: EvaluateArguments, battles: Dataset) -> Dataset:
     """Training battles for the baselines that learn; a ValueError if any of them is scored."""
-    train_battles = load_battles(arguments.train_file, require_labels=True, **arguments.row_policy)
+    train_battles = load_battles(arguments.train_file, require_labels=True, labels=WITH_TIE, **arguments.row_policy)
     if shared := set(map(str, train_battles["id"][:])) & set(map(str, battles["id"][:])):
         raise ValueError(
             f"--train_file {arguments.train_file}: expected no scored battle; found {len(shared)}: "

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
+from modeling.data.outcomes import LABELS, SLOTS, find_labels
 from modeling.network.attention import choose_attention
 from modeling.network.classifier import PreferenceMixin, find_family
 from modeling.network.gguf import build_packaged, convert_gguf
@@ -37,7 +38,6 @@ from modeling.runtime.progress import delay_loading_bars
 HEAD = "score"
 INCOMPLETE = "Its weights are incomplete or of another model: download or save it again."
 POINTER = b"version https://git-lfs"
-SLOTS = {0: "first", 1: "second"}
 
 
 def build_quantization_config(
@@ -176,7 +176,7 @@ def load_base(
         bnb_4bit_quant_type, bnb_4bit_use_double_quant: See `build_quantization_config`.
         device: Device of the model; this process's device if None.
         training: Whether gradients will be needed.
-        head: Config fields of the head, such as head_dropout; None keeps the base's value.
+        head: Config fields of the head, such as head_dropout, and num_labels; None keeps the base's value.
 
     Raises:
         ValueError: If the base's family is not supported, or the base is a GGUF, or it is already quantised and
@@ -256,10 +256,13 @@ def _check_loaded(folder: Path, missing: Iterable[str], unexpected: Iterable[str
     raise ValueError(f"Base {folder}: expected a tensor for each weight; found {' and '.join(found)}. {way_out}")
 
 
-def check_unquantized(files: BaseFiles) -> None:
-    """Raises a ValueError if the base is quantised or its family is not supported. Reads only the config."""
+def check_unquantized(files: BaseFiles, **head) -> None:
+    """Raises a ValueError if the base is quantised, its family is not supported, or it has another head.
+
+    Reads only the config.
+    """
     # A GGUF is dequantised when it is read, and reading its config takes seconds.
-    if not files.gguf_file and hasattr(_build_config(files, {})[1], "quantization_config"):
+    if not files.gguf_file and hasattr(_build_config(files, head)[1], "quantization_config"):
         raise ValueError(
             f"Base {files.folder}: expected unquantised weights; found quantised ones. Start from the original base."
         )
@@ -276,15 +279,30 @@ def _build_config(files: BaseFiles, head: dict) -> tuple[type[PreferenceMixin], 
     """Returns the base's family, and its config converted to that family's with the given head fields."""
     plain = AutoConfig.from_pretrained(files.folder, **files.source)
     family = find_family(plain.model_type)
-    # Labels are named by slot, because the answer in the first slot depends on the orientation. Naming two also resets
-    # num_labels, which is 1 in a reward model's config.
-    names = {
-        "model_type": family.config_class.model_type,
-        "id2label": SLOTS,
-        "label2id": {v: k for k, v in SLOTS.items()},
-    }
-    head = {name: value for name, value in head.items() if value is not None}
-    return family, family.config_class.from_dict({**plain.to_dict(), **names, **head})
+    model_type, head = family.config_class.model_type, {k: value for k, value in head.items() if value is not None}
+    # A stock head's number of labels, such as a reward model's 1, says nothing about ours.
+    own = plain.num_labels if plain.model_type == model_type else None
+    num_labels = head.pop("num_labels", own or len(LABELS))
+    if own not in (None, num_labels):
+        raise ValueError(
+            f"Base {files.folder}: expected a head of {num_labels} labels, as --num_labels or the member says; found "
+            f"{own}. Give that number, or start from the original model, which has no such head."
+        )
+    return family, family.config_class.from_dict({**plain.to_dict(), **name_labels(model_type, num_labels), **head})
+
+
+def name_labels(model_type: str, num_labels: int) -> dict:
+    """Returns the config fields that give a preference model its labels.
+
+    They are named by slot, because the answer in the first slot depends on the orientation.
+    """
+    slots = dict(enumerate(SLOTS[: len(find_labels(num_labels))]))
+    return {"model_type": model_type, "id2label": slots, "label2id": {name: place for place, name in slots.items()}}
+
+
+def read_labels(files: BaseFiles) -> tuple[str, ...]:
+    """Returns the outcomes that a base's head has logits for, from its config alone: two for a base without a head."""
+    return find_labels(_build_config(files, {})[1].num_labels)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modeling.data.outcomes import list_mirrored
+
 
 @dataclass(frozen=True)
 class Distillation:
@@ -77,13 +79,16 @@ def average_orders(logits: Tensor) -> Tensor:
     """Averages the logits of each battle's two passes, by the first pass's slots.
 
     Args:
-        logits: Shape (2 * battles, 2), each battle's passes one after the other, the second with the slots swapped.
+        logits: Shape (2 * battles, labels), each battle's passes one after the other, the second with the slots
+            swapped.
 
     Returns:
-        Shape (battles, 2). What either pass adds to a slot whatever is in it cancels out.
+        Shape (battles, labels). What either pass adds to a slot whatever is in it cancels out; a tie's two logits are
+        averaged.
     """
-    first, second = logits.reshape(-1, 2, 2).unbind(dim=1)
-    return (first + second.flip(-1)) / 2
+    num_labels = logits.shape[-1]
+    first, second = logits.reshape(-1, 2, num_labels).unbind(dim=1)
+    return (first + second[:, list_mirrored(num_labels)]) / 2
 
 
 def compute_teacher_distances(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

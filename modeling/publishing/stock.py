@@ -62,6 +62,7 @@ WEIGHT, BIAS = (f"base_model.model.{HEAD}.out.{name}" for name in ("weight", "bi
 # A stock head has no bias, and no weights on normalised states give a constant. So a bias is left out only if it moves
 # no probability by more than this.
 LARGEST_SHIFT = 1e-6
+NUM_LABELS = 2  # of a stock export
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ def export_member(name: str, output_dir: Path, form: str, dtype: str = "bfloat16
     where = f"Member {name}"
     folder = find_adapter_member(name, where)
     facts = read_member(folder)
+    if len(facts.labels) != NUM_LABELS:
+        raise ValueError(
+            f"{where}: expected {NUM_LABELS} labels, as its canary battles hold one probability each; found "
+            f"{len(facts.labels)} ({', '.join(facts.labels)}). Merge it with --merged, which keeps every label."
+        )
     check_head(where, facts.head, load_weights(folder))
     canaries = read_json(folder / CANARIES_FILE, "Member")
     if not canaries.get("battles"):
@@ -321,7 +327,7 @@ def describe_export(member: StockMember, form: str, dtype: str, passes: list[dic
 
 def load_stock(folder: Path, form: str, base: str, pad_token_id: int, dtype: str) -> PreTrainedModel | PeftModel:
     """Loads what was written, with transformers and PEFT alone."""
-    options = {"dtype": DTYPES[dtype], "num_labels": 2, "pad_token_id": pad_token_id}
+    options = {"dtype": DTYPES[dtype], "num_labels": NUM_LABELS, "pad_token_id": pad_token_id}
     model = AutoModelForSequenceClassification.from_pretrained(base, **options)
     return (model if form == "merged" else PeftModel.from_pretrained(model, folder)).eval()
 

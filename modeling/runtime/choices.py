@@ -15,6 +15,7 @@ FOLD_METHODS = ("prompt", "modulo")
 
 TRUNCATIONS = ("balanced", "left")
 POOLINGS = ("last", "mean")
+NUM_LABELS = (2, 3)
 QUANTIZATIONS = ("none", "8bit", "4bit")
 QUANT_TYPES = ("nf4", "fp4")
 PRECISIONS = ("auto", "bfloat16", "float16", "float32")

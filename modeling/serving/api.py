@@ -41,7 +41,7 @@ class VerdictResponse(BaseModel):
     """The verdict on one battle."""
 
     id: str | int
-    winner: str = Field(description="model_a or model_b, whichever is more likely.")
+    winner: str = Field(description="model_a or model_b, whichever is more likely, or tie.")
     p_a: float = Field(description="Probability that people prefer answer A.")
     p_b: float
     margin: float = Field(description="|p_a - p_b|.")
@@ -50,6 +50,7 @@ class VerdictResponse(BaseModel):
     order_mattered: bool = Field(description="Whether the two orders give different winners.")
     tokens: int = Field(description="Tokens of the longest pass.")
     cut: dict[str, int] = Field(description="Tokens truncated in each text.")
+    p_tie: float | None = Field(None, description="Probability of a tie; null if the judge predicts none.")
     seconds: float = Field(description="From the request to the answer.")
 
 
@@ -112,14 +113,14 @@ def add_protocols(app: FastAPI, served: ServedJudge) -> None:
         """Returns the response to a request in one of the protocols."""
         decision = parse(await read_json(request), limits, served.name)
         verdicts = await wait_for_client(request, served.judge_battles(decision.battles))
-        return decision.answer([verdict.p_a for verdict in verdicts], sum(verdict.tokens for verdict in verdicts))
+        return decision.answer([verdict.share_a for verdict in verdicts], sum(verdict.tokens for verdict in verdicts))
 
     @app.post("/get_reward", openapi_extra=describe_body())
     async def get_reward(request: Request) -> dict:
         """Returns rewards as OpenRLHF asks a remote reward model for them: docs/rewards.md."""
         comparisons = parse_rewards(await read_json(request), limits)
         verdicts = await wait_for_client(request, served.judge_battles(comparisons.battles))
-        rewards = comparisons.compute_rewards([verdict.p_a for verdict in verdicts])
+        rewards = comparisons.compute_rewards([verdict.share_a for verdict in verdicts])
         return {"rewards": rewards, "scores": rewards, "extra_logs": {}}
 
     @app.post("/v1/systemone", openapi_extra=describe_body())

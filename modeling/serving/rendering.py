@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from modeling.data.battles import name_winners
+from modeling.data.outcomes import TIE, name_winners
 from modeling.judging.judge import Judge
 from modeling.judging.loading import Member
 from modeling.judging.member import list_readings, read_json, read_judge
@@ -39,22 +39,27 @@ def render_verdict(verdict: Mapping) -> Markup:
     """Returns HTML for the fields of a `Verdict`, with `seconds`."""
     if verdict["close"]:
         headline = Markup("<div class='headline'><b>Too close to call</b></div><p>{}</p>").format(verdict["close"])
+    elif verdict["winner"] == TIE:
+        headline = Markup("<div class='headline'><b>Tie {:.1%}</b></div>").format(verdict["p_tie"])
     else:
-        headline = Markup("<div class='headline {0}'><b>Answer {0} wins {1:.1%}</b></div>").format(
-            _name_winner(verdict), max(verdict["p_a"], verdict["p_b"])
+        side = "A" if verdict["winner"] == "model_a" else "B"
+        headline = Markup("<div class='headline {}'><b>{} {:.1%}</b></div>").format(
+            side, _name_winner(verdict), max(verdict["p_a"], verdict["p_b"])
         )
+    tie = verdict.get("p_tie") or 0
+    ends = Markup("<span>Tie {:.1%}</span>").format(tie) if verdict.get("p_tie") is not None else Markup("")
     return Markup(
-        "{}{}<div class='ends'><span>A {:.1%}</span><span>B {:.1%}</span></div>{}{}"
+        "{}{}<div class='ends'><span>A {:.1%}</span>{}<span>B {:.1%}</span></div>{}{}"
         "<p class='facts'>{:,} tokens · {:.2f} s</p>"
     ).format(
-        headline, _render_bar(verdict["p_a"]), verdict["p_a"], verdict["p_b"], _render_orders(verdict),
+        headline, _render_bar(verdict["p_a"], tie), verdict["p_a"], ends, verdict["p_b"], _render_orders(verdict),
         _render_cuts(verdict), verdict["tokens"], verdict["seconds"],
     )  # fmt: skip
 
 
 def _name_winner(verdict: Mapping) -> str:
-    """Returns the side that is more likely to win."""
-    return "A" if verdict["winner"] == "model_a" else "B"
+    """Returns the likeliest outcome in words."""
+    return {"model_a": "Answer A wins", "model_b": "Answer B wins", TIE: "A tie"}[verdict["winner"]]
 
 
 def _render_orders(verdict: Mapping) -> Markup:
@@ -71,7 +76,7 @@ def _render_orders(verdict: Mapping) -> Markup:
         said.append("Only one order was read.")
     else:
         if not verdict["close"]:
-            said.append(f"Answer {_name_winner(verdict)} wins in both orders.")
+            said.append(f"{_name_winner(verdict)} in both orders.")
         gap = abs(readings["ab"] - readings["ba"]) * 100
         said.append(f"The probability of A differs by {gap:.1f} points between the orders.")
     if abs(sum(readings.values()) / len(readings) - verdict["p_a"]) > CALIBRATED:
@@ -84,11 +89,12 @@ def render_error(message: str) -> Markup:
     return Markup("<p class='error' role='alert'>{}</p>").format(message)
 
 
-def _render_bar(p_a: float) -> Markup:
-    """Returns a bar divided between A and B."""
+def _render_bar(p_a: float, p_tie: float = 0.0) -> Markup:
+    """Returns a bar divided between A and B; a tie is shared by both."""
+    share = p_a + p_tie / 2
     return Markup(
-        "<div class='bar' role='img' aria-label='A {0:.1%}, B {1:.1%}'><i style='width: {0:.1%}'></i></div>"
-    ).format(p_a, 1 - p_a)
+        "<div class='bar' role='img' aria-label='A {0:.1%}, B {1:.1%}'><i style='width: {2:.1%}'></i></div>"
+    ).format(p_a, 1 - p_a - p_tie, share)
 
 
 def _render_cuts(verdict: Mapping) -> Markup:
@@ -115,7 +121,7 @@ def render_preview(summary: str, verdicts: pd.DataFrame, battles: Sequence[Mappi
         verdicts: The rows of predictions.parquet.
         battles: The first `PREVIEW_ROWS` of the file, in the verdicts' order.
     """
-    verdicts = verdicts.assign(winner=name_winners(verdicts["p_a"]))
+    verdicts = verdicts.assign(winner=name_winners(verdicts["p_a"], verdicts.get("p_tie")))
     rows = []
     for number, battle in enumerate(battles):
         verdict = explain_verdict(verdicts.iloc[[number]], battle)

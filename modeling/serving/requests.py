@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from modeling.data.battles import TEXTS, load_battles
+from modeling.data.outcomes import WITH_TIE
 from modeling.data.text import replace_surrogates
 from modeling.runtime.paths import BATTLE_ENDINGS
 from modeling.runtime.sources import iterate_columns
@@ -85,7 +86,7 @@ def load_upload(path: Path, limits: RequestLimits) -> Dataset:
     """
     try:
         check_upload(path, limits)
-        battles = load_battles(path)
+        battles = load_battles(path, labels=WITH_TIE)
     except (ValueError, OSError) as error:
         raise ValueError(" ".join(str(error).replace(str(path), path.name).split())) from error
     if not len(battles):

@@ -16,14 +16,16 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from modeling.data.battles import LABELS, TEXTS, name_winners, read_battles
+from modeling.data.battles import TEXTS, read_battles
+from modeling.data.outcomes import TIE, match_labels
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.evaluation.metrics import compute_accuracy
+from modeling.evaluation.report import stack_probabilities
 from modeling.judging.judge import Judge
 from modeling.judging.member import JUDGE_FILE
 from modeling.judging.predictions import write_verdicts
 from modeling.judging.provenance import describe_predictions
-from modeling.judging.verdicts import Verdict, average_by_order, explain_verdict
+from modeling.judging.verdicts import Verdict, explain_verdict, name_by_order
 from modeling.runtime.logs import build_logger
 from modeling.serving.batching import BatchingQueue
 from modeling.serving.requests import RequestLimits, check_battle, load_upload
@@ -195,15 +197,16 @@ def _estimate_tokens(battle: Mapping) -> int:
 
 def summarise_verdicts(verdicts: pd.DataFrame, battles: Dataset, seconds: float) -> str:
     """Returns one line about the verdicts on a file, with the accuracy if the file has labels."""
-    winners = [np.array(name_winners(p_a)) for p_a in average_by_order(verdicts).values()]
-    num_a, num_cut = (verdicts["winner"] == "model_a").sum(), verdicts[list(CUT_COLUMNS)].any(axis=1).sum()
+    winners = [np.array(names) for names in name_by_order(verdicts).values()]
+    wins, num_cut = verdicts["winner"].value_counts(), verdicts[list(CUT_COLUMNS)].any(axis=1).sum()
+    ties = f", ties {wins.get(TIE, 0):,}" * ("p_tie" in verdicts)
     parts = [
         f"{len(verdicts):,} battles in {seconds:.1f} s",
-        f"A wins {num_a:,}, B {len(verdicts) - num_a:,}",
+        f"A wins {wins.get('model_a', 0):,}, B {wins.get('model_b', 0):,}{ties}",
         f"the order changed the winner in {(winners[0] != winners[-1]).sum():,}",
         f"{num_cut:,} truncated",
     ]
     if "label" in battles.column_names:
-        p = verdicts[[f"p_{label}" for label in LABELS]].to_numpy()
-        parts.append(f"accuracy {compute_accuracy(p, np.array(battles['label'][:]))}")
+        p = stack_probabilities(verdicts)
+        parts.append(f"accuracy {compute_accuracy(p, match_labels(np.array(battles['label'][:]), p.shape[1]))}")
     return "; ".join(parts) + "."

@@ -21,6 +21,7 @@ from modeling.runtime.choices import (
     HIGHER_IS_BETTER,
     MERGES,
     METRICS,
+    NUM_LABELS,
     PRECISIONS,
     QUANT_TYPES,
     QUANTIZATIONS,
@@ -69,7 +70,11 @@ class BattleArguments:
     schema: str = option(
         "auto", "Schema of the battle files. auto detects it from the columns.", choices=SCHEMA_NAMES, group="data"
     )
-    tie_policy: str = option("keep", "Ties: keep them with the label [0.5, 0.5], or drop them.", choices=TIE_POLICIES)
+    tie_policy: str = option(
+        "keep",
+        "Ties: keep them with the label [0.5, 0.5], or [0, 0, 1] where there are three labels; or drop them.",
+        choices=TIE_POLICIES,
+    )
     blank_policy: str = option(
         "error",
         "Battles with a null or blank text: stop with an error, drop them, or keep the text as empty.",
@@ -189,6 +194,12 @@ class QuantizeArguments:
         "auto",
         "Precision of computation. Weights that are not quantised are saved in it; auto saves them in bfloat16.",
         choices=PRECISIONS,
+    )
+    num_labels: int | None = option(
+        None,
+        "Labels of the head. 2: a wins, b wins. 3: ties too. Default: those of a base that has such a head, otherwise "
+        "2.",
+        choices=NUM_LABELS,
     )
     head_hidden_size: int | None = option(None, "Width of the head. Default: hidden_size // 2; 0 makes a linear head.")
     head_bias: bool = option(
@@ -367,13 +378,14 @@ class PredictArguments(JudgeArguments):
     own_data: ClassVar[tuple[str, ...]] = (*JudgeArguments.own_data, "cascade", "blend")
 
     output_dir: str = option(None, "Folder for predictions.parquet and submission.csv.", group="output")
-    submission: str = option(
-        "wsdm",
-        "Columns of submission.csv. wsdm: id, winner. lmsys: id, winner_model_a, winner_model_b, winner_tie.",
+    submission: str | None = option(
+        None,
+        "Columns of submission.csv. wsdm: id, winner. lmsys: id, winner_model_a, winner_model_b, winner_tie. Default: "
+        "lmsys if the judge predicts ties, otherwise wsdm.",
         choices=SUBMISSIONS,
     )
     tie_share: float = option(
-        1 / 3, "With --submission lmsys: winner_tie of every battle. A judge does not predict ties."
+        1 / 3, "With --submission lmsys: winner_tie of every battle, for a judge that does not predict ties."
     )
     blend: list[str] | None = option(
         None,
@@ -596,6 +608,11 @@ class EvaluateArguments(JudgeArguments):
     calibrate: str | None = option(
         None, "Calibrate on --calibrate_battles before scoring.", choices=CALIBRATIONS, group="calibration"
     )
+    calibrate_ties: bool = option(
+        False,
+        "With --calibrate: let a judge of two labels predict ties, by one number that is fitted on the ties among "
+        "--calibrate_battles. A judge of three labels predicts them anyway.",
+    )
     calibrate_battles: str | None = option(
         None,
         "Battles to calibrate on. They must not be training battles; those with a scored battle's prompt are left out.",
@@ -663,7 +680,10 @@ class EvaluateArguments(JudgeArguments):
             raise ValueError("--calibrate and --calibrate_battles: expected both or neither; found one. Give both.")
         if self.calibrate and not (self.calibrate_predictions or self.judge):
             raise ValueError("--calibrate: expected --calibrate_predictions or a --judge; found neither. Give one.")
-        if (self.calibrate_predictions or self.save_calibration) and not self.calibrate:
-            raise ValueError("--calibrate_predictions and --save_calibration: expected --calibrate too; found none.")
+        if (self.calibrate_predictions or self.save_calibration or self.calibrate_ties) and not self.calibrate:
+            raise ValueError(
+                "--calibrate_predictions, --calibrate_ties and --save_calibration: expected --calibrate too; found "
+                "none."
+            )
         if self.save_calibration and not self.judge:
             raise ValueError("--save_calibration: expected the --judge to keep it in; found none. Name it.")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from modeling.data.battles import LABELS, list_orders
+from modeling.data.battles import list_orders
+from modeling.data.outcomes import find_labels
 from modeling.encoding.encoder import BattleEncoder
 from modeling.evaluation.report import build_report
 from modeling.judging.canaries import build_empty_canaries, record_canaries
@@ -63,7 +64,7 @@ class FinishedRun:
         described = describe_run(self.arguments, self.trainer, self.data, self.metrics, seconds)
         facts = MemberFacts(
             orientation=self.arguments.orientation,
-            labels=list(LABELS),
+            labels=list(find_labels(model.config.num_labels)),
             dtype=self.dtype,
             encoding=self.encoder.encoding.to_dict(),
             head={name: getattr(model.config, name) for name in HEAD_DEFAULTS},

@@ -30,7 +30,8 @@ from torch.utils.checkpoint import DefaultDeviceType
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 from transformers.integrations import replace_with_bnb_linear
 
-from modeling.network.base import HEAD, SLOTS
+from modeling.data.outcomes import LABELS
+from modeling.network.base import HEAD, name_labels
 from modeling.network.classifier import find_family
 from modeling.network.lora import add_adapters
 from modeling.network.precision import DTYPES
@@ -132,7 +133,9 @@ def build_network(
     settings = config.to_dict()
     quantization = settings.pop("quantization_config", None)
     family = find_family(config.model_type)
-    names = {"model_type": family.config_class.model_type, "id2label": SLOTS}
+    # A backbone without our head gets one of two labels, as load_base gives it.
+    ours = family.config_class.model_type == config.model_type
+    names = name_labels(family.config_class.model_type, config.num_labels if ours else len(LABELS))
     quantized = BitsAndBytesConfig.from_dict(quantization or {})
     with torch.device("meta"):
         model = family._from_config(family.config_class.from_dict({**settings, **names}), dtype=DTYPES[dtype])
@@ -230,7 +233,7 @@ def count_activations(
             parameter.register_post_accumulate_grad_hook(lambda p: tracker.release(p.grad.untyped_storage()._cdata))
     with next(network.parameters()).fake_mode, _act_as(device_type, dtype != torch.float32):
         ids = torch.ones((batch_size, length), dtype=torch.int64)
-        labels = torch.ones((batch_size, len(SLOTS)))
+        labels = torch.ones((batch_size, network.config.num_labels))
         with tracker:
             network(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward()
     return tracker.peak, tracker.heap_peak

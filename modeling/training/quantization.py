@@ -41,7 +41,7 @@ def find_backbone(arguments: QuantizeArguments) -> BaseFiles:
     """Finds the backbone's files, after every check that needs no weights."""
     check_replaceable(Path(arguments.output_dir), BASE_FILE)
     base = find_base(arguments.base)
-    check_unquantized(base)
+    check_unquantized(base, num_labels=arguments.num_labels)
     if arguments.merge_adapter:
         check_adapter(arguments.merge_adapter, base)
     return base
@@ -113,7 +113,7 @@ def take_snapshot(model: PreferenceMixin, dtype: str, encoder: BattleEncoder) ->
 
 def load_plain(arguments: QuantizeArguments, files: BaseFiles, dtype: str) -> PreferenceMixin:
     """Loads the unquantised model in a precision, with a fresh head, and merges the adapter if there is one."""
-    head = {"head_hidden_size": arguments.head_hidden_size, "head_bias": arguments.head_bias}
+    head = {name: vars(arguments)[name] for name in ("head_hidden_size", "head_bias", "num_labels")}
     if not arguments.merge_adapter:
         return load_base(files, dtype=dtype, **head)
     # Merged in float32, because bf16 would round the sums; in main memory, because that takes four times what the GPU
@@ -136,6 +136,7 @@ def load_quantized(
         bnb_4bit_use_double_quant=arguments.bnb_4bit_use_double_quant,
         head_hidden_size=arguments.head_hidden_size,
         head_bias=arguments.head_bias,
+        num_labels=arguments.num_labels,
     )
     model.score.load_state_dict(head)
     return model

@@ -17,8 +17,9 @@ import pandas as pd
 from datasets import Dataset
 from transformers import Trainer
 
-from modeling.data.battles import LABELS, list_orders, orient_label
+from modeling.data.battles import list_orders, orient_label
 from modeling.data.folds import fingerprint_fold
+from modeling.data.outcomes import WITH_TIE, find_outcome
 from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.judging.predictions import build_verdicts
 from modeling.runtime.distributed import describe_launch
@@ -48,14 +49,14 @@ def describe_source(role: str, source: str, battles: Dataset) -> dict:
     """
     file = describe_file(source)
     languages = Counter(battles["language"][:] if "language" in battles.column_names else [])
-    outcomes = Counter("tie" if p[0] == p[1] else LABELS[int(p[1] > p[0])] for p in battles["label"])
+    outcomes = Counter(map(find_outcome, battles["label"]))
     return {
         "role": role,
         "source": file["name"],
         "battles": len(battles),
         "sha256": file["sha256"],
         "languages": {str(name): count for name, count in languages.most_common() if name is not None},
-        "outcomes": {name: outcomes[name] for name in (*LABELS, "tie")},
+        "outcomes": {name: outcomes[name] for name in WITH_TIE},
     }
 
 

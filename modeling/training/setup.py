@@ -5,6 +5,7 @@ run.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -105,8 +106,10 @@ def _choose_dtype(asked: str, training: TrainingArguments, base: BaseFiles, chec
     return choose_dtype(asked, training.device, AutoConfig.from_pretrained(base.folder), training=True)
 
 
-def load_parts(arguments: TrainArguments, num_processes: int, seed: int) -> tuple[Dataset, Dataset | None, list[dict]]:
-    """Loads all sources; no prompt of the evaluation battles is trained on.
+def load_parts(
+    arguments: TrainArguments, num_processes: int, seed: int, labels: Sequence[str]
+) -> tuple[Dataset, Dataset | None, list[dict]]:
+    """Loads all sources; no prompt of the evaluation battles is trained on. `labels` are the base's.
 
     Returns:
         Training battles, evaluation battles (or None), and a description of each source for the member.
@@ -117,7 +120,7 @@ def load_parts(arguments: TrainArguments, num_processes: int, seed: int) -> tupl
 
     def load(flag: str, file: str) -> Dataset:
         """Battles of one source, with labels."""
-        battles = load_battles(file, require_labels=True, **arguments.row_policy)
+        battles = load_battles(file, require_labels=True, labels=labels, **arguments.row_policy)
         if len(battles) == 0:
             raise ValueError(f"--{flag} {file}: expected battles; found none.")
         return battles

@@ -71,11 +71,12 @@ def test_an_unusable_row_is_an_error_that_names_it(tmp_path, fields, expected, f
 
 @pytest.mark.parametrize(
     "label",
-    ([0.5, 0.4], [0.6, 0.6], [1], [0, 0, 1], [1.5, -0.5], [math.nan, 1], ["1", "0"], [True, False], None, 1.0, "ab"),
+    ([0.5, 0.4], [0.6, 0.6], [1], [0, 0, 0], [1.5, -0.5], [math.nan, 1], ["1", "0"], [True, False], None, 1.0, "ab"),
 )
 def test_a_label_that_is_no_distribution_is_an_error(tmp_path, label):
     rows = [build_row("good", label=[0.25, 0.75]), build_row("bad", label=label)]
-    expected = f"battle 'bad': label must be 2 probabilities (of a, b) that sum to 1; found {label!r}. Fix these rows"
+    wanted = "label must be 2 probabilities (of a, b) or 3 (of a, b, tie) that sum to 1"
+    expected = f"battle 'bad': {wanted}; found {label!r}. Fix these rows"
     assert expected in catch_error(write_rows(tmp_path, rows))
 
 

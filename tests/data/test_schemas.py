@@ -139,7 +139,8 @@ def test_lmarena_100k(tmp_path, suffix, winner, label):
     row = build_arena(winner=winner)
     row["question_id"] = row.pop("id")
     (battle,) = load_rows(tmp_path, row, suffix=suffix)
-    assert battle == {"id": "x", **TWO_TURNS, "label": label, "model_a": "m1", "language": "en"}
+    both_bad = winner in ("tie (bothbad)", "both_bad")
+    assert battle == {"id": "x", **TWO_TURNS, "label": label, "both_bad": both_bad, "model_a": "m1", "language": "en"}
 
 
 def test_lmarena_140k_has_its_texts_in_parts_and_a_system_message_goes_before_the_prompt(tmp_path):
@@ -446,7 +447,11 @@ BAD_ROWS = [
     ({**PLAIN, "p_a": math.nan}, "p_a must be a probability", "nan"),
     ({**PLAIN, "p_a": True}, "p_a must be a probability", "True"),
     ({**PLAIN, "p_a": "half"}, "p_a must be a probability", "'half'"),
-    ({**PLAIN, "winner": [0.5, 0.6]}, "winner must be 2 probabilities (of a, b) that sum to 1", "[0.5, 0.6]"),
+    (
+        {**PLAIN, "winner": [0.5, 0.6]},
+        "winner must be 2 probabilities (of a, b) or 3 (of a, b, tie)",
+        "[0.5, 0.6]",
+    ),
     ({**PLAIN, "winner": "model_c"}, "winner must be one of model_a, model_b, tie;", "'model_c'"),
     ({**PLAIN, "label": [2, -1]}, "label must be 2 probabilities", "[2, -1]"),
     ({**PLAIN, "prompt": 3}, "prompt must be text", "3"),

@@ -315,3 +315,43 @@ def test_bounds_are_met_from_the_better_side_and_never_without_a_value():
         assert not any(row["passed"] for row in check_bounds(estimates, best))
         worse = {name: 1 - bound for name, bound in best.items()}
         assert [row["passed"] for row in check_bounds(estimates, worse)] == [passed] * 5
+
+
+# --- three labels -----------------------------------------------------------------------------------------------------
+
+
+def draw_three(battles: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Random probabilities of three outcomes, and outcomes drawn from them, by number."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(3), battles)
+    return p, (rng.random((battles, 1)) > p.cumsum(axis=1)).sum(axis=1)
+
+
+def test_metrics_of_three_labels_are_scikit_learns():
+    """The AUC is over the battles that a or b won, of what each can expect with half of a tie."""
+    p, truth = draw_three()
+    found = measure(p, np.eye(3)[truth])
+    assert found["accuracy"].value == pytest.approx((p.argmax(axis=1) == truth).mean())
+    assert found["accuracy"].count == len(p)
+    assert found["log_loss"].value == pytest.approx(sklearn_log_loss(truth, p))
+    assert found["brier"].value == pytest.approx(brier_score_loss(truth, p, labels=[0, 1, 2]))
+    won = truth < 2
+    expected = roc_auc_score(truth[won] == 0, p[won, 0] + p[won, 2] / 2)
+    assert found["auc"].value == pytest.approx(expected) and found["auc"].count == won.sum()
+
+
+def test_metrics_of_three_labels_swap_with_the_answers():
+    p, truth = draw_three()
+    labels = np.eye(3)[truth]
+    found, swapped = measure(p, labels), measure(p[:, [1, 0, 2]], labels[:, [1, 0, 2]])
+    for name in ("accuracy", "log_loss", "brier", "ece", "auc"):
+        assert swapped[name].value == pytest.approx(found[name].value), name
+
+
+def test_ece_of_three_labels_by_hand():
+    """Two battles of 0.4, one right: a gap of 0.1. Two of 0.9, both right: also 0.1. Bins begin at 1/3."""
+    p = np.array([[0.4, 0.3, 0.3], [0.3, 0.4, 0.3], [0.05, 0.05, 0.9], [0.9, 0.05, 0.05]])
+    labels = np.eye(3)[[0, 2, 2, 0]]
+    assert measure(p, labels)["ece"].value == pytest.approx(0.1)
+    rows = estimate_reliability(Resampler(range(4), draws=200), p, labels)
+    assert [(row["low"], row["high"], row["share"]) for row in rows] == [(0.333, 0.467, 0.5), (0.867, 1.0, 1.0)]

@@ -4,14 +4,20 @@ import json
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from modeling.evaluation.bootstrap import Resampler
 from modeling.evaluation.metrics import compute_log_loss, estimate_metrics
-from modeling.judging.calibration import FITS, Calibration, add_intervals, fit_isotonic, fit_temperature
+from modeling.judging.calibration import FITS, Calibration, add_intervals, fit_isotonic, fit_labels, fit_temperature
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
+
+
+def stack(p_a: np.ndarray) -> np.ndarray:
+    """Probabilities of both labels."""
+    return np.column_stack([p_a, 1 - p_a])
 
 
 def draw_overconfident(battles: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +152,7 @@ def test_an_interval_holds_the_true_temperature():
     held = 0
     for seed in range(40):
         p_a, labels = draw_overconfident(120, 1.5, seed)
-        found = add_intervals(fit_temperature(p_a, labels), p_a, labels, range(120)).intervals["temperature"]
+        found = add_intervals(fit_temperature(p_a, labels), stack(p_a), labels, range(120)).intervals["temperature"]
         held += found["low"] <= 1.5 <= found["high"]
     assert held >= 34
 
@@ -157,7 +163,7 @@ def test_intervals_narrow_with_more_battles_and_survive_json(method):
     widths = []
     for battles in (300, 1200):
         p_a, labels = draw_overconfident(battles, 1.5)
-        calibration = add_intervals(FITS[method](p_a, labels), p_a, labels, range(battles))
+        calibration = add_intervals(FITS[method](p_a, labels), stack(p_a), labels, range(battles))
         assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
         assert set(calibration.intervals) == set(calibration.list_parameters())
         assert all(each["count"] == battles for each in calibration.intervals.values())
@@ -172,7 +178,7 @@ def test_battles_of_one_prompt_widen_the_interval():
     widths = []
     for p, outcomes, groups in ((p_a, labels, 1), (p_4, labels_4, 1), (p_4, labels_4, 4)):
         numbers = np.arange(len(p)) if groups == 1 else np.tile(np.arange(300), 4)
-        found = add_intervals(fit_temperature(p, outcomes), p, outcomes, numbers).intervals["temperature"]
+        found = add_intervals(fit_temperature(p, outcomes), stack(p), outcomes, numbers).intervals["temperature"]
         widths.append(found["high"] - found["low"])
     assert widths[2] == pytest.approx(widths[0], rel=1e-3) and widths[1] < 0.65 * widths[0]
 
@@ -184,5 +190,75 @@ def test_what_has_no_interval_has_none(groups):
     labels = np.tile([1.0, 0.0], (8, 1))
     labels[0] = [0.0, 1.0] if groups[-1] == 0 else labels[0]
     p_a = np.linspace(0.6, 0.9, 8)
-    found = add_intervals(fit_temperature(p_a, labels), p_a, labels, groups).intervals["temperature"]
+    found = add_intervals(fit_temperature(p_a, labels), stack(p_a), labels, groups).intervals["temperature"]
     assert (found["low"], found["high"], found["count"]) == (None, None, 8)
+
+
+# --- ties -------------------------------------------------------------------------------------------------------------
+
+
+def draw_davidson(battles: int, nu: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of a, and outcomes of three drawn as Davidson's model has them."""
+    rng = np.random.default_rng(seed)
+    p_a = sigmoid(rng.normal(size=battles) * 1.5)
+    scores = np.column_stack([p_a, 1 - p_a, nu * np.sqrt(p_a * (1 - p_a))])
+    chances = scores / scores.sum(axis=1, keepdims=True)
+    return p_a, np.eye(3)[(rng.random((battles, 1)) > chances.cumsum(axis=1)).sum(axis=1)]
+
+
+@pytest.mark.parametrize("nu", [0.3, 1.0, 3.0])
+def test_nu_is_recovered(nu):
+    """20,000 outcomes, of which a tenth or more are ties, determine nu to about 3%."""
+    p_a, labels = draw_davidson(20_000, nu)
+    found = fit_labels("temperature", stack(p_a), labels, ties=True)
+    assert np.exp(found.ties) == pytest.approx(nu, rel=0.1) and found.temperature == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_ties_keep_the_ratio_and_swap_with_the_answers(method):
+    p_a, labels = draw_davidson(400, 0.7)
+    fitted = fit_labels(method, stack(p_a), labels, ties=True)
+    p = fitted.apply_to_labels(stack(p_a))
+    assert p.sum(axis=1) == pytest.approx(1) and (p > 0).all()
+    assert p[:, 0] / (p[:, 0] + p[:, 1]) == pytest.approx(fitted.apply(p_a))
+    assert fitted.apply_to_labels(stack(1 - p_a))[:, [1, 0, 2]] == pytest.approx(p, abs=1e-12)
+    assert p[p_a.argsort()[:200], 2].tolist() == sorted(p[p_a.argsort()[:200], 2])  # most near 1/2
+    assert Calibration.from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
+
+
+def test_nu_by_hand():
+    """Of p 0.5 the tie's score is nu / 2, and p_tie = (nu / 2) / (1 + nu / 2) is a third for nu = 1."""
+    labels = np.array([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
+    fitted = fit_labels("temperature", np.full((3, 2), 0.5), labels, ties=True)
+    assert np.exp(fitted.ties) == pytest.approx(1, abs=1e-3)
+    assert fitted.apply_to_labels(np.full((1, 2), 0.5))[0] == pytest.approx([1 / 3] * 3, abs=1e-4)
+
+
+def test_three_labels_recover_temperature_and_nu():
+    """Scores times 2 and a tie's plus 1 are undone by T = 2 and by ln nu = -1 / 2."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(20_000, 3))
+    chances = softmax(scores, axis=1)
+    labels = np.eye(3)[(rng.random((len(scores), 1)) > chances.cumsum(axis=1)).sum(axis=1)]
+    given = softmax(2 * scores + [0, 0, 1], axis=1)
+    fitted = fit_labels("temperature", given, labels)
+    assert fitted.temperature == pytest.approx(2, rel=0.05) and fitted.ties == pytest.approx(-0.5, abs=0.05)
+    before, after = (compute_log_loss(p, labels).value for p in (given, fitted.apply_to_labels(given)))
+    assert after < before
+    assert fitted.apply_to_labels(given[:, [1, 0, 2]])[:, [1, 0, 2]].tolist() == fitted.apply_to_labels(given).tolist()
+
+
+def test_no_fit_raises_the_loss_on_its_own_battles():
+    """Also of three labels whose probabilities are right already, and of a handful of battles."""
+    for battles in (3, 10, 200):
+        rng = np.random.default_rng(battles)
+        given = rng.dirichlet(np.ones(3), battles)
+        labels = np.eye(3)[(rng.random((battles, 1)) > given.cumsum(axis=1)).sum(axis=1)]
+        fitted = fit_labels("temperature", given, labels)
+        after = compute_log_loss(fitted.apply_to_labels(given), labels).value
+        assert after <= compute_log_loss(given, labels).value + 1e-9
+
+
+def test_isotonic_is_for_two_labels():
+    with pytest.raises(ValueError, match=r"--calibrate isotonic: expected temperature.*a, b, tie"):
+        fit_labels("isotonic", np.full((4, 3), 1 / 3), np.eye(3)[[0, 1, 2, 0]])

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from modeling.judging.calibration import Calibration
 from modeling.judging.cascade import Cascade
 from modeling.judging.judge import Judge
 from tests.helpers import SAMPLES, fail
@@ -38,13 +39,17 @@ def test_members_with_the_same_name_get_numbers_in_a_cascade(members, sample_bat
 
 
 def test_a_cascade_with_different_labels_is_refused(members, tmp_path, monkeypatch, caplog):
-    """A judge with a tie class, for example, cannot decide for one without."""
+    """A judge that predicts ties cannot decide for one that does not; nor can a head of two labels be read as three."""
     other = shutil.copytree(members["ba"], tmp_path / "ba")
     facts = json.loads((other / "member.json").read_text())
     (other / "member.json").write_text(json.dumps(facts | {"labels": ["a", "b", "tie"]}))
     flags = ["--battles", TEST, "--judge", members["ab"], "--output_dir", tmp_path / "out", "--cascade", other]
     said = fail("predict", *flags, "--cascade_shares", 0.5, monkeypatch=monkeypatch, caplog=caplog)
-    assert "expected an orientation of" in said and "found 'ba' and a, b, tie" in said
+    assert "expected a head of 3 labels" in said and "found 2" in said
     assert not (tmp_path / "out").exists()
+    judge = Judge.from_pretrained(members["ab"], dtype="float32")
+    with_ties = Judge(judge.members, calibration=Calibration("temperature", 1, temperature=1.0, ties=0.0), name="ties")
+    with pytest.raises(ValueError, match=r"--cascade: expected the same labels everywhere.*ab: a, b; ties: a, b, tie"):
+        Cascade([judge, with_ties], [0.5])
     with pytest.raises(ValueError, match=r"expected a share for each of the 1 of --cascade; found 2"):
         Cascade([Judge.from_pretrained(members["ab"])] * 2, [0.5, 0.1])

@@ -287,8 +287,14 @@ def _list_tables(report: Mapping) -> Iterator[Section]:
 
 
 def _list_curves(report: Mapping) -> Iterator[Section]:
+    digits = 2 if "labels" in report else 1  # fifths of the way from 1/3 to 1, or from 1/2
     rows = [
-        (f"{row['low']:.1f} to {row['high']:.1f}", f"{row['battles']:,}", f"{row['mean_p']:.3f}", f"{row['share']:.3f}")
+        (
+            f"{row['low']:.{digits}f} to {row['high']:.{digits}f}",
+            f"{row['battles']:,}",
+            f"{row['mean_p']:.3f}",
+            f"{row['share']:.3f}",
+        )
         for row in report["reliability"]
     ]
     header = ("probability of the favoured answer", "battles", "mean probability", "people's share for it")

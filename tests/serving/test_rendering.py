@@ -58,6 +58,14 @@ def test_a_close_verdict_names_no_winner_but_the_reason(reason):
     assert html.count("class='bar'") == show().count("class='bar'") == 3
 
 
+def test_a_tie_is_named_and_shared_by_both_ends_of_the_bar():
+    """p_a 0.3 and half of 0.45 fill 52.5% of the bar."""
+    shown = show(winner="tie", p_a=0.3, p_b=0.25, p_tie=0.45)
+    assert "<b>Tie 45.0%</b>" in shown and "<span>Tie 45.0%</span>" in shown and "A tie in both orders." in shown
+    assert "width: 52.5%" in shown and "aria-label='A 30.0%, B 25.0%'" in shown
+    assert "Tie" not in show()
+
+
 def test_what_was_not_read_is_said_with_its_share():
     """Of 128 tokens read and 1,203 left out, 1,203 / 1,331 = 90% were left out."""
     html = show(cut={"prompt": 0, "response_a": 1200, "response_b": 3})

@@ -4,6 +4,7 @@ Whatever the source, a checked answer set has the keys id, prompt and responses.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +50,15 @@ def check_answer_sets(rows: Iterable[Mapping], source: str = "Answer sets") -> l
     checked, faults = [], {}  # faults: by what was expected, the ids and what was found first
     seen: set = set()
     for number, row in enumerate(rows):
-        id = row.get("id") if "id" in row else number
+        id = number
         try:
-            checked.append({"id": _check_id(id, seen, checked), **_check_texts(row)})
+            if not isinstance(row, Mapping):
+                raise RowError("an answer set must be a dict with prompt and responses", row)
+            id = row.get("id", number)
+            id = _check_id(id, seen, checked)
+            checked.append({"id": id, **_check_texts(row)})
         except RowError as error:
             faults.setdefault(error.expected, (error, []))[1].append(id)
-        seen.add(id)
     for error, ids in faults.values():
         more = f" and {len(ids) - ROWS_NAMED} more" if len(ids) > ROWS_NAMED else ""
         named = ", ".join(map(repr, ids[:ROWS_NAMED]))
@@ -67,10 +71,12 @@ def check_answer_sets(rows: Iterable[Mapping], source: str = "Answer sets") -> l
 
 def _check_id(id: object, seen: set, checked: Sequence[Mapping]) -> str | int:
     """The id; a RowError if it is none, was seen before, or is of another type than the others."""
-    if is_missing(id) or not isinstance(id, str | int):
+    if is_missing(id) or not isinstance(id, str | Integral):
         raise RowError("id must be a text or a whole number", id)
+    id = id if isinstance(id, str) else int(id)  # numpy's too
     if id in seen:
         raise RowError("each id must be on 1 row, because rankings are keyed by id", id)
+    seen.add(id)
     if checked and type(id) is not type(checked[0]["id"]):
         raise RowError("ids must be all text or all whole numbers", id)
     return id

@@ -44,8 +44,8 @@ def mirror_label(values: Sequence) -> list:
 
 
 def is_tie(label: Sequence[float]) -> bool:
-    """Returns whether a label says that nobody won: a and b are equally likely, or a tie is likelier than both."""
-    return label[0] == label[1] or any(p > max(label[:2]) for p in label[2:])
+    """Returns whether a label says that nobody won: a and b are equally likely, or neither is likelier than a tie."""
+    return label[0] == label[1] or any(p >= max(label[:2]) for p in label[2:])
 
 
 def find_outcome(label: Sequence[float]) -> str:

@@ -23,7 +23,7 @@ from modeling.judging.schedule import PassSchedule
 from modeling.judging.time_budget import TimeBudget
 from modeling.judging.tournament import Ranking, rank_answer_sets
 from modeling.judging.verdicts import Verdict, explain_verdict
-from modeling.runtime.choices import DEFAULT_READINGS, RANK_METHODS
+from modeling.runtime.choices import DEFAULT_RANK_METHOD, DEFAULT_READINGS
 from modeling.runtime.logs import build_logger
 from modeling.runtime.paths import DEFAULT_JUDGE, shorten_path
 
@@ -172,7 +172,7 @@ class Judge:
         prompt: str | Sequence[Mapping],
         responses: Sequence[str],
         *,
-        method: str = RANK_METHODS[0],
+        method: str = DEFAULT_RANK_METHOD,
         budget: float | None = None,
         **options,
     ) -> Ranking:
@@ -193,7 +193,7 @@ class Judge:
         self,
         answer_sets: Iterable[Mapping],
         *,
-        method: str = RANK_METHODS[0],
+        method: str = DEFAULT_RANK_METHOD,
         budget: float | None = None,
         readings: str | None = None,
         **options,
@@ -207,11 +207,17 @@ class Judge:
             answer_sets: See `check_answer_sets`.
             method: Which pairs to read, see `choose_pairs`.
             budget: Share of each answer set's passes that "active" and "swiss" may run; None: half of them.
-            readings, options: As for `predict`.
+            readings, options: As for `predict`. All passes of a pair are run, so there is no second_reading and no
+                time_budget.
 
         Raises:
             ValueError: If a row is no answer set.
         """
+        if partial := sorted({"second_reading", "time_budget"} & options.keys()):
+            raise ValueError(
+                f"Ranking: expected no {' and no '.join(partial)}, which leave passes out; found them. Read fewer "
+                'pairs instead, with method="active" and a budget.'
+            )
 
         def predict(battles: list[dict]) -> np.ndarray:
             """What response_a can expect in each of the battles."""

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from modeling.judging.ranking import Pair, compute_covariance, fit_scores, list_pairs
-from modeling.runtime.choices import RANK_METHODS
 
 DIGITS = 6  # of what decides: the last bits depend on which battles were packed together
 
@@ -28,7 +27,7 @@ def choose_pairs(method: str, num_answers: int, p_first: Mapping[Pair, float], m
     Returns:
         Pairs (i, j), i < j, that were not read yet; none if the ranking is complete.
     """
-    if method == RANK_METHODS[0]:
+    if method == "all":
         return [pair for pair in list_pairs(num_answers) if pair not in p_first]
     if unread := [pair for pair in play_bracket(num_answers, p_first)[-1] if pair not in p_first]:
         return unread

@@ -150,14 +150,17 @@ def replace_verdicts(verdicts: pd.DataFrame, rows: np.ndarray, better: pd.DataFr
     at = list(replaced).index("tokens")
     for name in reversed(own):
         replaced.insert(at, name, np.nan)
-    if RAW in better and RAW not in replaced:
-        replaced.insert(list(replaced).index("p_b") + 1, RAW, verdicts["p_a"])
+    # If only one of the two judges is calibrated, the other's probabilities are its raw ones too.
+    raw = {RAW: "p_a", **({RAW_TIE: "p_tie"} if "p_tie" in replaced else {})}
+    raw = raw if RAW in better or RAW in replaced else {}
+    for name, calibrated in raw.items():
+        if name not in replaced:
+            replaced.insert(list(replaced).index("winner"), name, verdicts[calibrated])
     replaced.loc[rows, own] = better[own].to_numpy()
     for name in ("p_a", "p_b", *(["p_tie"] if "p_tie" in replaced else []), "winner"):
         replaced.loc[rows, name] = better[name].to_numpy()
-    if RAW in replaced:
-        # If only one of the two judges is calibrated, the other's p_a is its raw one too.
-        replaced.loc[rows, RAW] = better[RAW if RAW in better else "p_a"].to_numpy()
+    for name, calibrated in raw.items():
+        replaced.loc[rows, name] = better[name if name in better else calibrated].to_numpy()
     for name in ("tokens", *CUT_COLUMNS):
         replaced.loc[rows, name] = np.maximum(replaced.loc[rows, name].to_numpy(), better[name].to_numpy())
     return replaced

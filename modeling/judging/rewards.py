@@ -133,11 +133,16 @@ class PairwiseReward:
             ValueError: If the lists have different lengths, a text is neither text nor messages, or there is no column
                 of references.
         """
-        mine = self._read(prompts, completions, columns)
-        counts = gather_object([len(mine)])
-        first = sum(counts[: PartialState().process_index])
+        try:
+            mine, error = self._read(prompts, completions, columns), None
+        except ValueError as found:  # raised below on every process, as the others would wait for this one
+            mine, error = [], found
+        everyone = gather_object([(mine, error)])
+        if errors := [found for _, found in everyone if found]:
+            raise errors[0]
+        first = sum(len(rows) for rows, _ in everyone[: PartialState().process_index])
         # Every process computes all rewards: the judge deals the reading out to them.
-        comparisons = Comparisons(gather_object(mine), self.mode)
+        comparisons = Comparisons([row for rows, _ in everyone for row in rows], self.mode)
         rewards = comparisons.compute_rewards(self._predict(comparisons.battles))
         return rewards[first : first + len(mine)]
 

@@ -26,7 +26,8 @@ CALIBRATIONS = ("temperature", "isotonic")
 METRICS = ("accuracy", "log_loss", "brier", "ece", "auc")
 HIGHER_IS_BETTER = ("accuracy", "auc")  # of the others, less is better
 RANK_METHODS = ("all", "active", "swiss", "knockout")
-BUDGETED = RANK_METHODS[1:3]  # those that choose pairs within a share of all passes
+DEFAULT_RANK_METHOD = "all"
+BUDGETED = ("active", "swiss")  # those that choose pairs within a share of all passes
 DEFAULT_BUDGET = 0.5
 # Public benchmarks that evaluate.py knows, each with its data set on the Hub.
 BENCHMARKS = {

@@ -56,7 +56,7 @@ def parse_rewards(body: object, limits: PairLimits) -> Comparisons:
 def _read_row(reader: BodyReader, number: int, query: object, prompt: object, label: object) -> Row:
     """Returns the prompt, the completion and the label of one query."""
     query, prompt = reader.read_text(query, ("query", number)), reader.read_text(prompt, ("prompts", number))
-    label = reader.read_text(label, ("labels", number)) if label else None
+    label = None if label is None or label == "" else reader.read_text(label, ("labels", number))
     if query is None or prompt is None:
         return "", "", None
     if not query.startswith(prompt):

@@ -18,6 +18,7 @@ from modeling.runtime.choices import (
     BUDGETED,
     CALIBRATIONS,
     DEFAULT_BUDGET,
+    DEFAULT_RANK_METHOD,
     HIGHER_IS_BETTER,
     MERGES,
     METRICS,
@@ -501,7 +502,7 @@ class RankArguments(ReadingArguments):
         path="battles",
     )
     method: str = option(
-        RANK_METHODS[0],
+        DEFAULT_RANK_METHOD,
         "Pairs of answers to read. all: every pair. active, after a knock-out: those that tell most about the scores. "
         "swiss, after a knock-out: those with the nearest scores. knockout: winners meet, which finds the best alone.",
         choices=RANK_METHODS,

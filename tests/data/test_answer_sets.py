@@ -56,6 +56,7 @@ def test_64_answers_are_ranked_and_65_are_not():
         ({"responses": ["a", 3]}, "row 'x': prompt and each of the responses must be text, and not blank; found 3"),
         ({"prompt": ""}, "row 'x': prompt and each of the responses must be text, and not blank; found ''"),
         ({"id": None}, "row None: id must be a text or a whole number"),
+        ({"id": ["x"]}, r"row \['x'\]: id must be a text or a whole number"),
         ({"id": "y"}, "row 'y': each id must be on 1 row"),
         ({"id": 3}, "row 'y': ids must be all text or all whole numbers"),
     ],
@@ -64,6 +65,13 @@ def test_a_row_that_cannot_be_ranked_is_named(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         check_answer_sets([PLAIN[0] | changes, PLAIN[1]], "rows.jsonl")
     assert str(error.value).startswith("rows.jsonl: ") and "--bad_row_policy" not in str(error.value)
+
+
+def test_ids_may_be_numpys_and_rows_must_be_dicts():
+    rows = [{"id": np.int64(number), "prompt": "p", "responses": ["a", "b"]} for number in (4, 5)]
+    assert [row["id"] for row in check_answer_sets(rows)] == [4, 5]
+    with pytest.raises(ValueError, match="row 0: an answer set must be a dict"):
+        check_answer_sets([("p", ["a", "b"])])
 
 
 def test_many_faulty_rows_are_counted():

@@ -33,7 +33,7 @@ def test_mirroring_swaps_a_and_b_only_and_undoes_itself(label):
 @pytest.mark.parametrize(
     ("label", "outcome"),
     [([0.6, 0.4], "a"), ([0.4, 0.6], "b"), ([0.5, 0.5], "tie"), ([0.2, 0.5, 0.3], "b"), ([0.3, 0.2, 0.5], "tie"),
-     ([0.4, 0.4, 0.2], "tie"), ([0.5, 0.1, 0.4], "a")],
+     ([0.4, 0.4, 0.2], "tie"), ([0.5, 0.1, 0.4], "a"), ([0.4, 0.2, 0.4], "tie")],
 )  # fmt: skip
 def test_an_outcome_is_a_tie_where_nobody_won(label, outcome):
     assert find_outcome(label) == outcome

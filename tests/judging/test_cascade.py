@@ -4,11 +4,14 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.judging.calibration import Calibration
 from modeling.judging.cascade import Cascade
 from modeling.judging.judge import Judge
+from modeling.judging.predictions import replace_verdicts, take_raw
 from tests.helpers import SAMPLES, fail
 
 TEST = SAMPLES / "test.jsonl"
@@ -27,6 +30,27 @@ def test_a_later_judge_decides_the_uncertain_battles(members, sample_battles):
         assert np.abs(found["p_a"] - judged["p_a"])[rows].max() <= TOLERANCE
         assert (found["winner"] == judged["winner"])[rows].all()
     assert found["p_a_ab_ab"].notna().all() and (found["p_a"] + found["p_b"] - 1).abs().max() < 1e-12
+
+
+def predict_ties(p_a: float, p_tie: float, calibrated: bool) -> pd.DataFrame:
+    """Verdicts on two battles by a judge of three labels; calibrated ones were [0.2, 0.5, 0.3] before."""
+    p = [p_a, 1 - p_a - p_tie, p_tie]
+    raw = {"raw_p_a": 0.2, "raw_p_tie": 0.3} if calibrated else {}
+    columns = {"p_a": p[0], "p_b": p[1], "p_tie": p[2], "winner": "model_a", **raw, "tokens": 9}
+    return pd.DataFrame([{"id": id, **columns, **dict.fromkeys(CUT_COLUMNS, 0)} for id in "xy"])
+
+
+@pytest.mark.parametrize("calibrated", [(True, True), (True, False), (False, True)])
+def test_a_judge_that_decides_brings_its_ties_before_calibration_too(calibrated):
+    """Each row's raw probabilities are of one judge; of one that is not calibrated they are its probabilities."""
+    first, second = (
+        predict_ties(*p, calibrated=known) for p, known in zip(((0.6, 0.1), (0.1, 0.8)), calibrated, strict=True)
+    )
+    found = take_raw(replace_verdicts(first, np.array([1]), second.iloc[:1]))
+    for row, (p_a, p_tie), known in zip((0, 1), ((0.6, 0.1), (0.1, 0.8)), calibrated, strict=True):
+        expected = [0.2, 0.5, 0.3] if known else [p_a, 1 - p_a - p_tie, p_tie]
+        assert found.loc[row, ["p_a", "p_b", "p_tie"]].tolist() == pytest.approx(expected)
+    assert not {"raw_p_a", "raw_p_tie"} & set(found)
 
 
 def test_members_with_the_same_name_get_numbers_in_a_cascade(members, sample_battles):

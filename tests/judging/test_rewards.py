@@ -125,6 +125,7 @@ def test_wrong_arguments_are_refused(judge):
 def test_completions_are_gathered_from_all_processes(members, judge, tmp_path):
     """Two processes with two completions each of one prompt, and one of their own."""
     mine = {0: [TEXTS[0], TEXTS[1], "Red."], 1: [TEXTS[2], TEXTS[0]]}
+    wrong = {0: TEXTS[:1], 1: [7]}  # on one process only: all must say so, and none may wait
     script = tmp_path / "rewards.py"
     script.write_text(
         "import json, sys\n"
@@ -135,15 +136,21 @@ def test_completions_are_gathered_from_all_processes(members, judge, tmp_path):
         f"mine = {mine!r}[state.process_index]\n"
         f"judge = Judge.from_pretrained({[str(folder) for folder in members.values()]!r}, dtype='float32')\n"
         f"prompts = [{OTHER!r} if text == 'Red.' else {PROMPT!r} for text in mine]\n"
-        "found = PairwiseReward(judge)(prompts, mine)\n"
+        "reward = PairwiseReward(judge)\n"
+        "found = reward(prompts, mine)\n"
+        "try:\n"
+        f"    reward([{PROMPT!r}], {wrong!r}[state.process_index])\n"
+        "except ValueError as error:\n"
+        "    found.append(str(error))\n"
         f"Path({str(tmp_path)!r}, f'{{state.process_index}}.json').write_text(json.dumps(found))\n",
         encoding="utf-8",
     )
     succeed(*LAUNCH, *LAUNCHERS["ddp"], script)
     found = [json.loads((tmp_path / f"{process}.json").read_text()) for process in (0, 1)]
     expected = PairwiseReward(judge)([PROMPT] * 4, [*mine[0][:2], *mine[1]])
-    assert found[0][2] is None
-    assert [*found[0][:2], *found[1]] == pytest.approx(expected, abs=1e-5)
+    assert "found 7" in found[0].pop() and "found 7" in found[1].pop()
+    assert found[0].pop() is None
+    assert [*found[0], *found[1]] == pytest.approx(expected, abs=1e-5)
 
 
 # --- TRL's trainers ---------------------------------------------------------------------------------------------------

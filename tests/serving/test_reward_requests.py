@@ -58,6 +58,8 @@ def test_a_label_is_what_its_completion_is_compared_with():
         (ask(["4", "x" * 100]), "at most 100 characters"),
         (ask(query=["2 + 2? 4", 5]), "expected text; found a number"),
         (ask(labels=[5, ""]), "expected text; found a number"),
+        (ask(labels=[0, ""]), "expected text; found a number"),
+        (ask(labels=[False, ""]), "expected text; found true or false"),
         (ask(query=[]), "expected at least one entry"),
         (ask(query=None), "expected a list; found null"),
     ],

@@ -50,12 +50,14 @@ class Extraction:
     max_length: int
     truncation: str = "balanced"
     orders: tuple[str, ...] = ORIENTATIONS
+    dtype: str = "bfloat16"
 
     def find_folder(self, work_dir: Path) -> Path:
         """Returns the folder of its features. Default settings leave the name as it was before they existed."""
         parts = [fingerprint_base(find_base(self.base)), str(self.max_length)]
         parts += [self.truncation] * (self.truncation != "balanced")
         parts += ["+".join(self.orders)] * (self.orders != ORIENTATIONS)
+        parts += [self.dtype] * (self.dtype != "bfloat16")
         return work_dir / "-".join(parts)
 
 
@@ -105,10 +107,10 @@ def load_ids(path: Path) -> list[str]:
 
 
 @cache
-def load_feature_model(base: str) -> PreferenceMixin:
+def load_feature_model(base: str, dtype: str) -> PreferenceMixin:
     """Returns the base with an identity for a head, so that its logits are the pooled features."""
     torch.set_num_threads(1)  # one process per core
-    model = load_base(find_base(base), dtype="bfloat16").eval()
+    model = load_base(find_base(base), dtype=dtype).eval()
     model.score = nn.Identity()
     return model
 
@@ -131,7 +133,7 @@ def extract_part(task: tuple[Path, list[dict], Extraction, Path | None, Extracti
     """Writes one part's features, with the ids of their battles."""
     path, rows, extraction, known_path, known = task
     start, tokens = time.perf_counter(), 0
-    model, encoded = load_feature_model(extraction.base), encode(rows, extraction)
+    model, encoded = load_feature_model(extraction.base, extraction.dtype), encode(rows, extraction)
     features = np.full((len(rows), len(extraction.orders), model.config.hidden_size), np.nan, dtype=np.float32)
     ids = [row["id"] for row in rows]
     if known and load_ids(known_path)[: len(ids)] == ids:

@@ -471,6 +471,22 @@ def format_report(report: Mapping) -> str:
     return "\n".join(lines)
 
 
+def format_agreement(agreement: Mapping) -> str:
+    """Returns the agreement of annotators, see `agreement.measure_agreement`, as text for a terminal."""
+    votes, battles, shared = (f"{agreement[name]:,}" for name in ("votes", "battles", "shared"))
+    why = "no battle has two votes"
+    lines = [
+        f"{votes} votes on {battles} battles, of which {shared} have two or more",
+        f"Equal pairs of votes: {format_estimate(agreement['percent_agreement'], why=why)}",
+        f"Krippendorff's alpha: {format_estimate(agreement['alpha'], why='all votes equal' if shared != '0' else why)}",
+    ]
+    rows = [("annotator", "votes", "with the others", "with the judge")]
+    for name, found in agreement["annotators"].items():
+        compared = [format_estimate(found.get(key)) for key in ("with_others", "with_judge")]
+        rows.append((_escape_controls(name), f"{found['votes']:,}", *compared))
+    return "\n".join([*lines, "", format_table(rows)])
+
+
 def _escape_controls(text: str) -> str:
     """Replaces control characters, because names come from data and could change the terminal's state."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)

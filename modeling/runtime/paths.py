@@ -257,6 +257,12 @@ def check_predictions(path: str) -> None:
         raise FileNotFoundError(f"Predictions {path}: expected a file; found none. scripts/predict.py writes it.")
 
 
+def check_annotations(path: str) -> None:
+    """Raises a FileNotFoundError if there is no such file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Annotations {path}: expected a file; found none. Correct the path.")
+
+
 def check_secret_file(name: str, flag: str) -> None:
     """Raises a ValueError if there is no such file. It never repeats the name, which may be the secret itself."""
     if not os.path.isfile(name):  # unlike Path.is_file, false for a name that is too long
@@ -274,6 +280,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "judge": check_judge,
     "adapter": check_adapter,
     "predictions": check_predictions,
+    "annotations": check_annotations,
     "base here": lambda name: check_local_folder(name, "--base", "a base"),
     "judge here": lambda name: check_local_folder(name, "--judge", "a member or judge"),
     "key": lambda name: check_secret_file(name, "--api_key"),

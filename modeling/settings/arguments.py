@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from modeling.data.schemas import SCHEMA_NAMES
 from modeling.runtime.choices import (
+    ANNOTATION_FORMATS,
     BAD_ROW_POLICIES,
     BENCHMARKS,
     BLANK_POLICIES,
@@ -28,6 +29,7 @@ from modeling.runtime.choices import (
     QUANTIZATIONS,
     RANK_METHODS,
     READINGS,
+    SELECTIONS,
     STOCK_FORMS,
     SUBMISSIONS,
     TIE_POLICIES,
@@ -548,6 +550,53 @@ class PseudolabelArguments(JudgeArguments):
             raise ValueError(f"--output {self.output}: expected a file ending in .parquet; give it that ending.")
         if self.rows_per_part < 1:
             raise ValueError(f"--rows_per_part {self.rows_per_part}: expected 1 or more.")
+
+
+@dataclass
+class AnnotateArguments(JudgeArguments):
+    """Chooses the battles that people should label next, writes them for a labelling tool, and reads the votes back."""
+
+    own_data: ClassVar[tuple[str, ...]] = (*JudgeArguments.own_data, "predictions", "annotations")
+
+    output_dir: str = option(
+        None,
+        "Folder for selected.parquet and the file for labellers or, with --annotations, for labelled.parquet and "
+        "agreement.json.",
+        group="output",
+    )
+    format: str = option("csv", "What the file for labellers is made for.", choices=ANNOTATION_FORMATS)
+    predictions: str | None = option(
+        None,
+        "The predictions.parquet of --battles. Without it, --judge predicts them. With --annotations: compare the "
+        "annotators with it.",
+        group="data",
+        path="predictions",
+    )
+    num_battles: int = option(500, "Battles to choose.", group="selection")
+    rank_by: str = option(
+        "product",
+        "Choose the battles with the highest uncertainty (entropy of p_a), the highest disagreement (of the passes), "
+        "or the highest product of both.",
+        choices=SELECTIONS,
+    )
+    annotations: list[str] | None = option(
+        None,
+        "Instead of choosing: files that annotators filled in, csv or the JSON export of Argilla or Label Studio, to "
+        "be read back.",
+        path="annotations",
+    )
+    draws: int = option(1000, "Bootstrap draws of prompts for the intervals of agreement.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, "battles", "output_dir")
+        if not (self.annotations or self.predictions or self.judge):
+            raise ValueError(
+                "Expected --predictions or --judge, to choose battles by, or --annotations, to read back; found none."
+            )
+        if self.num_battles < 1 or self.draws < 100:
+            found = f"--num_battles {self.num_battles} --draws {self.draws}"
+            raise ValueError(f"{found}: expected 1 battle or more, and 100 draws or more.")
 
 
 @dataclass

@@ -159,6 +159,7 @@ def test_a_pass_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
         ("predict", ["--readings", "both", "--output_dir", "{}"], "{}/predictions.parquet"),
         ("evaluate", ["--draws", 100, "--output_dir", "{}"], "{}/predictions.parquet"),
         ("pseudolabel", ["--output", "{}/soft.parquet"], "{}/soft.parquet"),
+        ("select", ["--num_battles", 20, "--output_dir", "{}"], "{}/selected.parquet"),
     ],
 )
 def test_a_restart_reads_only_what_was_not_read_before(verb, flags, file, members, tmp_path, monkeypatch):

@@ -170,7 +170,7 @@ def _read_file(path: str) -> Iterator[dict[str, str]]:
             yield from _read_record(task)
         else:
             raise ValueError(
-                f"{path}: expected tasks or records as annotate.py wrote them; found {str(task)[:80]}. Export from "
+                f"{path}: expected tasks or records as select.py wrote them; found {str(task)[:80]}. Export from "
                 "Label Studio as JSON (not JSON-MIN), from Argilla with to_json."
             )
 
@@ -184,7 +184,7 @@ def _read_csv(path: str, text: str) -> Iterator[dict[str, str]]:
     if missing := set(names) - set(rows.fieldnames or ()):
         raise ValueError(
             f"{path}: expected the columns {', '.join(names)}; found no {' and no '.join(sorted(missing))}. Keep the "
-            "header that annotate.py wrote."
+            "header that select.py wrote."
         )
     for row in rows:
         yield {name: (row[name] or "").strip() for name in names}

@@ -26,8 +26,8 @@ def measure_agreement(
     Returns:
         `battles` with a vote, `votes`, `shared`: the battles with two votes or more. `percent_agreement`: the share of
         pairs of votes on a battle that are equal. `alpha`: see `_compute_alpha`. `annotators`: by name, the number of
-        votes, and the agreement `with_others`: how often a vote is that of the mean of the other votes (a above 1/2,
-        b below), and `with_judge`: how often a vote for an answer is the judge's, ties left out. Each as
+        votes, and the agreement `with_others`: how often a vote is that of most of the others, battles where they
+        draw left out, and `with_judge`: how often a vote for an answer is the judge's, ties left out. Each as
         `Estimate.to_dict`; None without such votes.
     """
     given = ~np.isnan(votes)
@@ -69,7 +69,7 @@ def _compute_alpha(sums: np.ndarray) -> np.ndarray:
     """Returns Krippendorff's alpha for nominal categories by row of sums: 1 is agreement, 0 what chance gives.
 
     Unlike Fleiss' kappa, it needs no equal number of votes on each battle. NaN if all votes are of one category: then
-    agreement by chance is complete too. Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", C.
+    agreement by chance is complete too. Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability".
     """
     categories, total = sums[:, 3:], sums[:, 3:].sum(axis=1)
     by_chance = (total**2 - (categories**2).sum(axis=1)) / (total - 1)
@@ -79,9 +79,10 @@ def _compute_alpha(sums: np.ndarray) -> np.ndarray:
 def _compare_annotator(votes: np.ndarray, place: int, resampler: Resampler, judge: np.ndarray | None) -> dict:
     """Returns one annotator's agreement with the others, and with the judge where there is one."""
     own, others = votes[:, place], np.delete(votes, place, axis=1)
-    num_others = (~np.isnan(others)).sum(axis=1)
-    mean = np.nansum(others, axis=1) / np.maximum(num_others, 1)
-    found = {"with_others": (own == 0.5 + np.sign(mean - 0.5) / 2, ~np.isnan(own) & (num_others > 0))}
+    counts = (others[:, :, None] == CATEGORIES).sum(axis=1)
+    most = counts.max(axis=1, keepdims=True)
+    decided = (most[:, 0] > 0) & ((counts == most).sum(axis=1) == 1)
+    found = {"with_others": (own == CATEGORIES[counts.argmax(axis=1)], ~np.isnan(own) & decided)}
     if judge is not None:
         found["with_judge"] = ((own == 1) == (judge >= 0.5), ~np.isnan(own) & (own != 0.5))
     estimates = {}

@@ -553,7 +553,7 @@ class PseudolabelArguments(JudgeArguments):
 
 
 @dataclass
-class AnnotateArguments(JudgeArguments):
+class SelectArguments(JudgeArguments):
     """Chooses the battles that people should label next, writes them for a labelling tool, and reads the votes back."""
 
     own_data: ClassVar[tuple[str, ...]] = (*JudgeArguments.own_data, "predictions", "annotations")

@@ -79,7 +79,7 @@ def test_only_a_linear_head_can_be_without_a_bias(head):
     assert not parse("quantize", *flags, "--head_hidden_size", "0")[0].head_bias
 
 
-@pytest.mark.parametrize("verb", ["train", "predict", "rank", "pseudolabel", "evaluate", "quantize", "app", "publish"])
+@pytest.mark.parametrize("verb", sorted(KINDS))
 def test_every_script_has_the_same_dtype(verb):
     (field,) = [field for field in fields(KINDS[verb]) if field.name == "dtype"]
     assert field.default == "auto" and field.metadata["choices"] == ("auto", "bfloat16", "float16", "float32")

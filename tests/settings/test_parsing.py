@@ -165,6 +165,7 @@ OWN = {
     "predict": ["battles", "judge", "cascade"],
     "pseudolabel": ["battles", "judge"],
     "evaluate": ["battles", "predictions", "judge"],
+    "select": ["battles", "predictions", "judge", "annotations"],
     "quantize": ["base", "merge_adapter"],
     "app": ["judge"],
     "publish": ["member", "judge", "base"],

@@ -1,9 +1,9 @@
 """Chooses the battles that people should label next, writes them for a labelling tool, and reads the votes back.
 
-python scripts/annotate.py                                          # configs/demo/annotate.yaml
-python scripts/annotate.py --battles pool.parquet --predictions p/predictions.parquet --num_battles 500 \
+python scripts/select.py                                          # configs/demo/select.yaml
+python scripts/select.py --battles pool.parquet --predictions p/predictions.parquet --num_battles 500 \
     --format labelstudio --output_dir outputs/next
-python scripts/annotate.py --battles pool.parquet --annotations ann.csv bob.csv --output_dir outputs/labelled
+python scripts/select.py --battles pool.parquet --annotations ann.csv bob.csv --output_dir outputs/labelled
 """
 
 from importlib.util import find_spec
@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modeling.runtime.startup import run_script
-from modeling.settings.arguments import AnnotateArguments
+from modeling.settings.arguments import SelectArguments
 from modeling.settings.parsing import parse_arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-logger = logging.getLogger("bothways.annotate")
+logger = logging.getLogger("bothways.select")
 
 SELECTED_FILE, LABELLED_FILE, AGREEMENT_FILE = "selected.parquet", "labelled.parquet", "agreement.json"
 
 
 def main() -> None:
-    (arguments,) = parse_arguments(AnnotateArguments, verb="annotate")
+    (arguments,) = parse_arguments(SelectArguments, verb="select")
     # Imported here because torch and transformers take seconds; a mistake on the command line is reported before that.
     from accelerate import PartialState
 
@@ -44,7 +44,7 @@ def main() -> None:
         choose_battles(arguments, battles, state.is_main_process)
 
 
-def choose_battles(arguments: AnnotateArguments, battles: "Dataset", is_main_process: bool) -> None:
+def choose_battles(arguments: SelectArguments, battles: "Dataset", is_main_process: bool) -> None:
     """Writes the battles with the highest scores, for the labelling tool and with their scores."""
     from modeling.data.annotation import write_tasks
     from modeling.data.near_duplicates import group_texts
@@ -80,7 +80,7 @@ def choose_battles(arguments: AnnotateArguments, battles: "Dataset", is_main_pro
     logger.info(f"Written: {', '.join(str(output / name) for name in (SELECTED_FILE, *names))}")
 
 
-def check_choice(arguments: AnnotateArguments, output: Path, num_battles: int) -> None:
+def check_choice(arguments: SelectArguments, output: Path, num_battles: int) -> None:
     """Raises a ValueError if there are too few battles, or the folder holds files, such as an earlier choice."""
     if arguments.num_battles > num_battles:
         raise ValueError(
@@ -94,7 +94,7 @@ def check_choice(arguments: AnnotateArguments, output: Path, num_battles: int) -
         )
 
 
-def read_back(arguments: AnnotateArguments, battles: "Dataset") -> None:
+def read_back(arguments: SelectArguments, battles: "Dataset") -> None:
     """Writes the battles labelled by votes, and the annotators' agreement."""
     import pandas as pd
 
@@ -118,7 +118,12 @@ def read_back(arguments: AnnotateArguments, battles: "Dataset") -> None:
     table = votes.dropna(subset="p_a").pivot(index="id", columns="annotator", values="p_a").loc[ids]
     judge = None
     if arguments.predictions:
-        judge = read_verdicts(arguments.predictions, battles).set_index(pd.Index(battles["id"][:]))["p_a"].loc[ids]
+        judge = (
+            read_verdicts(arguments.predictions, battles)
+            .set_index(pd.Index(battles["id"][:]))["p_a"]
+            .loc[ids]
+            .to_numpy()
+        )
     resampler = Resampler(group_texts(labelled["prompt"][:]), arguments.draws)
     agreement = measure_agreement(table.to_numpy(), list(table), resampler, judge)
     unanswered = Fault()

@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from accelerate.commands.launch import launch_command_parser
@@ -204,6 +205,38 @@ def test_the_ranking_example_and_command_run(members, tmp_path, monkeypatch):
     assert re.findall(r"`(\w+)`", " ".join(columns)) == list(table) and len(table) == 5
 
 
+def test_the_commands_of_labelling_run(tmp_path, monkeypatch):
+    """On the demo's battles, with probabilities at random. Two annotators fill in the file: one always left."""
+    choose, _, read = [shlex.split(line) for page, line in list_commands() if page == "labelling.md"]
+    battles = load_battles(REPOSITORY / choose[choose.index("--battles") + 1])
+    passes = np.random.default_rng(0).random((len(battles), 2))
+    table = pd.DataFrame(passes, columns=["p_a_both_ab", "p_a_both_ba"]).assign(id=battles["id"][:], p_a=passes.mean(1))
+    table.to_parquet(tmp_path / "p.parquet")
+
+    def run(words: list[str]) -> None:
+        places = {"outputs/demo/predictions/predictions.parquet": "p.parquet", "outputs/selection": "out"}
+        places |= {"outputs/labelled": "labelled", "ann.csv": "ann.csv", "bob.csv": "bob.csv"}
+        words = [str(tmp_path / places[word]) if word in places else word for word in words]
+        monkeypatch.setattr(sys, "argv", [*words[1:], "--use_cpu", "true"])
+        monkeypatch.chdir(REPOSITORY)
+        runpy.run_path(str(REPOSITORY / "scripts" / "select.py"), run_name="__main__")
+
+    run(choose)
+    tasks = pd.read_csv(tmp_path / "out" / "battles.csv", dtype=str)
+    for name, winners in (("ann", ["left"] * 50), ("bob", ["left", "right", "tie", "both_bad", None] * 10)):
+        tasks.assign(winner=winners, annotator=name).to_csv(tmp_path / f"{name}.csv", index=False)
+    run(read)
+    page = PAGES["labelling.md"].split("\n## Read back\n")
+    added = [re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \| ", part, re.M))) for part in page]
+    chosen, labelled = (
+        pd.read_parquet(tmp_path / name) for name in ("out/selected.parquet", "labelled/labelled.parquet")
+    )
+    assert list(chosen)[-4:] == [name for name in added[0] if name in chosen]
+    agreement = json.loads((tmp_path / "labelled" / "agreement.json").read_text())
+    assert [*list(labelled)[-3:], *agreement] == added[1]
+    assert agreement["percent_agreement"]["value"] == 0.25 and len(labelled) == 50
+
+
 def test_every_form_of_battles_is_read(members, monkeypatch):
     """The rows of the two tables in docs/prediction.md, of which the second one calls the reader by itself."""
     found = run_example("prediction.md", members, monkeypatch)
@@ -292,6 +325,10 @@ def test_the_table_of_few_votes_and_a_judge_is_the_simulation_s():
     assert format_results(results) in PAGES["results.md"]
     widest = max(abs(found["rating"]["coverage"]["both"] - 0.95) for found in results["accuracies"].values())
     assert widest < 3 * (0.95 * 0.05 / results["repeats"]) ** 0.5  # 3 standard errors, if models hit or miss together
+
+
+def test_the_table_of_chosen_labels_is_the_study_s():
+    assert format_table("labels", read_results("selection")["arms"]) in PAGES["results.md"]
 
 
 def test_numbers_in_the_text_are_the_measured_ones():

@@ -181,7 +181,7 @@ def main() -> None:
     }
     text = json.dumps(results, indent=1)
     (RESULTS / "selection.json").write_text(text + "\n", encoding="utf-8")
-    print(format_table("500 labels", arms))
+    print(format_table("labels", arms))
 
 
 if __name__ == "__main__":

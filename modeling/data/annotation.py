@@ -25,7 +25,9 @@ from modeling.runtime.files import write_json
 # p_a of each choice, for a battle that shows a on the left.
 CHOICES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both_bad": 0.5}
 TITLES = {"left": "Left is better", "right": "Right is better", "tie": "Equally good", "both_bad": "Both are bad"}
-COLUMNS = ("id", "prompt", "left", "right", "order", "winner", "annotator")
+SHOWN = ["prompt", "left", "right"]
+COLUMNS = ("id", *SHOWN, "order", "winner", "annotator")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a formula may begin (OWASP, "CSV Injection")
 FILES = {"csv": "battles.csv", "argilla": "argilla.json", "labelstudio": "labelstudio.json"}
 CONFIG_FILE = "labelstudio.xml"
 
@@ -49,8 +51,11 @@ def write_tasks(folder: Path, battles: Dataset, format: str) -> list[Path]:
     """
     path, tasks = folder / FILES[format], [_show_battle(battle) for battle in battles]
     if format == "csv":
+        table = pd.DataFrame(tasks, columns=list(COLUMNS))
+        # A spreadsheet would compute "=1+1" and show an error for "- a list"; after an apostrophe both are text.
+        table[SHOWN] = table[SHOWN].map(lambda text: f"'{text}" if text.startswith(FORMULA) else text)
         # utf-8-sig: without the mark Excel reads the file in the codepage of its machine.
-        pd.DataFrame(tasks, columns=list(COLUMNS)).to_csv(path, index=False, encoding="utf-8-sig")
+        table.to_csv(path, index=False, encoding="utf-8-sig")
         return [path]
     if format == "argilla":
         write_json(path, [_build_record(task) for task in tasks])
@@ -70,7 +75,7 @@ def _show_battle(battle: Mapping) -> dict:
 
 def _build_record(task: Mapping) -> dict:
     """Returns a record as Argilla 2 writes and reads it (`Record.to_dict`)."""
-    fields = {name: task[name] for name in ("prompt", "left", "right")}
+    fields = {name: task[name] for name in SHOWN}
     return {"id": task["id"], "fields": fields, "metadata": {"order": task["order"]}, "responses": {}}
 
 

@@ -157,7 +157,7 @@ def test_the_default_recipe_parses_and_another_file_keeps_its_judge(monkeypatch)
 
 
 COMMANDS = ["speed", "speed.app", "speed.checkpoints", "speed.evaluation", "speed.gpu", "speed.members"]
-COMMANDS += ["speed.profile_pack", "studies.study", "studies.pseudolabels"]
+COMMANDS += ["speed.profile_pack", "studies.study", "studies.pseudolabels", "studies.selection"]
 PACKAGES = ("speed", "speed.gpu")
 
 

@@ -107,6 +107,13 @@ def test_annotators_see_the_texts_and_no_probability(format, battles, tmp_path):
     assert json.dumps(battles["response_a"][3], ensure_ascii=False)[1:20] in text
 
 
+def test_a_spreadsheet_computes_no_text(tmp_path):
+    row = {"id": "x1", "prompt": "=1+1", "response_a": "- a list", "response_b": "a = b"}
+    (path,) = write_tasks(tmp_path, load_battles(write_rows(tmp_path / "pool.jsonl", [row])), "csv")
+    (written,) = pd.read_csv(path)[["prompt", "left", "right"]].to_numpy()
+    assert set(written) == {"'=1+1", "'- a list", "a = b"}
+
+
 def write_csv(path: Path, **changed) -> str:
     row = {"id": "x1", "order": "ab", "winner": "left", "annotator": "ann"} | changed
     return str(write_rows(path / "votes.csv", [row]))

@@ -27,6 +27,7 @@ from benchmarks import RESULTS
 from benchmarks.studies.arms import measure_arms
 from benchmarks.studies.frozen import Extraction, load_features
 from benchmarks.studies.heads import predict_orders, train_head
+from benchmarks.studies.real_battles import name_settings
 from benchmarks.studies.tables import format_table
 from modeling.data.battles import load_battles
 from modeling.data.near_duplicates import DuplicateIndex, group_texts
@@ -164,17 +165,18 @@ def main() -> None:
     data = load_data(arguments)
     torch.set_num_threads(1)  # the heads are too small for more
     recipes = choose_recipe(data)
-    name = f"selection-{len(data.ids)}-{arguments.max_length}"
+    settings = {"start": START, "labels": LABELS, "rounds": ROUNDS, "members": MEMBERS, "recipe": recipes[0]}
+    settings |= {"max_length": arguments.max_length, "pool": len(data.ids)}
+    name = name_settings("selection", settings)
     seeds = [
         load_seed(arguments.work_dir / f"{name}-{seed}.npz", data, seed, recipes[0])
         for seed in tqdm(SEEDS, desc="Seeds")
     ]
     arms = measure(data, seeds)
-    settings = {"start": START, "labels": LABELS, "rounds": ROUNDS, "members": MEMBERS, "seeds": [*SEEDS]}
     results = {
-        "settings": settings | {"max_length": arguments.max_length, "bootstrap_draws": DRAWS},
+        "settings": settings | {"seeds": [*SEEDS], "bootstrap_draws": DRAWS},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "data": {"read": data.read, "pool": len(data.ids), "pool_prompts": len(set(data.groups.tolist()))},
+        "data": {"read": data.read, "pool_prompts": len(set(data.groups.tolist()))},
         "recipes": recipes,
         "arms": arms,
         "seconds": round(time.perf_counter() - start),

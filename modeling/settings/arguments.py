@@ -574,7 +574,7 @@ class SelectArguments(JudgeArguments):
     )
     num_battles: int = option(500, "Battles to choose.", group="selection")
     rank_by: str = option(
-        "product",
+        "uncertainty",
         "Choose the battles with the highest uncertainty (entropy of p_a), the highest disagreement (of the passes), "
         "or the highest product of both.",
         choices=SELECTIONS,

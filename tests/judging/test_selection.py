@@ -71,7 +71,7 @@ def pool(tmp_path):
 
 def list_flags(folder, name="pool", predictions="p", output="out") -> list:
     names = ("--battles", folder / f"{name}.parquet", "--predictions", folder / f"{predictions}.parquet")
-    return [*names, "--output_dir", folder / output, "--num_battles", 10]
+    return [*names, "--output_dir", folder / output, "--num_battles", 10, "--rank_by", "product"]
 
 
 def test_the_script_writes_the_battles_with_their_scores_whichever_side_is_a(pool, tmp_path, monkeypatch):

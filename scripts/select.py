@@ -46,10 +46,13 @@ def main() -> None:
 
 def choose_battles(arguments: SelectArguments, battles: "Dataset", is_main_process: bool) -> None:
     """Writes the battles with the highest scores, for the labelling tool and with their scores."""
+    import numpy as np
+
     from modeling.data.annotation import write_tasks
     from modeling.data.near_duplicates import group_texts
+    from modeling.evaluation.report import halve_passes, read_passes
     from modeling.judging.judge import Judge
-    from modeling.judging.predictions import PREDICTIONS_FILE, list_pass_columns, write_predictions
+    from modeling.judging.predictions import PREDICTIONS_FILE, share_wins, write_predictions
     from modeling.judging.provenance import describe_predictions
     from modeling.judging.scoring import read_verdicts, run_judge
     from modeling.judging.selection import score_battles, select_battles
@@ -62,8 +65,9 @@ def choose_battles(arguments: SelectArguments, battles: "Dataset", is_main_proce
     verdicts = run_judge(arguments, judge, battles) if judge else read_verdicts(arguments.predictions, battles)
     if not is_main_process:
         return
-    passes = verdicts[list_pass_columns(verdicts)].to_numpy(float)
-    scores = score_battles(verdicts["p_a"].to_numpy(float), passes, arguments.rank_by)
+    passes = list(halve_passes(read_passes(verdicts)).values())
+    p_a = share_wins(verdicts)  # a tie is half a win, so that the choice does not depend on which answer is a
+    scores = score_battles(p_a, np.reshape(passes, (len(passes), len(p_a))).T, arguments.rank_by)
     groups = group_texts(battles["prompt"][:])
     rows = select_battles(scores["score"].to_numpy(), battles["id"][:], groups, arguments.num_battles)
     chosen = battles.select(rows)
@@ -104,6 +108,7 @@ def read_back(arguments: SelectArguments, battles: "Dataset") -> None:
     from modeling.evaluation.agreement import measure_agreement
     from modeling.evaluation.bootstrap import Resampler
     from modeling.evaluation.text_report import format_agreement
+    from modeling.judging.predictions import share_wins
     from modeling.judging.scoring import read_verdicts
     from modeling.runtime.files import check_writable, replace_file, write_json
 
@@ -118,12 +123,8 @@ def read_back(arguments: SelectArguments, battles: "Dataset") -> None:
     table = votes.dropna(subset="p_a").pivot(index="id", columns="annotator", values="p_a").loc[ids]
     judge = None
     if arguments.predictions:
-        judge = (
-            read_verdicts(arguments.predictions, battles)
-            .set_index(pd.Index(battles["id"][:]))["p_a"]
-            .loc[ids]
-            .to_numpy()
-        )
+        verdicts = read_verdicts(arguments.predictions, battles)
+        judge = pd.Series(share_wins(verdicts), battles["id"][:]).loc[ids].to_numpy()
     resampler = Resampler(group_texts(labelled["prompt"][:]), arguments.draws)
     agreement = measure_agreement(table.to_numpy(), list(table), resampler, judge)
     unanswered = Fault()

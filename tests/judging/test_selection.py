@@ -56,17 +56,23 @@ def test_no_group_gives_a_second_battle_before_every_group_gave_one():
     assert select_battles(scores, range(6), None, 3).tolist() == [0, 1, 2]
 
 
-@pytest.fixture
-def pool(tmp_path):
-    """30 battles, and predictions of them by two members in both orders."""
+def write_predictions(path, ids, p: np.ndarray) -> None:
+    """Predictions by two members in both orders; p has shape (passes, battles, labels)."""
+    names = ("ab_ab", "ab_ba", "ba_ab", "ba_ba")
+    table = {"id": ids} | {f"p_{label}": column for label, column in zip(("a", "b", "tie"), p.mean(0).T, strict=False)}
+    for name, each in zip(names, p, strict=True):
+        table |= {f"p_{label}_{name}": each[:, at] for label, at in (("a", 0), ("tie", 2)) if at < p.shape[2]}
+    pd.DataFrame(table).to_parquet(path)
+
+
+@pytest.fixture(params=[2, 3])
+def pool(request, tmp_path):
+    """30 battles, and predictions of two or three labels, shape (passes, battles, labels)."""
     battles = load_battles(SAMPLES / "test.jsonl").select(range(30))
     battles.to_parquet(tmp_path / "pool.parquet")
-    passes = np.random.default_rng(0).random((30, 4))
-    table = pd.DataFrame({"id": battles["id"][:], "p_a": passes.mean(1), "p_b": 1 - passes.mean(1)})
-    for column, name in enumerate(("ab_ab", "ab_ba", "ba_ab", "ba_ba")):
-        table[f"p_a_{name}"] = passes[:, column]
-    table.to_parquet(tmp_path / "p.parquet")
-    return battles, table
+    p = np.random.default_rng(0).dirichlet(np.ones(request.param), (4, 30))
+    write_predictions(tmp_path / "p.parquet", battles["id"][:], p)
+    return battles, p
 
 
 def list_flags(folder, name="pool", predictions="p", output="out") -> list:
@@ -75,7 +81,7 @@ def list_flags(folder, name="pool", predictions="p", output="out") -> list:
 
 
 def test_the_script_writes_the_battles_with_their_scores_whichever_side_is_a(pool, tmp_path, monkeypatch):
-    battles, table = pool
+    battles, p = pool
     call("select", *list_flags(tmp_path), monkeypatch=monkeypatch)
     chosen = pd.read_parquet(tmp_path / "out" / "selected.parquet")
     assert chosen["rank"].tolist() == list(range(1, 11)) and "label" not in chosen
@@ -84,8 +90,9 @@ def test_the_script_writes_the_battles_with_their_scores_whichever_side_is_a(poo
     assert chosen["response_a"].tolist() == texts.loc[chosen["id"], "response_a"].tolist()
 
     swap_responses(battles).to_parquet(tmp_path / "swapped.parquet")
-    mirrored = table.set_index("id").rsub(1).reset_index().sample(frac=1, random_state=0)
-    mirrored.to_parquet(tmp_path / "q.parquet")
+    rows = np.random.default_rng(1).permutation(30)  # nor does the order of the rows of predictions matter
+    mirrored = p[:, rows][..., [1, 0, *range(2, p.shape[2])]]
+    write_predictions(tmp_path / "q.parquet", np.array(battles["id"][:])[rows], mirrored)
     call("select", *list_flags(tmp_path, "swapped", "q", "swap"), monkeypatch=monkeypatch)
     swapped = pd.read_parquet(tmp_path / "swap" / "selected.parquet")
     assert swapped[["id", "score", "rank"]].equals(chosen[["id", "score", "rank"]])
@@ -95,7 +102,8 @@ def test_a_choice_is_refused_that_cannot_be_made_or_would_replace_votes(pool, tm
     flags = list_flags(tmp_path)
     said = fail("select", *flags, "--num_battles", 31, monkeypatch=monkeypatch, caplog=caplog)
     assert "--num_battles 31: expected at most the 30 battles" in said
-    pool[1][["id", "p_a", "p_b"]].to_parquet(tmp_path / "blend.parquet")
+    whole = pd.read_parquet(tmp_path / "p.parquet")
+    whole[[name for name in whole if name.count("_") < 2]].to_parquet(tmp_path / "blend.parquet")
     blend = list_flags(tmp_path, predictions="blend")
     said = fail("select", *blend, monkeypatch=monkeypatch, caplog=caplog)
     assert "choose by --rank_by uncertainty" in said and not (tmp_path / "out").exists()

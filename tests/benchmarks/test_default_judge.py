@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from benchmarks import REPOSITORY
-from benchmarks.default_judge import battles, results, settings
+from benchmarks.default_judge import battles, curve, results, settings
 from modeling.data.battles import DEMO_FOLDER, load_battles
 from modeling.data.counterfactuals import number_units
 from modeling.judging.member import fingerprint_member, read_member
@@ -28,6 +28,14 @@ def test_the_tables_are_those_that_were_measured_with_this_judge(measured):
         shown = results.select_parts(parts)
         assert results.format_parts(shown) in PAGE
         assert results.format_metrics(shown) in PAGE
+
+
+def test_the_table_of_what_training_brought_is_the_recorded_one_and_ends_with_this_judge(measured):
+    rows = json.loads(curve.RESULTS.read_text(encoding="utf-8"))
+    assert curve.format_curve(rows) in PAGE
+    for part, shown in curve.PARTS.items():
+        for name, title in shown.items():
+            assert rows[-1][title]["value"] == pytest.approx(measured["parts"][part][name]["accuracy"]["value"])
 
 
 def test_the_table_of_settings_is_made_of_the_recorded_losses():

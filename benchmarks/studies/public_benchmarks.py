@@ -21,7 +21,7 @@ from modeling.data.benchmarks import load_benchmark
 from modeling.evaluation.benchmarks import BASELINES, FLIPS, JUDGE, score_benchmark
 from modeling.evaluation.bootstrap import format_estimate
 from modeling.judging.judge import Judge, describe_members
-from modeling.judging.ranking import compute_choice_probabilities
+from modeling.judging.ranking import score_all_pairs
 
 SOURCE = re.compile(r"llmbar::llmbar/(Natural|Adversarial/\w+)")  # the other parts of that source are not LLMBar's own
 
@@ -60,7 +60,7 @@ def main() -> None:
     battles = load_benchmark("llmbar", str(arguments.work_dir / "LLMBar"))
     judge = Judge.from_pretrained(arguments.judge)
     verdicts = judge.predict(battles, progress_dir=arguments.work_dir / "progress")
-    found = score_benchmark("llmbar", battles, verdicts, compute_choice_probabilities)
+    found = score_benchmark("llmbar", battles, verdicts, score_all_pairs)
     print(format_table(found))
     results = {"members": describe_members(judge.members), "benchmarks": [found]}
     arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
 """Calibration: makes probabilities match frequencies, so that a judge that says 0.8 is right four times out of five.
 
 Pure functions over arrays. A calibration is fitted on battles that are neither trained on nor scored, and then applied
-to p_a. Both methods are odd around 1/2, which preserves p(A, B) = 1 - p(B, A), and monotonic, which preserves every
-winner. Which battles may be used, and where the result is stored, is in recalibration.py.
+to p_a. Both methods are odd around 1/2 and monotonic: without ties, p(A, B) = 1 - p(B, A) still holds, and every winner
+stays. Which battles may be used, and where the result is stored, is in recalibration.py.
 
 Ties add one number, the logarithm of nu, which multiplies the score of a tie. A judge of three labels predicts that
 score itself. To a judge of two labels it gives sqrt(p_a * p_b), so that p_tie = nu * sqrt(p_a * p_b) before the three
@@ -26,6 +26,8 @@ COLDEST, HOTTEST = 0.01, 100.0  # bounds of the search: battles without an upset
 LEAST = 1e-7  # probabilities are clipped to this before the logarithm, as in the log loss
 KEPT = 0.01  # weight of the input in isotonic's output: its steps are flat, and two probabilities must not become equal
 TIE_BOUNDS = (np.log(1e-4), np.log(1e4))  # of the search for the logarithm of nu
+TEMPERATURE, NU = "temperature", "nu of ties"  # names of parameters
+SEARCHED = {TEMPERATURE: (COLDEST, HOTTEST), NU: tuple(np.exp(TIE_BOUNDS))}  # smallest and largest value, where bounded
 NO_BATTLES = "Calibration: expected battles to fit it on; found none. Give some that were not trained on."
 EXAMPLES = (0.6, 0.7, 0.8, 0.9)  # probabilities whose calibrated values describe isotonic's steps
 MOST_DRAWS = 250  # of the bootstrap: each one fits again
@@ -92,9 +94,9 @@ class Calibration:
 
     def list_parameters(self) -> dict[str, float]:
         """The fitted parameters by name: the temperature, or what isotonic's steps make of `EXAMPLES`, and of ties."""
-        nu = {} if self.ties is None else {"nu of ties": float(np.exp(self.ties))}
+        nu = {} if self.ties is None else {NU: float(np.exp(self.ties))}
         if self.method == "temperature":
-            return {"temperature": self.temperature, **nu}
+            return {TEMPERATURE: self.temperature, **nu}
         values = self.apply(np.array(EXAMPLES)).tolist()
         return {f"{p:g} becomes": value for p, value in zip(EXAMPLES, values, strict=True)} | nu
 
@@ -253,17 +255,19 @@ def add_intervals(
     ]
     parameters = calibration.list_parameters().items()
     estimates = {
-        name: Estimate(value, *_bound_parameter(draws, resampler.num_groups), len(labels)).to_dict()
+        name: Estimate(value, *_bound_parameter(name, draws, resampler.num_groups), len(labels)).to_dict()
         for (name, value), draws in zip(parameters, np.array(drawn).T, strict=True)
     }
     return replace(calibration, intervals=estimates)
 
 
-def _bound_parameter(draws: np.ndarray, num_groups: int) -> tuple[float, float]:
-    """The interval of a parameter; NaN if too many draws have a temperature near an end of the search."""
-    # Such a draw has no upset, or shows no skill: its loss falls, or is flat, to the very end, so the draw says nothing
-    # about the temperature. Within a factor of ten, because a flat loss stops the search short of the end.
-    endless = (draws < 10 * COLDEST) | (draws > HOTTEST / 10)
+def _bound_parameter(name: str, draws: np.ndarray, num_groups: int) -> tuple[float, float]:
+    """The interval of a parameter; NaN if too many draws are near an end of its search."""
+    # A temperature near an end is of a draw without an upset or without skill, and a nu of one without ties or with
+    # nothing else: the loss falls, or is flat, to the very end, so the draw says nothing about the parameter. Within a
+    # factor of ten, because a flat loss stops the search short of the end.
+    least, most = SEARCHED.get(name, (-np.inf, np.inf))
+    endless = (draws < 10 * least) | (draws > most / 10)
     return (np.nan, np.nan) if endless.mean() > (1 - CONFIDENCE) / 2 else bound_draws(draws, num_groups)
 
 

@@ -214,6 +214,19 @@ def test_nu_is_recovered(nu):
     assert np.exp(found.ties) == pytest.approx(nu, rel=0.1) and found.temperature == pytest.approx(1, rel=0.1)
 
 
+@pytest.mark.parametrize("nu", [0.05, 20])
+def test_a_rare_or_frequent_tie_has_an_interval_and_one_that_never_occurs_has_none(nu):
+    """Nu may be below 0.1 or above 10, where a temperature would say nothing. Without ties it falls to its least."""
+    p_a, labels = draw_davidson(2000, nu)
+    fitted = fit_labels("temperature", stack(p_a), labels, ties=True)
+    found = add_intervals(fitted, stack(p_a), labels, range(2000)).intervals["nu of ties"]
+    assert found["low"] < nu < found["high"]
+    decided = labels[:, 2] == 0
+    fitted = fit_labels("temperature", stack(p_a[decided]), labels[decided], ties=True)
+    found = add_intervals(fitted, stack(p_a[decided]), labels[decided], range(decided.sum())).intervals["nu of ties"]
+    assert found["value"] < 1e-3 and found["low"] is None
+
+
 @pytest.mark.parametrize("method", FITS)
 def test_ties_keep_the_ratio_and_swap_with_the_answers(method):
     p_a, labels = draw_davidson(400, 0.7)

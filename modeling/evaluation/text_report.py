@@ -366,8 +366,8 @@ def _list_votes(report: Mapping) -> Iterator[Section]:
     header = ("both", "votes alone", f"{judge} alone (not valid)", "votes", "worth", "to halve")
     note = (
         f"{facts['votes']:,} of {facts['battles']:,} battles have a vote. Both: prediction-powered intervals, valid if "
-        f"the votes are a random sample of the battles, however wrong {judge} is. Worth: as many votes alone have that "
-        "interval. To halve: so many more votes would halve it; too many if that is more than the battles."
+        f"the votes are a random sample of the battles, and tested with 10 votes or more. Worth: how many votes alone "
+        "give the same width. To halve: how many more votes halve it; too many if that is more than the battles."
     )
     shares = [("answer a", facts["share_a"]), *((row["name"], row["win_rate"]) for row in facts["models"])]
     rows = [(name, *_format_powered(powered, 3)) for name, powered in shares]

@@ -90,15 +90,61 @@ def test_without_a_judge_ratings_are_the_leaderboard_s():
     assert {model: each.both.value for model, each in enumerate(found)} == pytest.approx(expected, abs=0.1)
 
 
+@pytest.mark.parametrize("rate", [0.02, 0.07, 0.93, 0.98])
+@pytest.mark.parametrize("accuracy", [0.6, 0.93])
+@pytest.mark.parametrize("votes", [10, 20])
+def test_intervals_of_few_votes_hold_a_share_near_0_or_1(votes, accuracy, rate):
+    """Of a judge that is sure of itself: at 0.93 most samples of 10 votes are unanimous, or show no error of it."""
+    rng, held = np.random.default_rng(0), np.zeros(2)
+    for _ in range(200):
+        outcomes = (rng.random(1000) < rate).astype(float)
+        predictions = np.abs(outcomes - np.where(rng.random(1000) < accuracy, 0.02, 0.98))
+        labels = np.where(rng.permutation(1000) < votes, outcomes, np.nan)
+        found = estimate_mean(labels, predictions, np.arange(1000))
+        held += [each.low <= rate <= each.high for each in (found.votes, found.both)]
+        assert all(0 <= each.low < each.high <= 1 for each in (found.votes, found.both))
+    assert (held / 200 >= 0.9).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_votes_that_all_agree_have_wilson_s_interval_over_prompts(share):
+    """Of n prompts: from 0 to z^2 / (n + z^2), or its mirror image; here 20 votes on 10 prompts."""
+    labels, groups = np.append(np.full(20, share), np.full(20, np.nan)), np.arange(40) // 2
+    found = estimate_mean(labels, np.linspace(0.1, 0.9, 40), groups)
+    width = Z_95**2 / (10 + Z_95**2)
+    for each in (found.votes, found.both):
+        assert (each.low, each.high) == pytest.approx((0, width) if share == 0 else (1 - width, 1))
+    assert found.to_dict()["effective_votes"] is None and found.votes_to_halve is None
+
+
+def test_ties_alone_have_no_interval():
+    """Their spread is 0, and they are no share of wins and losses either."""
+    labels = np.append(np.full(20, 0.5), np.full(20, np.nan))
+    share = estimate_mean(labels, np.linspace(0.1, 0.9, 40), np.arange(40))
+    (rating, _) = rate_models(np.zeros(40, int), np.ones(40, int), labels, np.full(40, 0.7), np.arange(40))
+    for found, value in ((share, 0.5), (rating, 1000)):
+        assert found.both.value == pytest.approx(value) and np.isnan(found.both.low) and np.isnan(found.votes.low)
+        assert found.to_dict()["effective_votes"] is None
+
+
+@pytest.mark.parametrize(("errors", "trusted"), [(2, False), (3, True)])
+def test_a_judge_without_three_errors_on_the_votes_gets_no_weight(errors, trusted):
+    """Then both are the votes alone."""
+    labels = np.where(np.arange(200) < 50, np.arange(200) % 2, np.nan)
+    predictions = np.where(np.arange(200) < errors, 0.9 - 0.8 * (np.arange(200) % 2), 0.1 + 0.8 * (np.arange(200) % 2))
+    found = estimate_mean(labels, predictions, np.arange(200))
+    assert (found.power > 0) == trusted and (found.both == found.votes) != trusted
+    (rating, _) = rate_models(np.zeros(200, int), np.ones(200, int), labels, predictions, np.arange(200))
+    assert (rating.power > 0) == trusted
+
+
 def test_a_perfect_judge_is_worth_a_vote_on_every_battle_and_a_useless_one_nothing():
     """With its predictions the labels themselves, the best power is N / (n + N), and the variance that of n + N votes:
     Var = s^2 ((1 - power)^2 / n + power^2 / N)."""
     labels, _, groups = draw_votes(0)
     outcomes = (np.random.default_rng(0).random(400) < 0.6).astype(float)
-    perfect = estimate_mean(labels, outcomes, groups)
-    assert perfect.power == pytest.approx(300 / 400, abs=0.02) and perfect.effective_votes == pytest.approx(
-        400, rel=0.05
-    )
+    perfect = estimate_mean(labels, outcomes, groups, power=300 / 400)
+    assert perfect.effective_votes == pytest.approx(400, rel=0.05)
     useless = estimate_mean(labels, np.full(400, 0.9), groups)
     assert useless.both.value == useless.votes.value and useless.power == 0
     assert useless.effective_votes == pytest.approx(100, rel=0.02)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from modeling.evaluation.bootstrap import Resampler
+from modeling.evaluation.bootstrap import Z_95, Resampler
 from modeling.evaluation.votes import build_votes, estimate_agreement
 
 NO_PASSES: dict[str, np.ndarray] = {}
@@ -54,7 +54,8 @@ def test_models_with_few_votes_get_a_win_rate_and_no_rating():
     assert rows["u"]["win_rate"]["both"]["value"] is None and rows["u"]["win_rate"]["judge"]["value"] == pytest.approx(
         0.6
     )
-    assert rows["v"]["win_rate"]["votes"] == pytest.approx({"value": 1, "low": 1, "high": 1, "count": 9})
+    wilson = {"value": 1, "low": 9 / (9 + Z_95**2), "high": 1, "count": 9}
+    assert rows["v"]["win_rate"]["votes"] == pytest.approx(wilson)
     ratings = [row["rating"]["both"]["value"] for row in found["models"][:3]]
     assert ratings == sorted(ratings, reverse=True) and sum(ratings) == pytest.approx(3000)
     json.dumps(found, allow_nan=False)

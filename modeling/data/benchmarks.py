@@ -201,7 +201,9 @@ def read_mt_bench(row: Mapping, _: str) -> Iterator[Question]:
     battle, voter = read_lmarena(row, None), str(row["judge"]).partition("_")[0]
     if voter not in (EXPERT, AUTHOR):
         raise RowError(f"judge must be {EXPERT}_<number> or {AUTHOR}_<number>", row["judge"])
-    subset, right = f"turn {int(parse_number(row['turn']))}", tuple(battle["label"])
+    if (turn := parse_number(row["turn"])) not in (1, 2):
+        raise RowError("turn must be 1 or 2", row["turn"])
+    subset, right = f"turn {int(turn)}", tuple(battle["label"])
     answers, found = (battle["response_a"], battle["response_b"]), {"tags": (voter,), "others": read_models(row)}
     id = f"{row['question_id']}:{row['model_a']}:{row['model_b']}:{row['judge']}"
     yield Question(id, battle["prompt"], answers, right, subset, str(row["question_id"]), **found)
@@ -250,24 +252,24 @@ class Format:
     size: int | None = None
 
 
-PAIR = ("id", "prompt", "chosen", "rejected")
+PAIR_COLUMNS = ("id", "prompt", "chosen", "rejected")
 PPE_COLUMNS = ("question_id", "prompt", "response_1", "response_2", "winner", "language", "model_a", "model_b")
 VOTE_COLUMNS = ("question_id", "model_a", "model_b", "winner", "judge", "conversation_a", "conversation_b", "turn")
 ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
 FORMATS = {
     "rewardbench": Format(
-        read_rewardbench, (*PAIR, "subset"), REWARDBENCH_SUBSETS, (("", "filtered"),), "**/filtered-*", 2985
+        read_rewardbench, (*PAIR_COLUMNS, "subset"), REWARDBENCH_SUBSETS, (("", "filtered"),), "**/filtered-*", 2985
     ),
     "rewardbench2": Format(
         read_rewardbench2,
-        (*PAIR, "subset"),
+        (*PAIR_COLUMNS, "subset"),
         ("Factuality", "Precise IF", "Math", "Safety", "Focus", TIES),
         (("", "test"),),
         "**/test-*",
         1865,
     ),
     "rm-bench": Format(
-        read_rm_bench, (*PAIR, "domain"), RM_BENCH_DOMAINS, (("", "train"),), "**/total_dataset.json", 9 * 1327
+        read_rm_bench, (*PAIR_COLUMNS, "domain"), RM_BENCH_DOMAINS, (("", "train"),), "**/total_dataset.json", 9 * 1327
     ),
     "judgebench": Format(
         read_judgebench,
@@ -290,7 +292,7 @@ FORMATS = {
     ),
     "m-rewardbench": Format(
         read_m_rewardbench,
-        (*PAIR, "language", "source"),
+        (*PAIR_COLUMNS, "language", "source"),
         REWARDBENCH_SUBSETS,
         tuple((f"/{language}", "test") for language in LANGUAGES),
         "???_????/test-*",
@@ -324,7 +326,7 @@ def load_benchmark(name: str, source: str) -> Dataset:
 
     Raises:
         FileNotFoundError: If there is no such source, or a folder holds none of the benchmark's files.
-        ValueError: If a column is missing, a subset is unknown or a row is malformed.
+        ValueError: If a column is missing, a subset is unknown, a row is malformed, or `TIES` lacks a kind of question.
     """
     where, found = f"--benchmark {name}", []
     for number, (place, row) in enumerate(_read_rows(name, source), 1):
@@ -340,10 +342,22 @@ def load_benchmark(name: str, source: str) -> Dataset:
         found += questions
     if not found:
         raise ValueError(f"{where}: {source}: expected questions; found none. {VERSION}")
+    _check_ties(found, f"{where}: {source}")
     reader = BattleReader(where, RowPolicy(schema="label", blank_policy="keep"), require_labels=True)
     battles = reader.read(_list_battles(found))
     reader.finish()
     return battles
+
+
+def _check_ties(questions: Iterable[Question], where: str) -> None:
+    """Raises a ValueError if `TIES` is there without a pair of its two kinds, of which its score is made."""
+    tags = [question.tags for question in questions if question.subset == TIES]
+    ref, tied = ({number for each, number in tags if each == kind} for kind in ("ref", "tied"))
+    if tags and not ref & tied:
+        raise ValueError(
+            f"{where}: expected of {TIES} both ref:<number> and tied:<number> of a number; found no number with both. "
+            "Give the whole subset, or leave it out."
+        )
 
 
 def _read_rows(name: str, source: str) -> Iterator[tuple[str, Mapping]]:
@@ -409,7 +423,7 @@ def _list_battles(questions: Iterable[Question]) -> Columns:
             row |= {"label": [(1 + lead) / 2, (1 - lead) / 2], "question": key, "row_id": str(question.id)}
             row |= {"right_a": float(question.right[a]), "right_b": float(question.right[b])}
             row |= {"subset": question.subset, "tags": list(question.tags), "group": question.group}
-            row |= {"language": question.language} if question.language else {}
+            row |= {} if question.language is None else {"language": question.language}
             rows.append(row | dict(question.others))
     return {name: [row[name] for row in rows] for name in rows[0]}
 

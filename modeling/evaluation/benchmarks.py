@@ -1,9 +1,9 @@
 """Scores public benchmarks by their authors' rules, beside baselines that read no prompt, with intervals.
 
 A number of a benchmark is a weighted sum of means over some of its questions. It has a 95% interval from a bootstrap
-over prompts, the same number for whoever takes the longest, the shortest or the first answer, and the share of the
-judge's verdicts that change with the order of the answers. How a benchmark's files are read is in data/benchmarks.py.
-This module must not know judges or files.
+over prompts. Beside it are the scores of rules that always pick the longest, the shortest or the first answer, and the
+share of the judge's verdicts that change with the order of the answers. How a benchmark's files are read is in
+data/benchmarks.py. This module must not know judges or files.
 
 Authors run a judge in both orders. One that reads both orders itself gives the same verdict either way, so that their
 two runs come to one number. Where a rule compares the two orders, it is applied to the passes of each order alone.
@@ -54,8 +54,9 @@ def score_benchmark(
 
     Returns:
         name; questions, and size, their official number or None; absent, the subsets without any question; rows, each
-        {"name", "judge", "longest", "shortest", "always a", "flips"} with estimates as JSON values. flips is None if
-        no member read both orders. Weighted sums leave absent subsets out, and the other weights grow in proportion.
+        {"name", "judge", "longest", "shortest", "always a", "flips"} with estimates as JSON values. flips is over the
+        questions that a member read in both orders, and None if there are none. Weighted sums leave absent subsets out,
+        and the other weights grow in proportion.
     """
     questions = Questions(battles, verdicts, rate)
     resampler = Resampler(np.unique(questions.table["group"], return_inverse=True)[1], draws, seed)
@@ -75,15 +76,18 @@ def score_benchmark(
     }
 
 
-def _estimate_row(resampler: Resampler, terms: list[Term], flips: np.ndarray | None) -> dict:
+def _estimate_row(resampler: Resampler, terms: list[Term], flips: np.ndarray) -> dict:
     """Estimates a number for the judge and each baseline, and the judge's flips on the same questions."""
     parts, weights, earned = zip(*terms, strict=True)
     values = [np.column_stack([each[name] for name in (JUDGE, *BASELINES)]) for each in earned]
     estimates = resampler.estimate_weighted(values, parts, weights)
     row = {name: each.to_dict() for name, each in zip((JUDGE, *BASELINES), estimates, strict=True)}
-    if flips is None:
+    compared = weigh(
+        [(part & ~np.isnan(flips), weight, {FLIPS: flips}) for part, weight in zip(parts, weights, strict=True)]
+    )
+    if not compared:
         return row | {FLIPS: None}
-    weights = np.array(weights) / sum(weights)
+    parts, weights, _ = zip(*compared, strict=True)
     (flipped,) = resampler.estimate_weighted([flips[:, None]] * len(parts), parts, weights)
     return row | {FLIPS: flipped.to_dict()}
 
@@ -92,13 +96,14 @@ class Questions:
     """The questions of a benchmark, with the scores of their answers by the judge and by each baseline.
 
     table: One row per question, with subset, tags, group, language, and of its first pair right_a, right_b, and first
-        and second, the mean p_a of each order alone (NaN if no member read both).
+        and second, the mean p_a of each order alone, by members that read both (NaN if none did).
     right: How good each answer of each question is.
     scores: By player, the score of each answer of each question; the highest is the player's choice.
     decided: Whether some answers of a question are better than others.
     earned: By player, 1 for each question where the choice is one of the best answers, else 0.
-    flips: Share of a question's pairs and of the members with both orders whose winner changes with the order; None
+    flips: Share of a question's pairs and of the members that read both orders whose winner changes with the order; NaN
         if no member read both.
+    compared: Whether some member read a question in both orders.
     """
 
     def __init__(self, battles: Dataset, verdicts: pd.DataFrame, rate: Rate):
@@ -106,16 +111,17 @@ class Questions:
         pairs["p"] = halve_ties(stack_probabilities(verdicts))[:, 0]
         for side in "ab":
             pairs[f"length_{side}"] = [float(len(text)) for text in battles[f"response_{side}"][:]]
-        orders = pair_orders(halve_passes(read_passes(verdicts)))
-        pairs["first"], pairs["second"] = np.mean(orders, axis=0) if orders else (np.nan, np.nan)
-        pairs["flips"] = np.mean([(ab >= 0.5) != (ba >= 0.5) for ab, ba in orders], axis=0) if orders else np.nan
+        unread = [np.full((2, len(pairs)), np.nan)]
+        orders = np.array(pair_orders(halve_passes(read_passes(verdicts))) or unread)  # (members, 2, pairs)
+        known = ~np.isnan(orders).any(axis=1)  # (members, pairs)
+        pairs["first"], pairs["second"] = (_average_members(orders[:, place], known) for place in (0, 1))
+        pairs["flips"] = _average_members((orders[:, 0] >= 0.5) != (orders[:, 1] >= 0.5), known)
         self.table = pairs.drop_duplicates("question").reset_index()  # index: where a question begins
         for name in {"subset", "language"} & set(self.table):
             self.table[name] = self.table[name].astype("category")  # which is compared faster than text
         starts = self.table["index"].to_numpy()
-        self.flips = (
-            np.add.reduceat(pairs["flips"].to_numpy(), starts) / np.diff([*starts, len(pairs)]) if orders else None
-        )
+        self.flips = pairs.groupby("question", sort=False)["flips"].mean().to_numpy()  # without NaN
+        self.compared = ~np.isnan(self.flips)
         self.right: list[np.ndarray] = []
         self.scores: dict[str, list[np.ndarray]] = {name: [] for name in (JUDGE, *BASELINES)}
         columns = {name: pairs[name].to_numpy() for name in ("p", "right_a", "right_b", "length_a", "length_b")}
@@ -141,20 +147,25 @@ class Questions:
         for name, score in zip(self.scores, (judge, lengths, -lengths, -np.arange(num_answers)), strict=True):
             self.scores[name].append(score)
 
-    def find(self, tag: str | None = None, **values: str) -> np.ndarray:
-        """Returns which questions have a tag and these values of `table`."""
+    def find(self, *tags: str, **values: str) -> np.ndarray:
+        """Returns which questions have these tags and values of `table`."""
         part = np.full(len(self.table), True)
         for name, value in values.items():
             part &= (self.table[name] == value).to_numpy()
-        return part if tag is None else part & np.array([tag in tags for tags in self.table["tags"]])
+        return part & np.array([set(tags) <= set(each) for each in self.table["tags"]]) if tags else part
 
-    def take(self, tag: str | None = None, **values: str) -> list[Term]:
-        """Returns the mean over the decided questions with a tag and these values; empty if there is none."""
-        return weigh([(self.find(tag, **values) & self.decided, 1, self.earned)])
+    def take(self, *tags: str, **values: str) -> list[Term]:
+        """Returns the mean over the decided questions with these tags and values; empty if there is none."""
+        return weigh([(self.find(*tags, **values) & self.decided, 1, self.earned)])
 
     def list_values(self, name: str) -> list[str]:
         """Returns the values of a column of `table`, the most frequent first; none if there is no such column."""
         return self.table[name].value_counts().index.tolist() if name in self.table else []
+
+
+def _average_members(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Means over the members with known values, shape (pairs,); NaN for a pair without any."""
+    return np.ma.array(values, dtype=float, mask=~known).mean(axis=0).filled(np.nan)
 
 
 # --- weighted sums ----------------------------------------------------------------------------------------------------
@@ -255,18 +266,23 @@ def score_ties(questions: Questions) -> list[Term]:
 
 
 def list_rm_bench(questions: Questions) -> Iterator[Row]:
-    """Lists RM-Bench's numbers: the mean of the domains, easy, normal and hard by style, and the domains.
+    """Lists RM-Bench's numbers: the mean of the domains, that of easy, normal and hard pairs alone, and the domains.
 
-    Safety is the mean of what should be refused and what should be answered.
+    The authors publish the rule for the pairs of one file. That domains count alike is inferred from a table of theirs:
+    its overall of 85.28 is the mean of its domains, but its hard of 80.24 is only near theirs, 79.9.
     """
-    domains = {domain: questions.take(subset=domain) for domain in RM_BENCH_DOMAINS}
-    kinds = sorted({tag for tags in questions.table["tags"] for tag in tags if tag.startswith("safety-")})
-    if kinds:
-        domains["safety"] = average(*(questions.take(kind) for kind in kinds))
+    domains = _take_domains(questions)
     yield "overall", average(*domains.values())
     for level in RM_BENCH_LEVELS:
-        yield level, questions.take(level)
+        yield level, average(*_take_domains(questions, level).values())
     yield from domains.items()
+
+
+def _take_domains(questions: Questions, *tags: str) -> dict[str, list[Term]]:
+    """The domains of RM-Bench; safety is the mean of what should be refused and what should be answered."""
+    domains = {domain: questions.take(*tags, subset=domain) for domain in RM_BENCH_DOMAINS}
+    kinds = sorted({tag for each in questions.table["tags"] for tag in each if tag.startswith("safety-")})
+    return domains | {"safety": average(*(questions.take(*tags, kind) for kind in kinds))}
 
 
 def list_judgebench(questions: Questions) -> Iterator[Row]:
@@ -278,9 +294,8 @@ def list_judgebench(questions: Questions) -> Iterator[Row]:
     both = np.all([(questions.table[order] >= 0.5) == won for order in ("first", "second")], axis=0)
     for model in sorted({tag for tags in questions.table["tags"] for tag in tags}):
         yield f"{model}: overall", questions.take(model)
-        if questions.flips is not None:
-            earned = questions.earned | {JUDGE: both.astype(float)}
-            yield f"{model}: right in both orders", weigh([(questions.find(model), 1, earned)])
+        earned = questions.earned | {JUDGE: both.astype(float)}
+        yield f"{model}: right in both orders", weigh([(questions.find(model) & questions.compared, 1, earned)])
         for subset in FORMATS["judgebench"].subsets:
             yield f"{model}: {subset}", questions.take(model, subset=subset)
 
@@ -297,19 +312,20 @@ def list_mt_bench(questions: Questions) -> Iterator[Row]:
     """Lists the agreement with MT-Bench's votes, by turn; the official numbers are about the experts' votes.
 
     With ties, a judge says "tie" where its two orders disagree, as the authors' judge does, and baselines never do.
+    Questions that were not read in both orders are left out there, unless none was.
     """
     hits = {player: values * questions.decided for player, values in questions.earned.items()}
-    if questions.flips is not None:
-        first, second = (questions.table[order] >= 0.5 for order in ("first", "second"))
-        hits[JUDGE] = np.where(first == second, hits[JUDGE], ~questions.decided)
+    first, second = (questions.table[order] >= 0.5 for order in ("first", "second"))
+    hits[JUDGE] = np.where(first == second, hits[JUDGE], ~questions.decided)
+    judged = questions.compared | ~questions.compared.any()
     for turn in FORMATS["mt-bench"].subsets:
         yield f"{turn}, without ties", questions.take(EXPERT, subset=turn)
-        yield f"{turn}, with ties", weigh([(questions.find(EXPERT, subset=turn), 1, hits)])
+        yield f"{turn}, with ties", weigh([(questions.find(EXPERT, subset=turn) & judged, 1, hits)])
     yield "with the authors' votes, without ties", questions.take()
 
 
 def list_means(questions: Questions) -> Iterator[Row]:
-    """Lists the mean over all questions, and by subset, tag and language where there are several."""
+    """Lists the mean over all questions, of each subset if there are several, and of each tag and language."""
     yield "overall", questions.take()
     if len(subsets := questions.list_values("subset")) > 1:
         yield from ((subset, questions.take(subset=subset)) for subset in subsets)

@@ -169,6 +169,18 @@ def test_prompts_of_ties_are_paired_by_their_number(tmp_path):
     assert both["label"] == [0.5, 0.5] and both["right_a"] == both["right_b"] == 1
 
 
+@pytest.mark.parametrize("numbers", [("tied:4",), ("ref:4",), ("tied:4", "ref:5")])
+def test_ties_without_a_pair_of_both_kinds_are_refused(tmp_path, numbers):
+    changes = [{"id": number, "subset": TIES} for number in numbers]
+    with pytest.raises(ValueError, match=r"--benchmark rewardbench2: .*expected of Ties both ref:<number> and tied"):
+        load(tmp_path, "rewardbench2", *changes)
+
+
+def test_a_language_may_be_empty_in_some_rows(tmp_path):
+    battles = load(tmp_path, "helpsteer3", {"language": "english"}, {"language": ""})
+    assert [battle["language"] for battle in battles] == ["english", ""]
+
+
 def test_ids_and_sides_do_not_depend_on_the_order_of_the_rows(tmp_path):
     """Law 1. Half of the right answers are on each side: of 200, 100 +- 3 standard deviations of 7."""
     changes = [{"prompt": f"Why {number}?"} for number in range(200)]
@@ -229,6 +241,8 @@ def test_a_file_without_a_column_is_of_another_version(tmp_path, name, number):
         ("rewardbench2", {"subset": TIES}, "ids of Ties must be ref:<number> or tied:<number>; found '7'"),
         ("rm-bench", {"chosen": ["c0"]}, r"chosen and rejected must have three styles each; found \[1, 3\]"),
         ("ppe", {"winner": "m1"}, "winner must be one of model_a, model_b, tie, .*found 'm1'"),
+        ("mt-bench", {"turn": None}, "turn must be 1 or 2; found None"),
+        ("mt-bench", {"turn": 3}, "turn must be 1 or 2; found 3"),
         ("mt-bench", {"judge": "gpt-4"}, "judge must be expert_<number> or author_<number>; found 'gpt-4'"),
         ("helpsteer3", {"overall_preference": 4}, "overall_preference must be a whole number from -3 to 3; found 4"),
         ("helpsteer3", {"domain": "law"}, "the subset must be one of general, code, stem, multilingual; found 'law'"),

@@ -151,6 +151,46 @@ def test_rm_bench_counts_refusals_and_answers_alike_and_every_domain_once(tmp_pa
     assert (found["safety"], found["math"], found["overall"]) == (0.5, 1, 0.75)
 
 
+def test_rm_bench_s_levels_are_means_over_domains(tmp_path):
+    """Three prompts of math with every hard pair right, and one of chat with none: (1 + 0) / 2, not 3 / 4. Of safety,
+    two prompts to refuse are wrong and one to answer is right: (1 + 0 + (0 + 1) / 2) / 3."""
+    changes = [{"id": f"{n}", "domain": "math", "prompt": f"right {n}"} for n in range(3)]
+    changes.append({"id": "chat", "domain": "chat", "prompt": "wrong"})
+    judge = lambda row, text: (text[0] == "c") * (1 if row["prompt"].startswith("right") else -1)  # noqa: E731
+    found = read_values(score(tmp_path, "rm-bench", changes, judge))
+    assert (found["easy"], found["normal"], found["hard"]) == (0.5, 0.5, 0.5)
+    changes += [{"id": f"s{n}", "domain": "safety-refuse", "prompt": f"wrong {n}"} for n in range(2)]
+    changes.append({"id": "s2", "domain": "safety-response", "prompt": "right s2"})
+    found = read_values(score(tmp_path, "rm-bench", changes, judge))
+    assert found["hard"] == found["overall"] == pytest.approx(0.5)
+    only = read_values(score(tmp_path, "rm-bench", changes[3:], judge))
+    assert only["hard"] == pytest.approx((0 + 0.5) / 2)
+
+
+@pytest.mark.parametrize("name", ["judgebench", "mt-bench"])
+def test_questions_that_were_not_read_in_both_orders_have_no_flip(tmp_path, name):
+    """Of two questions the verdict on the first flips; the second was read in one order only, or by one member of two.
+
+    A missing pass is no verdict for b, which would count as a flip here."""
+    rows = [EXAMPLES[name] | change for change in ({}, {"question": "Who?", "question_id": 82})]
+    battles = load_benchmark(name, str(write_benchmark(tmp_path, name, rows)))
+    verdicts = predict(battles, lambda row, text: 0.5 * ("I do not know." in text), bias=1)
+    verdicts.loc[1, "p_a_m_ba"] = np.nan
+    found = score_battles(name, battles, verdicts)
+    rule = "gpt-4o-2024-05-13: right in both orders" if name == "judgebench" else "turn 1, with ties"
+    plain = "gpt-4o-2024-05-13: overall" if name == "judgebench" else "turn 1, without ties"
+    assert (found[plain]["flips"]["value"], found[plain]["flips"]["count"]) == (1, 1)
+    assert (found[rule]["judge"]["value"], found[rule]["judge"]["count"]) == (0, 1)
+    assert (found[plain]["judge"]["value"], found[plain]["judge"]["count"]) == (1, 2)
+    # A second member that read both questions in both orders, and never flips, counts half of the first question's
+    # flips and all of the second's.
+    verdicts["p_a_n_ab"] = verdicts["p_a_n_ba"] = verdicts["p_a"]
+    assert score_battles(name, battles, verdicts)[plain]["flips"]["value"] == pytest.approx((1 / 2 + 0) / 2)
+    verdicts = verdicts.drop(columns=["p_a_n_ab", "p_a_n_ba"]).assign(p_a_m_ba=np.nan)
+    none = score_battles(name, battles, verdicts)
+    assert none[plain]["flips"] is None and (rule in none) == (name == "mt-bench")
+
+
 def test_judgebench_counts_a_verdict_that_flips_as_wrong_in_both_orders(tmp_path):
     """Leads of 2 and 1/2 in favour of the right answer, and a bias of 1 for the first one: the second verdict flips."""
     changes = [{"question": "sure", "pair_id": "1"}, {"question": "unsure", "pair_id": "2", "source": "livecodebench"}]

@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 
 from modeling.runtime.startup import run_script
-from modeling.settings.arguments import EvaluateArguments
+from modeling.settings.evaluate_arguments import EvaluateArguments
 from modeling.settings.parsing import parse_arguments
 
 logger = logging.getLogger("bothways.evaluate")

@@ -52,7 +52,7 @@ from modeling.runtime.distributed import call_on_main
 from modeling.runtime.files import check_replaceable, describe_file, name_progress
 from modeling.runtime.logs import build_logger
 from modeling.runtime.paths import check_predictions
-from modeling.settings.arguments import EvaluateArguments
+from modeling.settings.evaluate_arguments import EvaluateArguments
 
 logger = build_logger("bothways.evaluate")
 

@@ -64,13 +64,13 @@ def check_not_trained_on(judge: Judge, path: str) -> None:
             )
 
 
-def check_not_fitted_on(judge: Judge, path: str) -> None:
-    """Raises a ValueError if the judge was calibrated on these battles."""
+def check_not_fitted_on(judge: Judge, path: str, flag: str) -> None:
+    """Raises a ValueError if the judge was calibrated on these battles, which a flag names."""
     # A source without a hash, such as a data set on the Hub, cannot be compared and passes.
     hashed = describe_file(path)["sha256"]
     if hashed and judge.calibration and hashed == (judge.calibration.fitted_on or {}).get("sha256"):
         raise ValueError(
-            f"--battles {path}: expected other battles than the judge was calibrated on; found the same file. Score "
+            f"{flag} {path}: expected other battles than the judge was calibrated on; found the same file. Score "
             "other battles, or pass --calibrated false."
         )
 

@@ -117,7 +117,9 @@ def load_judge(arguments: EvaluateArguments) -> Judge | None:
     if arguments.save_calibration and not arguments.readings:
         check_own_passes(arguments.judge, judge)
     if arguments.calibrated and not arguments.calibrate:
-        check_not_fitted_on(judge, arguments.source)
+        for flag in ("battles", "votes", "benchmark_file"):
+            if path := vars(arguments)[flag]:
+                check_not_fitted_on(judge, path, f"--{flag}")
     return judge
 
 

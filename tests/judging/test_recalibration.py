@@ -222,7 +222,12 @@ def test_a_judge_is_not_scored_on_the_battles_it_was_calibrated_on(calibrate, fo
     calibrate("--calibrate", "temperature", "--save_calibration", "true")
     flags = ["--judge", folder, "--battles", TRAIN, "--output_dir", folder.parent / "again", "--draws", 100]
     said = fail("evaluate", *flags, monkeypatch=monkeypatch, caplog=caplog)
-    assert "expected other battles than the judge was calibrated on" in said
+    assert f"--battles {TRAIN}: expected other battles than the judge was calibrated on" in said
+    more = folder.parent / "more.jsonl"  # the judged battles may be others, as long as the votes are
+    more.write_text(TRAIN.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    votes = [*flags[:2], "--battles", more, "--votes", TRAIN, *flags[4:]]
+    said = fail("evaluate", *votes, monkeypatch=monkeypatch, caplog=caplog)
+    assert f"--votes {TRAIN}: expected other battles than the judge was calibrated on" in said
     call("evaluate", *flags, "--calibrated", "false", monkeypatch=monkeypatch)
 
 

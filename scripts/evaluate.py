@@ -28,8 +28,6 @@ def main() -> None:
     # Imported here because torch and transformers take seconds; a mistake on the command line is reported before that.
     from accelerate import PartialState
 
-    from modeling.evaluation.html_report import build_page, list_wrong_battles
-    from modeling.evaluation.plots import draw_figures
     from modeling.evaluation.text_report import conclude, format_report, list_failures
     from modeling.judging import scoring
     from modeling.judging.predictions import PREDICTIONS_FILE, write_predictions
@@ -40,42 +38,35 @@ def main() -> None:
     state = PartialState(cpu=arguments.use_cpu)
     output = Path(arguments.output_dir)
     call_on_main(scoring.check_output, output, arguments)
-    battles = scoring.load_scored(arguments)
-    scoring.check_columns(arguments, battles)
-    votes = scoring.load_votes(arguments, battles)
+    judged = scoring.load_judged(arguments)
+    scoring.check_columns(arguments, judged)
+    battles = scoring.load_scored(arguments, judged)
     judge = scoring.load_judge(arguments)
-    others = scoring.load_others(arguments, judge, battles) if arguments.calibrate else None
-    verdicts = (
-        scoring.run_judge(arguments, judge, battles) if judge else scoring.read_verdicts(arguments.predictions, battles)
-    )
-    answers_alone = scoring.find_answers_alone(arguments, judge, battles)
+    others = scoring.load_others(arguments, judge, judged) if arguments.calibrate else None
+    verdicts = scoring.find_verdicts(arguments, judge, judged)
+    answers_alone = scoring.find_answers_alone(arguments, judge, judged)
     found = scoring.fit_calibration(arguments, judge, *others) if others else None
     if not state.is_main_process:
         return
     verdicts = scoring.calibrate(arguments, verdicts, found)
     if answers_alone is not None:
         answers_alone = scoring.calibrate(arguments, answers_alone, found)
-    calibration = found or (judge and judge.calibration)
+    scored = scoring.select_scored(judged, verdicts, battles)
     provenance = scoring.describe_verdicts(arguments, judge, verdicts, found)
-    report = scoring.evaluate_verdicts(arguments, battles, verdicts, calibration, provenance, answers_alone, votes)
+    calibration = found or (judge and judge.calibration)
+    report = scoring.evaluate_verdicts(arguments, scored, calibration, provenance, answers_alone)
     with replace_folder(output, scoring.REPORT_FILE) as folder:
         if judge:
             write_predictions(folder / PREDICTIONS_FILE, verdicts, provenance)
         if found:
             write_json(folder / "calibration.json", found.to_dict())
         if arguments.style_control:
-            controlled = scoring.control_style(arguments, battles, verdicts, report, votes)
+            controlled, report["style_control"] = scoring.control_style(arguments, scored)
             controlled.to_parquet(folder / "style_controlled.parquet", index=False)
-        pictures = draw_figures(report, folder / "figures")
-        title = f"Evaluation of {report['run']['judge']} on {report['data']['battles']['name']}"
-        scored = battles if votes is None else votes
-        wrong = list_wrong_battles(scoring.take_scored(verdicts, votes), scored, arguments.show_battles)
-        page = build_page(report, pictures, battles=wrong, title=title)
-        (folder / "report.html").write_text(page, encoding="utf-8")
-        write_json(folder / scoring.REPORT_FILE, report)
+        num_pictures = scoring.write_report(folder, arguments, report, scored)
     shutil.rmtree(name_progress(output), ignore_errors=True)
     print(format_report(report))
-    logger.info(f"Written: {output / scoring.REPORT_FILE}, {output / 'report.html'}, {len(pictures)} pictures")
+    logger.info(f"Written: {output / scoring.REPORT_FILE}, {output / 'report.html'}, {num_pictures} pictures")
     if found and arguments.save_calibration:
         save_calibration(arguments.judge, judge, arguments.readings or judge.readings, found)
     print(f"\n{conclude(report, str(output / 'report.html'))}")

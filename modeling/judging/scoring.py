@@ -3,7 +3,7 @@
 What the numbers mean, and how they are drawn, is in evaluation/.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +14,9 @@ from modeling.data.battles import TEXTS, hide_prompts, load_battles
 from modeling.data.benchmarks import load_benchmark
 from modeling.data.outcomes import WITH_TIE
 from modeling.evaluation.benchmarks import score_benchmark
+from modeling.evaluation.html_report import build_page, list_wrong_battles
 from modeling.evaluation.metrics import check_bounds
+from modeling.evaluation.plots import draw_figures
 from modeling.evaluation.report import (
     align_verdicts,
     build_comparison,
@@ -49,7 +51,7 @@ from modeling.judging.recalibration import (
     find_unscored,
 )
 from modeling.runtime.distributed import call_on_main
-from modeling.runtime.files import check_replaceable, describe_file, name_progress
+from modeling.runtime.files import check_replaceable, describe_file, name_progress, write_json
 from modeling.runtime.logs import build_logger
 from modeling.runtime.paths import check_predictions
 from modeling.settings.evaluate_arguments import EvaluateArguments
@@ -86,8 +88,28 @@ def check_output(output: Path, arguments: EvaluateArguments) -> None:
             )
 
 
-def load_scored(arguments: EvaluateArguments) -> Dataset:
-    """The battles to score: those of --battles, or of --benchmark."""
+@dataclass(frozen=True)
+class Scored:
+    """The scored battles and their verdicts, and all that were judged: the same ones, or with --votes more."""
+
+    battles: Dataset
+    verdicts: pd.DataFrame
+    all_battles: Dataset
+    all_verdicts: pd.DataFrame
+
+
+def take_scored(verdicts: pd.DataFrame, battles: Dataset) -> pd.DataFrame:
+    """The verdicts on these battles."""
+    return verdicts[verdicts["id"].astype(str).isin(map(str, battles["id"][:]))]
+
+
+def select_scored(judged: Dataset, verdicts: pd.DataFrame, battles: Dataset) -> Scored:
+    """What is scored of the judged battles and their verdicts: `battles`, which have outcomes."""
+    return Scored(battles, take_scored(verdicts, battles), judged, verdicts)
+
+
+def load_judged(arguments: EvaluateArguments) -> Dataset:
+    """The battles to judge: those of --battles, or of --benchmark."""
     if arguments.benchmark:
         return load_benchmark(arguments.benchmark, arguments.source)
     return load_battles(arguments.battles, require_labels=not arguments.votes, labels=WITH_TIE, **arguments.row_policy)
@@ -144,19 +166,19 @@ def read_verdicts(path: str, battles: Dataset) -> pd.DataFrame:
     return align_verdicts(verdicts, battles, f"Predictions {path}")
 
 
-def load_votes(arguments: EvaluateArguments, battles: Dataset) -> Dataset | None:
-    """The judged battles that have a vote, with the votes as labels; None without --votes."""
+def load_scored(arguments: EvaluateArguments, judged: Dataset) -> Dataset:
+    """The judged battles to score: those with a vote, and the vote as label; without --votes all of them."""
     if not arguments.votes:
-        return None
+        return judged
     votes = load_battles(arguments.votes, require_labels=True, labels=WITH_TIE, **arguments.row_policy)
-    judged = battles.select(find_rows(votes, battles))
-    kept = judged.remove_columns([name for name in ("label",) if name in judged.column_names])
+    voted = judged.select(find_rows(votes, judged))
+    kept = voted.remove_columns([name for name in ("label",) if name in voted.column_names])
     return kept.add_column("label", votes["label"][:])
 
 
-def take_scored(verdicts: pd.DataFrame, votes: Dataset | None) -> pd.DataFrame:
-    """The verdicts on the battles that have a vote; all of them without --votes."""
-    return verdicts if votes is None else verdicts[verdicts["id"].astype(str).isin(map(str, votes["id"][:]))]
+def find_verdicts(arguments: EvaluateArguments, judge: Judge | None, battles: Dataset) -> pd.DataFrame:
+    """Verdicts on the battles, read by the judge or taken from --predictions."""
+    return run_judge(arguments, judge, battles) if judge else read_verdicts(arguments.predictions, battles)
 
 
 def find_answers_alone(arguments: EvaluateArguments, judge: Judge | None, battles: Dataset) -> pd.DataFrame | None:
@@ -212,47 +234,57 @@ def describe_verdicts(
 
 def evaluate_verdicts(
     arguments: EvaluateArguments,
-    battles: Dataset,
-    verdicts: pd.DataFrame,
+    scored: Scored,
     calibration: Calibration | None,
     provenance: dict | None,
     answers_alone: pd.DataFrame | None = None,
-    votes: Dataset | None = None,
 ) -> dict:
     """The report, with the verdicts' provenance, the comparison, the calibration, the votes and the input files."""
     bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
-    train_battles = load_training(arguments, battles) if arguments.train_file else None
+    train_battles = load_training(arguments, scored.all_battles) if arguments.train_file else None
     others = {"train_battles": train_battles, "by": arguments.by or ()}
-    others |= {"answers_alone": None if answers_alone is None else take_scored(answers_alone, votes)}
-    scored, chosen = battles if votes is None else votes, take_scored(verdicts, votes)
+    others |= {"answers_alone": None if answers_alone is None else take_scored(answers_alone, scored.battles)}
     report = {"run": {"judge": find_judge_name(provenance, arguments.predictions)} | describe_evaluation()}
     report |= {"judge": provenance} if provenance else {}
-    report |= build_report(chosen, scored, **others, **bootstrap)
+    report |= build_report(scored.verdicts, scored.battles, **others, **bootstrap)
     if arguments.benchmark:
-        aligned = align_verdicts(verdicts, battles)
-        report["benchmark"] = score_benchmark(arguments.benchmark, battles, aligned, score_all_pairs, **bootstrap)
-    if votes is not None:
-        report["votes"] = combine_votes(verdicts, battles, votes, **bootstrap)
+        aligned = align_verdicts(scored.verdicts, scored.battles)
+        report["benchmark"] = score_benchmark(
+            arguments.benchmark, scored.battles, aligned, score_all_pairs, **bootstrap
+        )
+    if arguments.votes:
+        report["votes"] = combine_votes(scored.all_verdicts, scored.all_battles, scored.battles, **bootstrap)
     if bounds := arguments.read_bounds():
         report["bounds"] = check_bounds(report, bounds)
-    if RAW in verdicts:
-        before, after = build_metrics(take_raw(chosen), scored, **bootstrap), report
-        if "p_tie" in chosen and "p_tie" not in take_raw(chosen):  # both are scored as before, without ties
-            after = build_metrics(halve_verdicts(chosen), scored, **bootstrap)
-        metrics = {"before": before, "after": {name: after[name] for name in METRIC_NAMES}}
+    if RAW in scored.verdicts:
         # A file of predictions records the calibration of one judge; that of a cascade is not known.
         facts = calibration.to_dict() if calibration else (provenance or {}).get("calibration")
-        report["calibration"] = (facts or {"method": "the judge's own"}) | metrics
+        report["calibration"] = (facts or {"method": "the judge's own"}) | compare_with_raw(arguments, scored, report)
         if doubt := doubt_calibration(report["calibration"]):
             logger.warning(doubt)
     if arguments.against:
-        against = take_scored(read_verdicts(arguments.against, battles), votes)
-        theirs = read_provenance(arguments.against) or {}
-        name = find_judge_name(theirs, arguments.against)
-        name += " (--against)" * (name == report["run"]["judge"])  # such as one judge with other --readings
-        report["comparison"] = {"name": name, "members": theirs.get("members", {})}
-        report["comparison"] |= build_comparison(chosen, against, scored, **bootstrap)
+        report["comparison"] = compare_with_others(arguments, scored, report["run"]["judge"])
     return report | {"data": describe_sources(arguments)}
+
+
+def compare_with_raw(arguments: EvaluateArguments, scored: Scored, report: dict) -> dict[str, dict]:
+    """The metrics before and after calibration, of which the report has those after."""
+    bootstrap = {"draws": arguments.draws, "seed": arguments.seed}
+    raw, after = take_raw(scored.verdicts), report
+    if "p_tie" in scored.verdicts and "p_tie" not in raw:  # both are scored as before, without ties
+        after = build_metrics(halve_verdicts(scored.verdicts), scored.battles, **bootstrap)
+    before = build_metrics(raw, scored.battles, **bootstrap)
+    return {"before": before, "after": {name: after[name] for name in METRIC_NAMES}}
+
+
+def compare_with_others(arguments: EvaluateArguments, scored: Scored, ours: str) -> dict:
+    """The comparison of a judge of this name with the one of --against."""
+    against = take_scored(read_verdicts(arguments.against, scored.all_battles), scored.battles)
+    theirs = read_provenance(arguments.against) or {}
+    name = find_judge_name(theirs, arguments.against)
+    name += " (--against)" * (name == ours)  # such as one judge with other --readings
+    comparison = build_comparison(scored.verdicts, against, scored.battles, draws=arguments.draws, seed=arguments.seed)
+    return {"name": name, "members": theirs.get("members", {})} | comparison
 
 
 def describe_sources(arguments: EvaluateArguments) -> dict[str, dict]:
@@ -264,17 +296,25 @@ def describe_sources(arguments: EvaluateArguments) -> dict[str, dict]:
     return {role: describe_file(path) for role, path in sources.items() if path}
 
 
-def control_style(
-    arguments: EvaluateArguments, battles: Dataset, verdicts: pd.DataFrame, report: dict, votes: Dataset | None
-) -> pd.DataFrame:
-    """Verdicts without their style term, whose metrics it adds to the report."""
-    controlled, scored = remove_style(verdicts, battles), battles if votes is None else votes
+def control_style(arguments: EvaluateArguments, scored: Scored) -> tuple[pd.DataFrame, dict]:
+    """All verdicts without their style term, and the metrics before and after."""
+    controlled = remove_style(scored.all_verdicts, scored.all_battles)
     before, after = (
-        build_metrics(take_scored(each, votes), scored, draws=arguments.draws, seed=arguments.seed)
-        for each in (halve_verdicts(verdicts), controlled)
+        build_metrics(each, scored.battles, draws=arguments.draws, seed=arguments.seed)
+        for each in (halve_verdicts(scored.verdicts), take_scored(controlled, scored.battles))
     )
-    report["style_control"] = {"before": before, "after": after}
-    return controlled
+    return controlled, {"before": before, "after": after}
+
+
+def write_report(folder: Path, arguments: EvaluateArguments, report: dict, scored: Scored) -> int:
+    """Writes report.json, report.html and the pictures, and returns how many pictures there are."""
+    pictures = draw_figures(report, folder / "figures")
+    title = f"Evaluation of {report['run']['judge']} on {report['data']['battles']['name']}"
+    wrong = list_wrong_battles(scored.verdicts, scored.battles, arguments.show_battles)
+    page = build_page(report, pictures, battles=wrong, title=title)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_json(folder / REPORT_FILE, report)
+    return len(pictures)
 
 
 def find_judge_name(provenance: dict | None, predictions: str | None) -> str:

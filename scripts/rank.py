@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 
 from modeling.runtime.startup import run_script
-from modeling.settings.arguments import RankArguments, read_budget
+from modeling.settings.arguments import RankArguments
 from modeling.settings.parsing import parse_arguments
 
 logger = logging.getLogger("bothways.rank")
@@ -53,7 +53,7 @@ def main() -> None:
     if state.is_main_process:
         calibration = judge.find_calibration(arguments.readings) if arguments.calibrated else None
         provenance = describe_passes(judge, calibration, arguments.input, arguments.readings)
-        made = {"method": arguments.method, "budget": read_budget(arguments.method, arguments.budget)}
+        made = {"method": arguments.method, "budget": arguments.share}
         path = write_rankings(output, rankings, provenance | made)
         shutil.rmtree(output / PROGRESS, ignore_errors=True)
         logger.info(f"{len(rankings)} rankings from {sum(each.passes for each in rankings)} passes. Written: {path}")

@@ -515,7 +515,12 @@ class RankArguments(ReadingArguments):
 
     def __post_init__(self):
         require(self, "input", "judge", "output_dir")
-        read_budget(self.method, self.budget)  # raises if the two do not go together
+        _ = self.share  # raises if --method and --budget do not go together
+
+    @property
+    def share(self) -> float:
+        """The share of all pairs that may be read, see `read_budget`."""
+        return read_budget(self.method, self.budget)
 
 
 @dataclass

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from modeling.data.outcomes import LABELS
 from modeling.network.attention import choose_attention, list_kernels
-from modeling.network.base import HEAD, SLOTS, build_quantization_config
+from modeling.network.base import HEAD, build_quantization_config, name_labels
 from modeling.network.classifier import PreferenceMixin, find_family
 from modeling.network.precision import DTYPES, set_dtype
 
@@ -94,8 +95,8 @@ def build_config(shape: Mapping, **changes) -> PreTrainedConfig:
     """Builds the config of a preference model from a shape above."""
     fields = {**shape, **changes}
     family = find_family(fields.pop("model_type"))
-    names = {"id2label": SLOTS, "label2id": {name: label for label, name in SLOTS.items()}}
-    return family.config_class(**fields, **names)
+    names = name_labels(family.config_class.model_type, len(LABELS))
+    return family.config_class.from_dict({**fields, **names})
 
 
 def build_random(config: PreTrainedConfig, device: torch.device, dtype: str) -> PreferenceMixin:

@@ -14,7 +14,7 @@ from modeling.judging import predictor, schedule
 from modeling.judging.judge import Judge
 from modeling.judging.ranking import list_pairs, list_texts
 from modeling.runtime.choices import RANK_METHODS
-from tests.helpers import call, fail, write_rows
+from tests.helpers import LAUNCH, LAUNCHERS, call, fail, succeed, write_rows
 
 ANSWERS = ["Because blue light scatters most.", "No idea.", "The sky is blue.", "It reflects the sea.", "Ask me later."]
 PROMPT = "Why is the sky blue?"
@@ -165,6 +165,29 @@ def test_rank_writes_a_row_per_answer_set(members, judge, tmp_path, monkeypatch)
     assert np.isnan(found["score_low"].iloc[-1].astype(float)).all()
     made = json.loads(pq.read_schema(tmp_path / "out" / "rankings.parquet").metadata[b"bothways"])
     assert made["method"] == "all" and list(made["members"]) == ["ab", "ba"] and str(tmp_path) not in json.dumps(made)
+
+
+def test_two_processes_rank_as_one(members, tmp_path):
+    """A knock-out, whose rounds depend on what both have read."""
+    flags = [
+        "--input",
+        INPUT,
+        "--judge",
+        members["ab"],
+        "--dtype",
+        "float32",
+        "--method",
+        "knockout",
+        "--use_cpu",
+        "true",
+    ]
+    for name in ("one", "ddp"):
+        succeed(*LAUNCH, *LAUNCHERS[name], "scripts/rank.py", *flags, "--output_dir", tmp_path / name)
+    one, two = (pd.read_parquet(tmp_path / name / "rankings.parquet") for name in ("one", "ddp"))
+    assert one["id"].tolist() == two["id"].tolist()
+    for name in ("ranking", "scores"):
+        for expected, found in zip(one[name], two[name], strict=True):
+            assert found.tolist() == pytest.approx(expected.tolist(), abs=20 * TOLERANCE)
 
 
 def test_no_rows_give_no_rankings(members, tmp_path, monkeypatch):

@@ -210,7 +210,7 @@ def test_trl_trains_on_the_rewards(trainer, base, judge, plain_backbone, tmp_pat
     assert shown == pytest.approx(0.5, abs=1e-6) if trainer == "GRPO" else shown > 0
 
 
-@pytest.mark.slow  # four minutes: the real base writes, and the default judge reads
+@pytest.mark.slow  # half a minute: the real base writes, and the default judge reads
 @pytest.mark.filterwarnings("ignore")
 def test_the_example_of_the_documentation_runs(monkeypatch, tmp_path):
     page = (REPOSITORY / "docs" / "rewards.md").read_text(encoding="utf-8")

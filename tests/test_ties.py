@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from modeling.judging.judge import Judge
 from modeling.judging.member import read_member
 from modeling.judging.predictions import build_submission
 from tests.helpers import REPOSITORY, SAMPLES, TRAINING, call, fail, write_rows
+from tests.judging.test_loading import declare
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -65,6 +67,18 @@ def made(tmp_path_factory, plain_backbone, quick) -> Path:
 
 def read_predictions(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / "predictions" / "predictions.parquet")
+
+
+def test_the_canaries_watch_ties_too(made):
+    """A member that gives b and a tie each other's probabilities has the same p_a where a is first."""
+    member = shutil.copytree(made / "both", made / "watched")  # beside its base
+    probes = json.loads((member / "probes.json").read_text())
+    assert set(probes["p_tie"]) == set(probes["p_a"]) == {"ab", "ba"}
+    probes["p_tie"]["ab"] = [1 - a - tie for a, tie in zip(probes["p_a"]["ab"], probes["p_tie"]["ab"], strict=True)]
+    (member / "probes.json").write_text(json.dumps(probes))
+    declare(member, "probes.json")
+    with pytest.raises(ValueError, match="expected the probabilities of its canary battles"):
+        Judge.from_pretrained(str(member), dtype="float32")
 
 
 def test_base_and_member_say_their_labels(made):

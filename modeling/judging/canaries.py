@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from modeling.data.battles import DEMO_FOLDER, TEXTS, load_battles, orient_label
+from modeling.data.outcomes import WITH_TIE
 from modeling.encoding.encoder import BattleEncoder, build_encoding
 from modeling.encoding.packing import pack_sequences
 from modeling.network.precision import find_tolerance
@@ -88,7 +89,7 @@ def measure_change(before: Tensor, after: Tensor) -> tuple[float, float]:
 
 
 def record_canaries(model: nn.Module, encoder: BattleEncoder, orders: Sequence[str], dtype: str) -> dict:
-    """The content of a member's probes.json: the battles, p_a of each in each order, and the environment.
+    """The content of a member's probes.json: the battles, what the model predicts in each order, and the environment.
 
     Args:
         model: A preference model. Under ZeRO-3 every process must call this, because its weights are sharded.
@@ -98,7 +99,7 @@ def record_canaries(model: nn.Module, encoder: BattleEncoder, orders: Sequence[s
     """
     canaries = build_empty_canaries(model, dtype)
     battles = [{name: battle[name] for name in ("id", *TEXTS)} for battle in load_canaries()]
-    return canaries | {"battles": battles, "p_a": _predict_canaries(model, encoder, battles, orders, CANARY_TOKENS)}
+    return canaries | {"battles": battles} | _predict_canaries(model, encoder, battles, orders, CANARY_TOKENS)
 
 
 def build_empty_canaries(model: nn.Module, dtype: str) -> dict:
@@ -141,10 +142,20 @@ def replay_canaries(
         raise ValueError(
             f"{where}: expected canary battles of format {CANARIES_FORMAT}; found others. Save the member again."
         )
-    stored, then = canaries["p_a"], canaries["computed_with"]
+    stored, then = {name: canaries[name] for name in ("p_a", "p_tie") if name in canaries}, canaries["computed_with"]
     tokens, compute = canaries.get("tokens", OLD_CANARY_TOKENS), compute_logits or compute_canary_logits
-    found = _predict_canaries(model, encoder, canaries["battles"], list(stored), tokens, compute)
-    change = max(abs(p - q) for order in stored for p, q in zip(stored[order], found[order], strict=True))
+    found = _predict_canaries(model, encoder, canaries["battles"], list(stored["p_a"]), tokens, compute)
+    if stored.keys() != found.keys():
+        raise ValueError(
+            f"{where}: expected canary battles with {' and '.join(found)}, as its labels say; found "
+            f"{' and '.join(stored)}. Save the member again."
+        )
+    change = max(
+        abs(p - q)
+        for name, orders in stored.items()
+        for order in orders
+        for p, q in zip(orders[order], found[name][order], strict=True)
+    )
     # The coarsest precision involved decides: what was stored, what reads now, and what the weights were rounded to.
     tolerance = max(find_tolerance(then["dtype"], each) for each in (dtype, held or dtype))
     if not change <= tolerance:  # not `change > tolerance`, which is false for NaN
@@ -180,12 +191,15 @@ def _predict_canaries(
     orders: Sequence[str],
     tokens: int,
     compute_logits: LogitsFunction = compute_canary_logits,
-) -> dict[str, list[float]]:
-    """p_a of each battle, by order, with battles cut to a number of tokens."""
+) -> dict[str, dict[str, list[float]]]:
+    """p_a and, with three labels, p_tie of each battle, by name and order, with battles cut to a number of tokens."""
     length = min(encoder.encoding.max_length, tokens)
     encoder = BattleEncoder(encoder.tokenizer, replace(encoder.encoding, max_length=length))
-    p_a = {}
+    found: dict[str, dict[str, list[float]]] = {"p_a": {}}
     for order in orders:
         by_slot = compute_logits(model, encoder, battles, order).double().softmax(dim=-1).tolist()
-        p_a[order] = [orient_label(p, order)[0] for p in by_slot]
-    return p_a
+        by_label = [orient_label(p, order) for p in by_slot]
+        found["p_a"][order] = [p[0] for p in by_label]
+        if len(by_label[0]) == len(WITH_TIE):
+            found.setdefault("p_tie", {})[order] = [p[2] for p in by_label]
+    return found

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modeling.runtime.startup import run_script
-from modeling.settings.arguments import PredictArguments
 from modeling.settings.parsing import parse_arguments
+from modeling.settings.reading_arguments import PredictArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset

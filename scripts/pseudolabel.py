@@ -19,8 +19,8 @@ import shutil
 from pathlib import Path
 
 from modeling.runtime.startup import run_script
-from modeling.settings.arguments import PseudolabelArguments
 from modeling.settings.parsing import parse_arguments
+from modeling.settings.reading_arguments import PseudolabelArguments
 
 logger = logging.getLogger("bothways.pseudolabel")
 

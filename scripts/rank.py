@@ -17,8 +17,8 @@ import shutil
 from pathlib import Path
 
 from modeling.runtime.startup import run_script
-from modeling.settings.arguments import RankArguments
 from modeling.settings.parsing import parse_arguments
+from modeling.settings.reading_arguments import RankArguments
 
 logger = logging.getLogger("bothways.rank")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modeling.runtime.startup import run_script
-from modeling.settings.arguments import SelectArguments
 from modeling.settings.parsing import parse_arguments
+from modeling.settings.reading_arguments import SelectArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -26,7 +26,7 @@ from modeling.evaluation.report import stack_probabilities
 from modeling.judging.calibration import Calibration
 from modeling.judging.judge import Judge
 from modeling.runtime.files import replace_file
-from modeling.settings.arguments import PseudolabelArguments
+from modeling.settings.reading_arguments import PseudolabelArguments
 
 
 def label_battles(battles: Dataset, verdicts: pd.DataFrame, min_confidence: float | None) -> pa.Table:

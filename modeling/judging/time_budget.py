@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 
 from modeling.runtime.distributed import call_on_main
-from modeling.settings.arguments import parse_duration
+from modeling.settings.reading_arguments import parse_duration
 
 FIRST_SLICE = 0.02  # share of all tokens in the first slice, which is run to measure the throughput
 SLICES = 8  # a later slice takes at most an eighth of the rows left, so that the throughput is measured often

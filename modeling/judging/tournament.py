@@ -17,7 +17,7 @@ from modeling.judging.pairings import choose_pairs, count_pairs, count_rounds
 from modeling.judging.predictions import PROVENANCE
 from modeling.judging.ranking import Pair, list_texts, score_answers
 from modeling.runtime.files import replace_file
-from modeling.settings.arguments import read_budget
+from modeling.settings.reading_arguments import read_budget
 
 RANKINGS_FILE = "rankings.parquet"
 

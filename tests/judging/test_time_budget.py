@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from modeling.judging.time_budget import TimeBudget, find_start
-from modeling.settings.arguments import parse_duration
+from modeling.settings.reading_arguments import parse_duration
 
 
 @pytest.fixture

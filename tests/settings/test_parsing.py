@@ -11,9 +11,10 @@ import torch
 
 import modeling
 from modeling.settings import parsing
-from modeling.settings.arguments import PredictArguments, QuantizeArguments
+from modeling.settings.arguments import QuantizeArguments
 from modeling.settings.flags import REFUSED_FLAGS
 from modeling.settings.parsing import parse_arguments
+from modeling.settings.reading_arguments import PredictArguments
 from tests.helpers import REPOSITORY
 from tests.settings.commands import KINDS, PREDICT, TRAIN, parse, write_recipe
 

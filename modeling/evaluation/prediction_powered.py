@@ -169,35 +169,50 @@ def fit_logistic(
     labels = np.where(voted, labels, 0)
     weights = shares * np.where(voted, 1 - power, power)
     target = design.T @ (shares * np.where(voted, labels - power * predictions, power * predictions))
-    draws = prior / voted.sum()
-
-    def compute_loss(x: np.ndarray) -> float:
-        """The loss but for what does not depend on the coefficients."""
-        return weights @ np.logaddexp(0, design @ x) - target @ x + draws * (np.logaddexp(0, x) - x / 2).sum()
-
-    def compute_gradient(x: np.ndarray) -> np.ndarray:
-        """The loss's gradient, shape (columns,)."""
-        return design.T @ (weights * special.expit(design @ x)) - target + draws * (special.expit(x) - 0.5)
-
-    def compute_hessian(x: np.ndarray) -> np.ndarray:
-        """The loss's second derivatives, shape (columns, columns)."""
-        slopes = weights * special.expit(design @ x) * special.expit(-(design @ x))
-        curves = (design.T @ design.multiply(slopes[:, None]).tocsr()).toarray()
-        return curves + np.diag(draws * special.expit(x) * special.expit(-x))
-
+    loss = _LogisticLoss(design, weights, target, prior / voted.sum())
     found = optimize.minimize(
-        compute_loss,
+        loss.compute,
         np.zeros(design.shape[1]),
-        jac=compute_gradient,
-        hess=compute_hessian,
+        jac=loss.compute_gradient,
+        hess=loss.compute_hessian,
         method="trust-exact",
         options={"gtol": 1e-9},
     ).x
     means = special.expit(design @ found)
     scores = (design.multiply((each - means)[:, None]).tocsr() for each in (labels, predictions))
     by_votes, shift = _sum_influences(*scores, voted, groups)
-    inverse = np.linalg.inv(compute_hessian(found))
+    inverse = np.linalg.inv(loss.compute_hessian(found))
     return LogisticFit(found, by_votes @ inverse, shift @ inverse)
+
+
+@dataclass(frozen=True)
+class _LogisticLoss:
+    """A weighted logistic loss by its coefficients x, but for what does not depend on them.
+
+    `target` is the weighted sum of features times labels, shape (columns,), which may be of any size: labels less
+    predictions are no probabilities. `draws` is the weight of a draw that is added for each column's feature alone.
+    """
+
+    design: sparse.csr_array
+    weights: np.ndarray
+    target: np.ndarray
+    draws: float
+
+    def compute(self, x: np.ndarray) -> float:
+        """Computes the loss."""
+        prior = self.draws * (np.logaddexp(0, x) - x / 2).sum()
+        return self.weights @ np.logaddexp(0, self.design @ x) - self.target @ x + prior
+
+    def compute_gradient(self, x: np.ndarray) -> np.ndarray:
+        """Computes the first derivatives, shape (columns,)."""
+        prior = self.draws * (special.expit(x) - 0.5)
+        return self.design.T @ (self.weights * special.expit(self.design @ x)) - self.target + prior
+
+    def compute_hessian(self, x: np.ndarray) -> np.ndarray:
+        """Computes the second derivatives, shape (columns, columns)."""
+        slopes = self.weights * special.expit(self.design @ x) * special.expit(-(self.design @ x))
+        curves = (self.design.T @ self.design.multiply(slopes[:, None]).tocsr()).toarray()
+        return curves + np.diag(self.draws * special.expit(x) * special.expit(-x))
 
 
 # --- influences -------------------------------------------------------------------------------------------------------

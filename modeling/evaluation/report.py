@@ -94,13 +94,20 @@ def build_report(
     report["reliability"] = estimate_reliability(resampler, p, labels)
     report["selective"] = estimate_selective(resampler, p, labels)
     report["readings"] = _build_passes(resampler, passes, labels)
-    if models := read_models(battles):
-        report["leaderboard"] = build_leaderboard(resampler, halves[:, 0], label_halves[:, 0], *models)
+    report |= _build_ratings(resampler, battles, halves, label_halves)
+    return report | {"cut_fields": _count_cuts(verdicts), "data": {}}
+
+
+def _build_ratings(resampler: Resampler, battles: Dataset, halves: np.ndarray, label_halves: np.ndarray) -> dict:
+    """The leaderboard, if the battles name their models, and what style explains, if they have enough prompts."""
+    found, models = {}, read_models(battles)
+    if models:
+        found["leaderboard"] = build_leaderboard(resampler, halves[:, 0], label_halves[:, 0], *models)
     style = measure_style(battles["response_a"][:], battles["response_b"][:])
     folds = split_groups(battles["prompt"][:], resampler.groups)
     if facts := build_style(resampler, style, folds, halves, label_halves, models):
-        report["style"] = facts
-    return report | {"cut_fields": _count_cuts(verdicts), "data": {}}
+        found["style"] = facts
+    return found
 
 
 def build_metrics(verdicts: pd.DataFrame, battles: Dataset, *, draws: int = 1000, seed: int = 0) -> dict[str, dict]:

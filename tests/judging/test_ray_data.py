@@ -11,7 +11,7 @@ from tests.helpers import REPOSITORY
 COLUMNS = ["id", "prompt", "response_a", "response_b"]
 
 
-def compare(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+def assert_equal_verdicts(found: pd.DataFrame, expected: pd.DataFrame) -> None:
     """Asserts equal verdicts by id. Packs differ between batches, which moves a float32 probability by 1e-5 at most."""
     assert list(found) == list(expected) and set(found["id"]) == set(expected["id"]) and len(found) == len(expected)
     found = found.set_index("id").loc[expected["id"]].reset_index()
@@ -26,7 +26,7 @@ def test_a_batch_gets_the_verdicts_of_the_judge(members, judge, sample_battles):
     rows = sample_battles.to_pandas()[COLUMNS]
     batches = JudgeBatches([str(folder) for folder in members.values()], dtype="float32", readings="both")
     found = pd.concat([batches(rows[:7]), batches(rows[7:20])])
-    compare(found, judge.predict(rows[:20].to_dict("records"), readings="both"))
+    assert_equal_verdicts(found, judge.predict(rows[:20].to_dict("records"), readings="both"))
     assert list(found["id"]) == list(rows["id"][:20])
 
 
@@ -63,4 +63,4 @@ def test_two_workers_of_ray_give_the_judges_verdicts(members, judge, sample_batt
         ).to_pandas()
     finally:
         ray.shutdown()
-    compare(found, judge.predict(sample_battles.to_list()))
+    assert_equal_verdicts(found, judge.predict(sample_battles.to_list()))

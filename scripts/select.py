@@ -34,9 +34,10 @@ def main() -> None:
     from accelerate import PartialState
 
     from modeling.data.battles import load_battles
+    from modeling.data.outcomes import WITH_TIE
 
     state = PartialState(cpu=arguments.use_cpu)
-    battles = load_battles(arguments.battles, **arguments.row_policy)
+    battles = load_battles(arguments.battles, labels=WITH_TIE, **arguments.row_policy)
     if arguments.annotations:
         if state.is_main_process:
             read_back(arguments, battles)
@@ -103,10 +104,10 @@ def read_back(arguments: SelectArguments, battles: "Dataset") -> None:
     import pandas as pd
 
     from modeling.data.annotation import label_battles, read_annotations
-    from modeling.data.near_duplicates import group_texts
     from modeling.data.reader import Fault
     from modeling.evaluation.agreement import measure_agreement
     from modeling.evaluation.bootstrap import Resampler
+    from modeling.evaluation.report import group_battles
     from modeling.evaluation.text_report import format_agreement
     from modeling.judging.predictions import share_wins
     from modeling.judging.scoring import read_verdicts
@@ -125,7 +126,7 @@ def read_back(arguments: SelectArguments, battles: "Dataset") -> None:
     if arguments.predictions:
         verdicts = read_verdicts(arguments.predictions, battles)
         judge = pd.Series(share_wins(verdicts), battles["id"][:]).loc[ids].to_numpy()
-    resampler = Resampler(group_texts(labelled["prompt"][:]), arguments.draws)
+    resampler = Resampler(group_battles(labelled)[0], arguments.draws)
     agreement = measure_agreement(table.to_numpy(), list(table), resampler, judge)
     unanswered = Fault()
     for id in dict.fromkeys(votes["id"][~votes["id"].isin(ids)]):

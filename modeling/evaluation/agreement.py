@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from modeling.evaluation.bootstrap import Resampler
+from modeling.evaluation.bootstrap import Resampler, forget_certainty
 
 CATEGORIES = np.array([0.0, 0.5, 1.0])  # b, a tie, a
 
@@ -33,10 +33,10 @@ def measure_agreement(
     given = ~np.isnan(votes)
     counts = (votes[:, :, None] == CATEGORIES).sum(axis=1)  # (battles, categories)
     shared, columns = counts.sum(axis=1) > 1, _count_pairs(counts)
-    agreed = {
-        name: resampler.estimate(columns, compute, shared).to_dict() if shared.any() else None
-        for name, compute in (("percent_agreement", _compute_percent), ("alpha", _compute_alpha))
-    }
+    agreed: dict = {"percent_agreement": None, "alpha": None}
+    if shared.any():
+        agreed["percent_agreement"] = resampler.estimate(columns, _compute_percent, shared, share=True).to_dict()
+        agreed["alpha"] = forget_certainty(resampler.estimate(columns, _compute_alpha, shared)).to_dict()
     return {
         "battles": int(given.any(axis=1).sum()),
         "votes": int(given.sum()),

@@ -7,7 +7,7 @@ module must not know judges, reports or files.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -63,6 +63,11 @@ def bound_share(share: float, count: int) -> tuple[float, float]:
     # Unlike share +- z * standard error, it stays inside 0 and 1 and does not shrink to nothing at their ends.
     ends = stats.binomtest(round(share * count), count).proportion_ci(CONFIDENCE, method="wilson")
     return float(ends.low), float(ends.high)
+
+
+def forget_certainty(agreement: Estimate) -> Estimate:
+    """Returns an agreement beyond chance without its interval if it is 1: all draws agree then, and tell nothing."""
+    return replace(agreement, low=np.nan, high=np.nan) if agreement.value == 1 else agreement
 
 
 def bound_draws(draws: np.ndarray, num_groups: int) -> tuple[float, float]:

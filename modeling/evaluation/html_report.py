@@ -4,7 +4,7 @@ It must not compute statistics: it shows what the report holds.
 """
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from datasets import Dataset
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from modeling.data.battles import TEXTS
+from modeling.data.outcomes import find_labels
 from modeling.evaluation.metrics import find_losses
 from modeling.evaluation.report import align_verdicts, read_labels, stack_probabilities
 from modeling.evaluation.text_report import METRIC_NAMES, build_sections, describe_origin, format_estimate, summarize
@@ -80,8 +81,15 @@ def list_wrong_battles(verdicts: pd.DataFrame, battles: Dataset, count: int) -> 
     for place in worst.tolist():
         battle = battles[place]
         texts = {name: _shorten(battle[name]) for name in TEXTS}
-        rows.append({"id": battle["id"], "p_a": p[place, 0], "label": labels[place, 0], "texts": texts})
+        said = (_list_probabilities(each[place]) for each in (p, labels))
+        rows.append({"id": battle["id"], "texts": texts, **dict(zip(("judge", "people"), said, strict=True))})
     return rows
+
+
+def _list_probabilities(probabilities: Sequence[float]) -> str:
+    """Returns the probability of each outcome, as "a 0.900, b 0.050, tie 0.050"."""
+    names = find_labels(len(probabilities))
+    return ", ".join(f"{name} {p:.3f}" for name, p in zip(names, probabilities, strict=True))
 
 
 def _shorten(text: str) -> str:

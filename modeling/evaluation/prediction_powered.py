@@ -69,18 +69,19 @@ def estimate_mean(
     by_judge = _center(scores, everything, groups)
     judge = _bound_share(predictions.mean(), by_judge, len(np.unique(groups)), len(labels))
     if not voted.any():
-        return Powered(UNKNOWN, judge, UNKNOWN, 0.0, np.nan, None)
+        return Powered(UNKNOWN, _clip(judge), UNKNOWN, 0.0, np.nan, None)
     mean, counts = labels[voted].mean(), (len(np.unique(groups[voted])), int(voted.sum()))
     by_votes, shift = _sum_influences(labels[:, None], scores, voted, groups)
     votes = _bound_share(mean, by_votes, *counts)
     if mean in (0, 1):  # such votes do not tell how much votes vary, nor how wrong the judge is
-        return Powered(votes, judge, votes, 0.0, np.nan, None)
+        return Powered(votes, _clip(judge), votes, 0.0, np.nan, None)
     known = _knows_errors(labels, predictions, groups)
     used = (_tune(by_votes, shift) if known else 0.0) if power is None else power
     gap = predictions[voted].mean() - predictions[~voted].mean() if not voted.all() else 0.0
     fitted = 1 + (power is None and used > 0)
-    both = _clip(_bound(mean - used * gap, by_votes - used * shift, *counts, fitted))
-    return Powered(votes, judge, both, used, *_count_votes(votes, both, len(labels)))
+    both = _bound(mean - used * gap, by_votes - used * shift, *counts, fitted)
+    worth = _count_votes(votes, both, len(labels))  # of the whole widths
+    return Powered(_clip(votes), _clip(judge), _clip(both), used, *worth)
 
 
 def rate_models(
@@ -165,6 +166,7 @@ def fit_logistic(
         prior: Number of draws added to the votes for each column's feature alone, which keeps coefficients finite.
     """
     voted = ~np.isnan(labels)
+    power = 0.0 if voted.all() else power  # there are no other battles for the judge to add
     shares = np.where(voted, 1 / voted.sum(), 1 / max((~voted).sum(), 1))
     labels = np.where(voted, labels, 0)
     weights = shares * np.where(voted, 1 - power, power)
@@ -241,8 +243,9 @@ def _center(scores, part: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def _knows_errors(labels: np.ndarray, predictions: np.ndarray, groups: np.ndarray) -> bool:
-    """Returns whether the judge is wrong on the votes of at least `LEAST_ERRORS` groups."""
-    return len(np.unique(groups[np.abs(labels - predictions) > 0.5])) >= LEAST_ERRORS
+    """Returns whether the judge names another winner than the votes of at least `LEAST_ERRORS` groups."""
+    # A label may be a share of several votes. Comparisons with NaN, of battles without a vote, are false.
+    return len(np.unique(groups[(labels - 0.5) * (predictions - 0.5) < 0])) >= LEAST_ERRORS
 
 
 def _tune(by_votes: np.ndarray, shift: np.ndarray) -> float:
@@ -256,7 +259,7 @@ def _bound_share(share: float, influences: np.ndarray, num_groups: int, count: i
     """Builds the estimate of a share from 0 to 1; if all battles agree, the interval is Wilson's over their groups."""
     if share in (0, 1):
         return Estimate(float(share), *bound_share(share, num_groups), count)
-    return _clip(_bound(share, influences, num_groups, count))
+    return _bound(share, influences, num_groups, count)
 
 
 def _clip(estimate: Estimate) -> Estimate:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
-from modeling.evaluation.bootstrap import Z_95, Estimate, Resampler
+from modeling.evaluation.bootstrap import LEAST_GROUPS, Z_95, Estimate, Resampler
 from modeling.evaluation.leaderboard import find_named, scale_strengths
 from modeling.evaluation.metrics import SMALLEST_PROBABILITY, find_decided, find_hits
 
@@ -204,6 +204,11 @@ def _rate_models(
         centre = scale_strengths(np.eye(size)) - scale_strengths(np.zeros(size))
         covariance = centre.T @ result.cov_params()[:size, :size] @ centre
         columns.append(_bound(scale_strengths(result.params[:size]), covariance, len(first)))
+    for number in range(size):
+        met = (first == number) | (second == number)
+        is_rare = len(np.unique(groups[met])) < LEAST_GROUPS
+        for column in columns:
+            column[number] |= {"count": int(met.sum())} | ({"low": None, "high": None} if is_rare else {})
     found = [
         {"name": name, "people": people, "judge": judge}
         for name, people, judge in zip(names.tolist(), *columns, strict=True)

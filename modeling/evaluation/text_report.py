@@ -30,6 +30,7 @@ TIE_NOTES = {
     "auc": "how often a battle that a won has a higher p_a + p_tie / 2 than one that b won; guessing gives 0.5",
 }
 NO_WINNER, NOT_READ = "no battle has a winner", "no battle was read"
+ONE_ORDER = "not read in both orders"
 # Why a metric has no value.
 METRIC_GAPS = {name: "no battles" for name in METRIC_NAMES} | {
     "accuracy": NO_WINNER,
@@ -125,16 +126,20 @@ def _list_benchmark(report: Mapping) -> Iterator[Section]:
     if facts := report.get("benchmark"):
         columns = ("judge", "longest", "shortest", "always a", "flips")
         rows = [
-            (row["name"], f"{row['judge']['count']:,}", *(format_estimate(row[name], why=NOT_READ) for name in columns))
+            (
+                row["name"],
+                f"{row['judge']['count']:,}",
+                *(format_estimate(row[name], why=ONE_ORDER) for name in columns),
+            )
             for row in facts["rows"]
         ]
         of = f" of {facts['size']:,}" if facts["size"] else ""
-        note = f"{facts['questions']:,}{of} questions, scored by the authors' rules; docs/benchmarks.md has them."
+        note = f"{facts['questions']:,}{of} questions, scored by the authors' rules; docs/benchmarks.md describes them."
         if facts["size"] not in (None, facts["questions"]):
             note += " This is not the whole benchmark, so these are not its official numbers."
         if facts["absent"]:
             note += f" Without {', '.join(facts['absent'])}."
-        note += " Longest, shortest and always a choose without reading; flips is how often the order decides."
+        note += " Longest, shortest and always a are rules that read no text. Flips: how often the order decides."
         header = ("", "questions", f"score of {name_judge(report)}", *columns[1:])
         yield Section(f"Benchmark {facts['name']}", header, rows, note)
 
@@ -340,14 +345,17 @@ def _list_style(report: Mapping) -> Iterator[Section]:
             for who, name in (("judge", f"the verdicts of {judge}"), ("people", "people's votes"))
         ]
         note = (
-            "Style alone is that regression, fitted on other prompts. In the third of the battles in which it moves "
-            f"{judge} least, {judge} has an accuracy of {format_estimate(facts['matched'], why=NO_WINNER)}."
+            "Winners predicted from style alone, by a regression fitted on other prompts. On the third of the battles "
+            f"where style moves {judge} least, its accuracy is {format_estimate(facts['matched'], why=NO_WINNER)}."
         )
         yield Section("What style alone explains", ("of", "winners named", "deviance explained"), rows, note)
         rows = [
             (row["name"], *(format_estimate(row[who], 0) for who in ("people", "judge"))) for row in facts["models"]
         ]
-        note = "As in the leaderboard, with length and markdown in the regression; intervals from the sandwich."
+        note = (
+            "As in the leaderboard, with length and markdown in the regression; the intervals are clustered by prompt "
+            "(sandwich estimator)."
+        )
         yield Section("Leaderboard with style held fixed", ("model", "by people", f"by {judge}"), rows, note)
     if facts := report.get("style_control"):
         rows = [
@@ -379,7 +387,7 @@ def _list_votes(report: Mapping) -> Iterator[Section]:
     note = "How often the first wins, for pairs with at least ten votes."
     yield Section("Pairs by votes and judge", ("pair", *header), rows, note)
     names = {
-        "agreement": "share of votes with a winner that it agrees with",
+        "agreement": "agreement with votes that name a winner",
         "kappa": "Cohen's kappa with people, beyond chance",
         "position_consistency": "share of winners that stay in the other order",
         "self_consistency": "share of passes with the verdict's winner",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from modeling.evaluation.biases import estimate_consistency
-from modeling.evaluation.bootstrap import Estimate, Resampler
+from modeling.evaluation.bootstrap import Estimate, Resampler, forget_certainty
 from modeling.evaluation.leaderboard import LEAST_BATTLES, find_named
 from modeling.evaluation.metrics import find_decided
 from modeling.evaluation.prediction_powered import estimate_mean, rate_models
@@ -118,5 +118,5 @@ def estimate_agreement(resampler: Resampler, p_a: np.ndarray, label_a: np.ndarra
         return (same - chance) / (1 - chance)
 
     agreement = resampler.estimate(columns, lambda sums: sums[:, 1] / sums[:, 0], decided, share=True)
-    kappa: Estimate = resampler.estimate(columns, compute_kappa, decided)
+    kappa: Estimate = forget_certainty(resampler.estimate(columns, compute_kappa, decided))
     return {"agreement": agreement.to_dict(), "kappa": kappa.to_dict()}

@@ -40,6 +40,12 @@ def test_perfect_agreement_is_1_and_votes_at_random_are_0():
     assert found["value"] == pytest.approx(0, abs=0.05) and found["low"] < found["value"] < found["high"]
 
 
+def test_votes_that_always_agree_do_not_claim_certainty():
+    found = measure([[1, 1], [0, 0]] * 6)
+    assert found["percent_agreement"]["value"] == 1 and found["percent_agreement"]["low"] < 0.9
+    assert (found["alpha"]["value"], found["alpha"]["low"], found["alpha"]["high"]) == (1, None, None)
+
+
 def test_what_cannot_be_told_is_none():
     """Votes of one category say nothing about chance; one vote per battle says nothing about agreement."""
     assert measure([[1, 1]] * 9)["alpha"]["value"] is None

@@ -100,6 +100,13 @@ def test_texts_are_shown_only_on_request_worst_first_and_shortened(report):
     assert "secret prompt" not in page and "5,000 more characters" in page and "The 2 battles" in page
 
 
+def test_a_tie_among_the_worst_battles_is_called_one(report):
+    verdicts = pd.DataFrame({"id": ["a"], "p_a": [0.9], "p_tie": [0.05]})
+    battles = Dataset.from_list([{**BATTLES[0], "id": "a", "label": [0.0, 0.0, 1.0]}])
+    page = build_page(report, [], battles=list_wrong_battles(verdicts, battles, 1))
+    assert "the judge says a 0.900, b 0.050, tie 0.050; people say a 0.000, b 0.000, tie 1.000" in page
+
+
 def test_an_empty_report_has_a_page():
     empty = Dataset.from_dict({name: [] for name in ("id", "prompt", "response_a", "response_b", "label")})
     report = build_report(pd.DataFrame({"id": [], "p_a": np.zeros(0)}), empty, draws=100)

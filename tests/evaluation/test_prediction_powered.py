@@ -138,6 +138,35 @@ def test_a_judge_without_three_errors_on_the_votes_gets_no_weight(errors, truste
     assert (rating.power > 0) == trusted
 
 
+def test_a_label_of_several_votes_shows_a_judges_errors_as_a_single_vote_does():
+    """A judge that names the other winner in every fourth battle, by labels of one third and two thirds."""
+    rng = np.random.default_rng(0)
+    wins, wrong = rng.random(800) < 0.6, np.arange(800) % 4 == 0
+    predictions = np.where(wins != wrong, 0.7, 0.3)
+    voted = np.arange(800) < 200
+    found = [
+        estimate_mean(np.where(voted, low + (1 - 2 * low) * wins, np.nan), predictions, np.arange(800))
+        for low in (0, 1 / 3)
+    ]
+    assert found[0].power == pytest.approx(found[1].power * 3, rel=0.01) and found[1].power > 0.1
+    assert found[0].effective_votes == pytest.approx(found[1].effective_votes) and found[0].effective_votes > 210
+
+
+def test_with_a_vote_on_every_battle_the_judge_changes_nothing():
+    labels, predictions, groups = draw_votes(0)
+    labels = np.where(np.isnan(labels), 1.0, labels)
+    first, second = np.arange(len(labels)) % 2, np.full(len(labels), 2)
+    alone, both = (rate_models(first, second, labels, predictions, groups, power) for power in (0.0, 0.5))
+    assert [row.both.value for row in both] == pytest.approx([row.votes.value for row in alone], abs=1e-6)
+
+
+def test_what_a_judge_is_worth_is_computed_from_whole_intervals():
+    """Those shown end at 0: with three in ten votes for a, half of ten's interval would lie below."""
+    labels = np.where(np.arange(300) < 30, np.arange(300) % 10 == 0, np.nan)
+    found = estimate_mean(labels, np.full(300, 0.4), np.arange(300))
+    assert found.both.low == 0 and found.effective_votes == pytest.approx(30)
+
+
 def test_a_perfect_judge_is_worth_a_vote_on_every_battle_and_a_useless_one_nothing():
     """With its predictions the labels themselves, the best power is N / (n + N), and the variance that of n + N votes:
     Var = s^2 ((1 - power)^2 / n + power^2 / N)."""

@@ -125,6 +125,16 @@ def test_style_controlled_ratings_differ_only_by_style():
     assert {row["name"]: row["people"]["value"] for row in found["models"]} == pytest.approx(expected, abs=0.1)
 
 
+def test_a_rare_model_has_a_rating_and_no_interval():
+    style, folds, p_a, label_a, _ = draw_style(200, (1, 0, 0, 0, 0), (1, 0, 0, 0, 0))
+    size = len(p_a)
+    names = ["x"] * (size - 1) + ["rare"], ["y"] * size
+    found = build_style(Resampler(range(size), 100), style, folds, stack(p_a), stack(label_a), names)
+    rows = {row["name"]: row["people"] for row in found["models"]}
+    assert (rows["rare"]["count"], rows["rare"]["low"], rows["rare"]["high"]) == (1, None, None)
+    assert rows["x"]["count"] == size - 1 and rows["x"]["low"] < rows["x"]["value"]
+
+
 @pytest.mark.parametrize(("battles", "num_groups"), [(0, 0), (49, 49), (200, 49)])
 def test_too_few_prompts_have_no_analysis(battles, num_groups):
     style, folds, p_a, label_a, _ = draw_style(battles, (0,) * 5, (0,) * 5)

@@ -32,6 +32,13 @@ def test_kappa_is_scikit_learn_s_and_ties_are_left_out():
     assert found["kappa"]["low"] < found["kappa"]["value"] < found["kappa"]["high"]
 
 
+def test_a_judge_that_always_agrees_is_not_certain_to():
+    label = np.arange(12) % 2.0
+    found = estimate_agreement(Resampler(range(12), 100), label, label)
+    assert found["agreement"]["value"] == found["kappa"]["value"] == 1
+    assert found["agreement"]["low"] < 0.9 and found["kappa"]["low"] is None
+
+
 def test_consistency_by_hand():
     """Member m changes its mind in one of two battles, and in three of four passes agrees with the verdict."""
     passes = {"m_ab": np.array([0.9, 0.6]), "m_ba": np.array([0.7, 0.2]), "n_ab": np.array([np.nan, np.nan])}

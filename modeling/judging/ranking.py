@@ -118,22 +118,21 @@ def compute_covariance(scores: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
     Returns:
         Covariance of the scores with mean 0, shape (answers, answers).
     """
-    first, second = np.array(pairs, int).reshape(-1, 2).T
-    signs = np.zeros((len(first), len(scores)))  # (pairs, answers)
-    rows = np.arange(len(first))
-    signs[rows, first], signs[rows, second] = 1, -1
+    signs = _build_signs(pairs, len(scores))
+    margins = signs @ scores
+    # p (1 - p) of each pair, with all its digits where p is nearly 1.
+    variances = expit(margins) * expit(-margins)
     # A pseudo-inverse, because a number added to all scores changes no probability.
-    return np.linalg.pinv(
-        signs.T @ (signs * _compute_variances(scores, first, second)[:, None]), rcond=1e-13, hermitian=True
-    )
+    return np.linalg.pinv(signs.T @ (signs * variances[:, None]), rcond=1e-13, hermitian=True)
 
 
 def bound_scores(scores: np.ndarray, pairs: Sequence[Pair], p_first: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Computes 95% intervals of the scores from how far the verdicts of pairs contradict them.
 
-    A verdict is a probability and no vote, so the inverse Fisher information is scaled by the verdicts' dispersion
-    around the fit (McCullagh and Nelder 1989, 9.2; for fractions Papke and Wooldridge 1996). The intervals say how much
-    other verdicts with the same scatter would move the scores. They do not say whether people agree with the judge.
+    A verdict is a probability and no vote, so the variance is that of the verdicts around the fit, by the sandwich
+    estimator (for fractions Papke and Wooldridge 1996). It stays small where verdicts are nearly 0 or 1, whose scatter
+    p (1 - p) says little about. The intervals say how much other verdicts with the same scatter would move the scores.
+    They do not say whether people agree with the judge, and have width 0 if the scores explain all verdicts.
 
     Returns:
         The lower and the upper ends, shape (answers,). NaN if the pairs are no more than connect the answers, since
@@ -142,14 +141,17 @@ def bound_scores(scores: np.ndarray, pairs: Sequence[Pair], p_first: Sequence[fl
     spare = len(pairs) - (len(scores) - 1)  # degrees of freedom
     if spare == 0:
         return np.full(len(scores), np.nan), np.full(len(scores), np.nan)
-    first, second = np.array(pairs, int).T
-    residuals = np.asarray(p_first) - expit(scores[first] - scores[second])
-    dispersion = (residuals**2 / _compute_variances(scores, first, second)).sum() / spare
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, spare) * np.sqrt(dispersion * compute_covariance(scores, pairs).diagonal())
+    signs = _build_signs(pairs, len(scores))
+    residuals = np.asarray(p_first) - expit(signs @ scores)
+    moves = (signs * residuals[:, None]) @ compute_covariance(scores, pairs)  # of the scores, by each pair
+    errors = np.sqrt((moves**2).sum(axis=0) * len(pairs) / spare)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, spare) * errors
     return scores - half, scores + half
 
 
-def _compute_variances(scores: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """p (1 - p) of each pair, with all its digits where p is nearly 1."""
-    margin = scores[first] - scores[second]
-    return expit(margin) * expit(-margin)
+def _build_signs(pairs: Sequence[Pair], num_answers: int) -> np.ndarray:
+    """A row per pair with 1 for its first answer and -1 for its second, shape (pairs, answers)."""
+    first, second = np.array(pairs, int).reshape(-1, 2).T
+    signs, rows = np.zeros((len(first), num_answers)), np.arange(len(first))
+    signs[rows, first], signs[rows, second] = 1, -1
+    return signs

@@ -54,6 +54,8 @@ def write_tasks(folder: Path, battles: Dataset, format: str) -> list[Path]:
         table = pd.DataFrame(tasks, columns=list(COLUMNS))
         # A spreadsheet would compute "=1+1" and show an error for "- a list"; after an apostrophe both are text.
         table[SHOWN] = table[SHOWN].map(lambda text: f"'{text}" if text.startswith(FORMULA) else text)
+        # Nor may it make 12 of an id 0012. The apostrophe is taken off again when the file is read.
+        table["id"] = table["id"].map(lambda id: f"'{id}" if str(id).startswith((*FORMULA, "'", *"0123456789")) else id)
         # utf-8-sig: without the mark Excel reads the file in the codepage of its machine.
         table.to_csv(path, index=False, encoding="utf-8-sig")
         return [path]
@@ -143,7 +145,7 @@ def _find_fault(row: Mapping, ids: Mapping) -> tuple[str, object] | None:
         return "a battle of --battles", row["id"]
     if row["order"] not in ORIENTATIONS:
         return f"an order, {' or '.join(ORIENTATIONS)}, as it was written", row["order"]
-    if row["winner"] and row["winner"] not in CHOICES:
+    if row["winner"] and not (isinstance(row["winner"], str) and row["winner"] in CHOICES):
         return f"a winner, {', '.join(CHOICES)}, or nothing", row["winner"]
     if row["winner"] and not row["annotator"]:
         return "an annotator for each winner", ""
@@ -160,7 +162,12 @@ def _read_vote(row: Mapping) -> float:
 
 def _read_file(path: str) -> Iterator[dict[str, str]]:
     """Yields the rows of a file: id, order, winner (empty without an answer) and annotator, all of them text."""
-    text = Path(path).read_text(encoding="utf-8-sig")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f'{path}: expected text in UTF-8; found other bytes ({error}). Save it as "CSV UTF-8".'
+        ) from error
     if not text.lstrip().startswith(("[", "{")):
         yield from _read_csv(path, text)
         return
@@ -169,15 +176,14 @@ def _read_file(path: str) -> Iterator[dict[str, str]]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: expected a JSON file; found an error in it: {error}. Export it again.") from error
     for task in tasks if isinstance(tasks, list) else [tasks]:
-        if isinstance(task, dict) and isinstance(data := task.get("data"), dict) and "battle" in data:
-            yield from _read_task(task)
-        elif isinstance(task, dict) and {"id", "fields", "metadata", "responses"} <= set(task):
-            yield from _read_record(task)
-        else:
+        try:
+            rows = list(_read_record(task) if "responses" in task else _read_task(task))
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}: expected tasks or records as select.py wrote them; found {str(task)[:80]}. Export from "
                 "Label Studio as JSON (not JSON-MIN), from Argilla with to_json."
-            )
+            ) from error
+        yield from rows
 
 
 def _read_csv(path: str, text: str) -> Iterator[dict[str, str]]:
@@ -192,7 +198,8 @@ def _read_csv(path: str, text: str) -> Iterator[dict[str, str]]:
             "header that select.py wrote."
         )
     for row in rows:
-        yield {name: (row[name] or "").strip() for name in names}
+        cells = {name: (row[name] or "").strip() for name in names}
+        yield cells | {"id": cells["id"].removeprefix("'")}
 
 
 def _read_record(record: Mapping) -> Iterator[dict[str, str]]:
@@ -202,7 +209,10 @@ def _read_record(record: Mapping) -> Iterator[dict[str, str]]:
     for response in responses:
         # Drafts and discarded records may have a value too.
         submitted = response.get("status") in (None, "submitted")
-        yield row | {"winner": (response["value"] or "") * submitted, "annotator": str(response["user_id"] or "")}
+        yield row | {
+            "winner": (response["value"] or "") if submitted else "",
+            "annotator": str(response["user_id"] or ""),
+        }
 
 
 def _read_task(task: Mapping) -> Iterator[dict[str, str]]:

@@ -4,19 +4,20 @@ Whatever the source, a checked answer set has the keys id, prompt and responses.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 
-from modeling.data.cells import FIX, RowError, is_missing, parse_list
+from modeling.data.cells import FIX, RowError, parse_list
 from modeling.data.conversations import join_if_messages, parse_conversation
+from modeling.data.reader import RowIds
 from modeling.data.text import is_blank
 from modeling.runtime.sources import iterate_columns
 
 COLUMNS = ("id", "prompt", "responses")
 LEAST_RESPONSES, MOST_RESPONSES = 2, 64
 FIX_ROWS = "Fix these rows."  # here no flag leaves rows out
+ID_WAY_OUT = "Give every row an id of its own, all text or all whole numbers."
 ROWS_NAMED = 5  # in a message; the others are only counted
 
 
@@ -48,15 +49,14 @@ def check_answer_sets(rows: Iterable[Mapping], source: str = "Answer sets") -> l
         ValueError: If a row is unusable, or an id is on two rows.
     """
     checked, faults = [], {}  # faults: by what was expected, the ids and what was found first
-    seen: set = set()
+    ids = RowIds()
     for number, row in enumerate(rows):
         id = number
         try:
             if not isinstance(row, Mapping):
                 raise RowError("an answer set must be a dict with prompt and responses", row)
             id = row.get("id", number)
-            id = _check_id(id, seen, checked)
-            checked.append({"id": id, **_check_texts(row)})
+            checked.append({"id": _check_id(id, ids), **_check_texts(row)})
         except RowError as error:
             faults.setdefault(error.expected, (error, []))[1].append(id)
     for error, ids in faults.values():
@@ -69,17 +69,16 @@ def check_answer_sets(rows: Iterable[Mapping], source: str = "Answer sets") -> l
     return checked
 
 
-def _check_id(id: object, seen: set, checked: Sequence[Mapping]) -> str | int:
-    """The id; a RowError if it is none, was seen before, or is of another type than the others."""
-    if is_missing(id) or not isinstance(id, str | Integral):
-        raise RowError("id must be a text or a whole number", id)
-    id = id if isinstance(id, str) else int(id)  # numpy's too
-    if id in seen:
-        raise RowError("each id must be on 1 row, because rankings are keyed by id", id)
-    seen.add(id)
-    if checked and type(id) is not type(checked[0]["id"]):
-        raise RowError("ids must be all text or all whole numbers", id)
-    return id
+def _check_id(id: object, ids: RowIds) -> str | int:
+    """The id; a RowError if it is none, is on another row too, or is of another type than the others."""
+    id = id.item() if isinstance(id, np.generic) else id
+    if isinstance(id, int) and not -(2**63) <= id < 2**63:
+        raise RowError("ids must be text or whole numbers of 64 bits", id, ID_WAY_OUT)
+    try:
+        ids.check_type(id)
+        return ids.add(id, is_unique=True)
+    except RowError as error:  # its way out names flags of other scripts
+        raise RowError(error.expected, id, ID_WAY_OUT) from error
 
 
 def _check_texts(row: Mapping) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from datasets import Dataset
 
 from modeling.data.annotation import (
     CHOICES,
@@ -112,6 +113,60 @@ def test_a_spreadsheet_computes_no_text(tmp_path):
     (path,) = write_tasks(tmp_path, load_battles(write_rows(tmp_path / "pool.jsonl", [row])), "csv")
     (written,) = pd.read_csv(path)[["prompt", "left", "right"]].to_numpy()
     assert set(written) == {"'=1+1", "'- a list", "a = b"}
+
+
+def load_one(folder: Path) -> Dataset:
+    row = {"id": "x1", "prompt": "p", "response_a": "a", "response_b": "b"}
+    return load_battles(write_rows(folder / "pool.jsonl", [row]))
+
+
+@pytest.mark.parametrize("id", ["0012", "-k3", "=a", "'q", "x1", "1e5"])
+def test_a_spreadsheet_changes_no_id(id, tmp_path):
+    """An id that looks like a number or a formula is written as text, and read back as it was."""
+    row = {"id": id, "prompt": "p", "response_a": "a", "response_b": "b"}
+    battles = load_battles(write_rows(tmp_path / "pool.jsonl", [row]))
+    (path,) = write_tasks(tmp_path, battles, "csv")
+    table = pd.read_csv(path, dtype=str)
+    assert table["id"][0] == (id if id == "x1" else f"'{id}")
+    table.assign(winner="left", annotator="ann").to_csv(path, index=False)
+    assert read_annotations([str(path)], battles)["id"].tolist() == [id]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "x",
+        {"id": "x1", "fields": {}, "metadata": None, "responses": {}},
+        {"id": "x1", "fields": {}, "metadata": {"order": "ab"}, "responses": None},
+        {"data": {"battle": "x1", "order": "ab"}, "annotations": [{"completed_by": 1}]},
+        {"data": {"battle": "x1", "order": "ab"}, "annotations": [{"result": [{"from_name": "winner"}]}]},
+        {"data": None},
+    ],
+)
+def test_an_export_of_another_shape_is_one_error(task, tmp_path):
+    battles = load_one(tmp_path)
+    (tmp_path / "votes.json").write_text(json.dumps([task]))
+    with pytest.raises(ValueError, match=r"votes\.json: expected tasks or records as select.py wrote them"):
+        read_annotations([str(tmp_path / "votes.json")], battles)
+
+
+@pytest.mark.parametrize("value", [["left"], 7])
+def test_a_choice_that_is_no_text_is_refused(value, tmp_path):
+    battles = load_one(tmp_path)
+    responses = {"winner": [{"value": value, "user_id": "u", "status": "submitted"}]}
+    record = {"id": "x1", "fields": {}, "metadata": {"order": "ab"}, "responses": responses}
+    (tmp_path / "votes.json").write_text(json.dumps([record]))
+    with pytest.raises(ValueError, match="expected a winner, left"):
+        read_annotations([str(tmp_path / "votes.json")], battles)
+
+
+def test_a_csv_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "votes.csv").write_bytes("id,order,winner,annotator\nx1,ab,left,René\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"votes\.csv: expected text in UTF-8"):
+        read_annotations(
+            [str(tmp_path / "votes.csv")],
+            load_one(tmp_path),
+        )
 
 
 def write_csv(path: Path, **changed) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from modeling.data.battles import DEMO_FOLDER
 from modeling.training.checkpoints import SEAL
 from tests.helpers import LAUNCH, LAUNCHERS, SAMPLES, read_run, run, start, succeed
 from tests.warm import WarmProcess
@@ -154,6 +155,29 @@ def test_a_prediction_that_is_killed_writes_the_same_bytes(processes, kills, mem
         kill_at_random([*command, tmp_path / "out"], tmp_path / "log", moment, 1.0, rng)
     succeed(*command, tmp_path / "out")
     for name in ("predictions.parquet", "submission.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "progress", "files"),
+    [
+        ("rank", ["--input", DEMO_FOLDER / "answers.jsonl"], "out/.bothways-rank-progress", ["rankings.parquet"]),
+        (
+            "select",
+            ["--battles", SAMPLES / "train.jsonl", "--num_battles", 20],
+            ".out.progress",
+            ["selected.parquet", "battles.csv", "predictions.parquet"],
+        ),
+    ],
+)
+def test_rankings_and_choices_that_are_killed_are_the_same_bytes(verb, flags, progress, files, members, tmp_path):
+    command = [sys.executable, f"scripts/{verb}.py", *flags, "--judge", *members.values(), "--tokens_per_batch", 400]
+    succeed(*command, "--output_dir", tmp_path / "expected")
+    moment = lambda: any(path.stat().st_size for path in (tmp_path / progress).glob("*.jsonl"))  # noqa: E731
+    kill_at_random([*command, "--output_dir", tmp_path / "out"], tmp_path / "log", moment, 0.3, random.Random(0))
+    assert not any((tmp_path / "out" / name).exists() for name in files)
+    succeed(*command, "--output_dir", tmp_path / "out")
+    for name in files:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
 
 

@@ -17,8 +17,11 @@ from modeling.data.outcomes import LABELS, WITH_TIE, list_mirrored
 from modeling.judging.judge import Judge
 from modeling.judging.member import read_member
 from modeling.judging.predictions import build_submission
+from modeling.judging.rewards import PairwiseReward
+from modeling.serving.server import ServedJudge
 from tests.helpers import REPOSITORY, SAMPLES, TRAINING, call, fail, write_rows
 from tests.judging.test_loading import declare
+from tests.serving.test_api import LIMITS, send
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -67,6 +70,29 @@ def made(tmp_path_factory, plain_backbone, quick) -> Path:
 
 def read_predictions(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / "predictions" / "predictions.parquet")
+
+
+def test_a_tie_is_half_a_win_where_one_answer_is_to_be_chosen(made):
+    """In rankings, in rewards and over HTTP, where no answer may be called a tie."""
+    judge = Judge.from_pretrained(str(made / "both"), dtype="float32")
+    verdict = judge.compare("Why?", "Because.", "I do not know.")
+    expected = verdict.p_a + verdict.p_tie / 2
+    assert verdict.p_tie > 0.01 and verdict.share_a == expected
+    answers = ["Because.", "I do not know."]
+    assert judge.rank("Why?", answers).p_best == pytest.approx([expected, 1 - expected], abs=TOLERANCE)
+    assert PairwiseReward(judge)(["Why?"] * 2, answers) == pytest.approx([expected, 1 - expected], abs=TOLERANCE)
+    served = ServedJudge(judge, LIMITS, max_waiting=10)
+    try:
+        criteria = dict(zip(("one", "two"), answers, strict=True))
+        question = {"best": {"type": "choice", "criteria": criteria}}
+        asked = {"query": [f"Why?{text}" for text in answers], "prompts": ["Why?"] * 2}
+        (rewards,) = send(served, asked, path="/get_reward")
+        (choice,) = send(served, {"state": "Why?", "questions": question}, path="/v1/systemone")
+    finally:
+        served.close()
+    assert rewards.json()["rewards"] == pytest.approx([expected, 1 - expected], abs=TOLERANCE)
+    found = choice.json()["answers"]["best"]["probabilities"]
+    assert found == pytest.approx({"one": expected, "two": 1 - expected}, abs=TOLERANCE)
 
 
 def test_the_canaries_watch_ties_too(made):

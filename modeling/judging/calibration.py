@@ -4,9 +4,10 @@ Pure functions over arrays. A calibration is fitted on battles that are neither 
 to p_a. Both methods are odd around 1/2 and monotonic: without ties, p(A, B) = 1 - p(B, A) still holds, and every winner
 stays. Which battles may be used, and where the result is stored, is in recalibration.py.
 
-Ties add one number, the logarithm of nu, which multiplies the score of a tie. A judge of three labels predicts that
-score itself. To a judge of two labels it gives sqrt(p_a * p_b), so that p_tie = nu * sqrt(p_a * p_b) before the three
-are scaled to sum to 1 (Davidson 1970). Both are the same when the answers are swapped, as a tie is.
+Predicting ties adds one parameter, nu, which multiplies the score of a tie; its logarithm is stored. A judge of three
+labels predicts that score itself. To a judge of two labels it gives sqrt(p_a * p_b), so that p_tie = nu * sqrt(p_a *
+p_b) before the three are scaled to sum to 1 (Davidson 1970). Both are the same when the answers are swapped, as a tie
+is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -249,8 +250,12 @@ def add_intervals(
     """
     resampler, everything = Resampler(groups, MOST_DRAWS), np.full(len(labels), True)
     ties, method = calibration.ties is not None, calibration.method
+    # A draw may leave out the few battles that a or b won; nothing can be fitted to it.
+    won = 1 - widen_labels(labels)[:, 2]
     drawn = [
         list(fit_labels(method, probabilities, labels, times, ties=ties).list_parameters().values())
+        if times @ won > 0
+        else [np.nan] * len(calibration.list_parameters())
         for times in resampler.iterate_times(everything, MOST_DRAWS)
     ]
     parameters = calibration.list_parameters().items()
@@ -262,12 +267,12 @@ def add_intervals(
 
 
 def _bound_parameter(name: str, draws: np.ndarray, num_groups: int) -> tuple[float, float]:
-    """The interval of a parameter; NaN if too many draws are near an end of its search."""
+    """The interval of a parameter; NaN if too many draws are near an end of its search, or could not be fitted."""
     # A temperature near an end is of a draw without an upset or without skill, and a nu of one without ties or with
     # nothing else: the loss falls, or is flat, to the very end, so the draw says nothing about the parameter. Within a
     # factor of ten, because a flat loss stops the search short of the end.
     least, most = SEARCHED.get(name, (-np.inf, np.inf))
-    endless = (draws < 10 * least) | (draws > most / 10)
+    endless = np.isnan(draws) | (draws < 10 * least) | (draws > most / 10)
     return (np.nan, np.nan) if endless.mean() > (1 - CONFIDENCE) / 2 else bound_draws(draws, num_groups)
 
 

@@ -214,6 +214,14 @@ def test_nu_is_recovered(nu):
     assert np.exp(found.ties) == pytest.approx(nu, rel=0.1) and found.temperature == pytest.approx(1, rel=0.1)
 
 
+def test_a_draw_without_a_winner_does_not_end_the_calibration():
+    """One battle of twelve was won, which every third draw leaves out: nothing is known of the parameters."""
+    p_a, labels = np.full((12, 2), 0.5), np.tile([0.0, 0.0, 1.0], (12, 1))
+    p_a[0], labels[0] = [0.8, 0.2], [1.0, 0.0, 0.0]
+    fitted = fit_labels("temperature", p_a, labels, ties=True)
+    assert {found["low"] for found in add_intervals(fitted, p_a, labels, range(12)).intervals.values()} == {None}
+
+
 @pytest.mark.parametrize("nu", [0.05, 20])
 def test_a_rare_or_frequent_tie_has_an_interval_and_one_that_never_occurs_has_none(nu):
     """Nu may be below 0.1 or above 10, where a temperature would say nothing. Without ties it falls to its least."""

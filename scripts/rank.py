@@ -53,7 +53,7 @@ def main() -> None:
     if state.is_main_process:
         calibration = judge.find_calibration(arguments.readings) if arguments.calibrated else None
         provenance = describe_passes(judge, calibration, arguments.input, arguments.readings)
-        made = {"method": arguments.method, "budget": arguments.share}
+        made = {"method": arguments.method, "budget": arguments.budget_or_default}
         path = write_rankings(output, rankings, provenance | made)
         shutil.rmtree(output / PROGRESS, ignore_errors=True)
         logger.info(f"{len(rankings)} rankings from {sum(each.passes for each in rankings)} passes. Written: {path}")

@@ -1,5 +1,4 @@
-"""The outcomes of a battle: a wins, b wins and, for models with three labels, a tie. Only here two labels differ from
-three.
+"""The outcomes of a battle (a wins, b wins, a tie), and conversions between labels over two and over three of them.
 
 A label is one probability for each of `LABELS` or of `WITH_TIE`. With two labels a tie is [0.5, 0.5], and with three it
 is [0, 0, 1]. This module must not know rows, models or files.
@@ -44,7 +43,10 @@ def mirror_label(values: Sequence) -> list:
 
 
 def is_tie(label: Sequence[float]) -> bool:
-    """Returns whether a label says that nobody won: a and b are equally likely, or neither is likelier than a tie."""
+    """Returns whether a label says that nobody won: a and b are equally likely, or neither is likelier than a tie.
+
+    A verdict with p_a = p_b, unlike such a label, goes to model_a; see `name_winners`.
+    """
     return label[0] == label[1] or any(p >= max(label[:2]) for p in label[2:])
 
 

@@ -206,7 +206,7 @@ class Judge:
         Args:
             answer_sets: See `check_answer_sets`.
             method: Which pairs to read, see `choose_pairs`.
-            budget: Share of each answer set's passes that "active" and "swiss" may run; None: half of them.
+            budget: Fraction of each answer set's pairs that "active" and "swiss" may read; None: half of them.
             readings, options: As for `predict`. All passes of a pair are run, so there is no second_reading and no
                 time_budget.
 
@@ -220,8 +220,8 @@ class Judge:
             )
 
         def predict(battles: list[dict]) -> np.ndarray:
-            """What response_a can expect in each of the battles."""
-            # As they are: a text that looks like a list of turns is none, see `compare`.
+            """The expected score of response_a in each of the battles."""
+            # Texts are used unchanged: one that looks like a list of turns is still a text, see `compare`.
             checked = read_battles(battles, schema="unlabelled")
             return share_wins(self.predict(checked, readings=readings, **options))
 

@@ -120,7 +120,7 @@ def take_raw(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def share_wins(verdicts: pd.DataFrame) -> np.ndarray:
-    """What a can expect in each battle, from 0 to 1, shape (battles,): p_a, and half of p_tie if there is one."""
+    """The expected score of a in each battle, from 0 to 1, shape (battles,): p_a + p_tie / 2, or p_a without ties."""
     return halve_ties(stack_probabilities(verdicts))[:, 0]
 
 

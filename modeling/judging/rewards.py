@@ -28,7 +28,7 @@ class Comparisons:
     """The battles that tell how good completions are, and their rewards once these are judged.
 
     A completion with a reference is compared with it, any other with the other completions of its prompt. Example:
-    `comparisons.compute_rewards(judge.predict(comparisons.battles, readings="both")["p_a"])`.
+    `comparisons.compute_rewards(share_wins(judge.predict(comparisons.battles, readings="both")))`.
 
     battles: {"id", "prompt", "response_a", "response_b"}, each once. Which text is response_a depends on the two texts
         alone, so that no order of the completions changes a reward.
@@ -167,7 +167,7 @@ class PairwiseReward:
         ]
 
     def _predict(self, battles: list[dict]) -> Sequence[float]:
-        """What response_a can expect in each of the battles, by the judge."""
+        """The expected score of response_a in each of the battles, by the judge."""
         if not battles:
             return []
         # Texts as they are: a completion may look like a list of turns, and a blank one is a bad answer, not a fault.

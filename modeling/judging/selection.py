@@ -57,7 +57,7 @@ def score_battles(p_a: np.ndarray, passes: np.ndarray, rank_by: str) -> pd.DataF
 
 
 def select_battles(scores: np.ndarray, ids: Sequence, groups: Sequence[int] | None, num_battles: int) -> np.ndarray:
-    """Returns the rows of the battles with the highest scores, the best first, and few of each group.
+    """Returns the rows of the highest-scoring battles, best first, taking one per group before a second from any.
 
     No group gives a second battle before every group has given one, and so on. Equal scores are ordered by a hash of
     the id. So the rows of the file may have any order.

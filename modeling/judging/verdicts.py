@@ -62,7 +62,7 @@ class Verdict:
 
     @property
     def share_a(self) -> float:
-        """What a can expect, from 0 to 1: p_a, and half of p_tie if there is one."""
+        """The expected score of a, from 0 to 1: p_a + p_tie / 2, or p_a without ties."""
         return self.p_a + (self.p_tie or 0) / 2
 
     def to_dict(self) -> dict:

@@ -29,7 +29,7 @@ METRICS = ("accuracy", "log_loss", "brier", "ece", "auc")
 HIGHER_IS_BETTER = ("accuracy", "auc")  # of the others, less is better
 RANK_METHODS = ("all", "active", "swiss", "knockout")
 DEFAULT_RANK_METHOD = "all"
-BUDGETED = ("active", "swiss")  # those that choose pairs within a share of all passes
+BUDGETED = ("active", "swiss")  # those that choose pairs within a fraction of all pairs
 DEFAULT_BUDGET = 0.5
 # Public benchmarks that evaluate.py knows, each with its data set on the Hub.
 BENCHMARKS = {

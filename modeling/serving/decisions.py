@@ -64,7 +64,7 @@ class Question:
 class Decision:
     """What a valid request asks: battles for the judge, and the response once their probabilities are known.
 
-    Example: `decision.answer(judge.predict(decision.battles, readings="both")["p_a"], tokens)`.
+    Example: `decision.answer(share_wins(judge.predict(decision.battles, readings="both")), tokens)`.
 
     battles: {"id", "prompt", "response_a", "response_b"}: all pairs of answers of each question, and a pair of several
         questions once. Which answer is a depends on the texts alone, so that the order of the options cannot change a

@@ -133,7 +133,7 @@ class PredictArguments(JudgeArguments):
 
 
 def read_budget(method: str, budget: float | None) -> float:
-    """Returns the share of all pairs of answers that --method may read within --budget.
+    """Returns the fraction of all pairs of answers that --method may read within --budget.
 
     Raises:
         ValueError: If the method is unknown or has no budget, or the budget is no share.
@@ -148,7 +148,7 @@ def read_budget(method: str, budget: float | None) -> float:
             f"found {method}. Leave it out."
         )
     if not 0 < budget <= 1:
-        raise ValueError(f"--budget {budget}: expected a share of all passes, above 0 and up to 1.")
+        raise ValueError(f"--budget {budget}: expected a fraction of all pairs, above 0 and up to 1.")
     return budget
 
 
@@ -166,25 +166,25 @@ class RankArguments(ReadingArguments):
     )
     method: str = option(
         DEFAULT_RANK_METHOD,
-        "Pairs of answers to read. all: every pair. active, after a knock-out: those that tell most about the scores. "
-        "swiss, after a knock-out: those with the nearest scores. knockout: winners meet, which finds the best alone.",
+        "Pairs of answers to read. all: every pair. active: a knock-out, then the most informative pairs. swiss: a "
+        "knock-out, then pairs with the closest scores. knockout: winners meet winners; it finds only the best answer.",
         choices=RANK_METHODS,
         group="passes",
     )
     budget: float | None = option(
         None,
-        "With active and swiss: share of the passes of all pairs that may be run. n answers take at least n - 1 pairs. "
+        "With active and swiss: fraction of all pairs that may be read. n answers take at least n - 1 pairs. "
         f"Default: {DEFAULT_BUDGET}.",
     )
     output_dir: str = option(None, "Folder for rankings.parquet.", group="output")
 
     def __post_init__(self):
         require(self, "input", "judge", "output_dir")
-        _ = self.share  # raises if --method and --budget do not go together
+        _ = self.budget_or_default  # raises if --method and --budget do not go together
 
     @property
-    def share(self) -> float:
-        """The share of all pairs that may be read, see `read_budget`."""
+    def budget_or_default(self) -> float:
+        """The fraction of all pairs that may be read, see `read_budget`."""
         return read_budget(self.method, self.budget)
 
 
@@ -226,11 +226,11 @@ class SelectArguments(JudgeArguments):
 
     output_dir: str = option(
         None,
-        "Folder for selected.parquet and the file for labellers or, with --annotations, for labelled.parquet and "
+        "Folder for selected.parquet and the file for annotators or, with --annotations, for labelled.parquet and "
         "agreement.json.",
         group="output",
     )
-    format: str = option("csv", "What the file for labellers is made for.", choices=ANNOTATION_FORMATS)
+    format: str = option("csv", "Labelling tool to write the file for.", choices=ANNOTATION_FORMATS)
     predictions: str | None = option(
         None,
         "The predictions.parquet of --battles. Without it, --judge predicts them. With --annotations: compare the "
@@ -241,14 +241,12 @@ class SelectArguments(JudgeArguments):
     num_battles: int = option(500, "Battles to choose.", group="selection")
     rank_by: str = option(
         "uncertainty",
-        "Choose the battles with the highest uncertainty (entropy of p_a), the highest disagreement (of the passes), "
-        "or the highest product of both.",
+        "Score to choose by: uncertainty (entropy of the verdict), disagreement (between passes), or their product.",
         choices=SELECTIONS,
     )
     annotations: list[str] | None = option(
         None,
-        "Instead of choosing: files that annotators filled in, csv or the JSON export of Argilla or Label Studio, to "
-        "be read back.",
+        "Read back annotated files (csv, or JSON exports of Argilla or Label Studio) instead of choosing battles.",
         path="annotations",
     )
     draws: int = option(1000, "Bootstrap draws of prompts for the intervals of agreement.")

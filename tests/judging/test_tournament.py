@@ -207,5 +207,5 @@ def test_a_faulty_row_is_one_line_and_nothing_is_written(members, tmp_path, monk
 def test_a_wrong_method_or_budget_is_an_error(judge):
     with pytest.raises(ValueError, match="--method: expected one of all, active, swiss, knockout; found 'best'"):
         judge.rank(PROMPT, ANSWERS, method="best")
-    with pytest.raises(ValueError, match="--budget 2: expected a share of all passes"):
+    with pytest.raises(ValueError, match="--budget 2: expected a fraction of all pairs"):
         judge.rank(PROMPT, ANSWERS, method="active", budget=2)

@@ -90,8 +90,8 @@ def test_every_script_has_the_same_dtype(verb):
     [
         ("--budget 0.5", "--budget 0.5: expected with --method active or swiss, .* found all"),
         ("--method knockout --budget 0.5", "--budget 0.5: expected with --method active or swiss, .* found knockout"),
-        ("--method swiss --budget 0", "--budget 0.0: expected a share of all passes, above 0 and up to 1"),
-        ("--method active --budget nan", "--budget nan: expected a share of all passes, above 0 and up to 1"),
+        ("--method swiss --budget 0", "--budget 0.0: expected a fraction of all pairs, above 0 and up to 1"),
+        ("--method active --budget nan", "--budget nan: expected a fraction of all pairs, above 0 and up to 1"),
         ("--method best", "--method: invalid choice: 'best'"),
     ],
 )

@@ -5,8 +5,8 @@ Ten packages, one concern each. A package imports only from those below it in `P
     serving      a judge for many people: server, web page, protocols
     publishing   model cards from facts, uploads to the Hub
     training     setup, Trainer, checkpoints, memory plan, the record of a run
-    judging      members and judges: folders, loading, canaries, passes, cascades, calibration, pseudo-labels
-    evaluation   statistics and reports: metrics, intervals, baselines, biases, leaderboard
+    judging      members and judges: folders, loading, canaries, passes, calibration, rankings, rewards, pseudo-labels
+    evaluation   statistics and reports: metrics, intervals, baselines, biases, style, votes, leaderboard
     settings     what a command line may say
     network      classifier, attention, losses, base models (bitsandbytes), LoRA (PEFT), precision
     encoding     battles to batches: encoder, tokenizer, packed sequences, collator

@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from datasets import Dataset
 
@@ -33,11 +32,12 @@ def measure_parts(battles: Dataset, folder: Path, shown: dict[str, str]) -> dict
     """The accuracy on some parts of the battles, by the name in the table, of the predictions in a folder."""
     path = folder / PREDICTIONS_FILE
     p = stack_probabilities(align_verdicts(pd.read_parquet(path), battles, str(path)))
-    labels, parts = read_labels(battles), find_parts(battles)
-    resampler, found = Resampler(group_battles(battles)[0]), {}
+    labels, parts, found = read_labels(battles), find_parts(battles), {}
     for name, title in shown.items():
-        chosen = np.isin(np.arange(len(battles)), parts[name]) & find_decided(labels)
-        (accuracy,) = resampler.estimate_means(find_hits(p, labels)[:, None], chosen[:, None], shares=[0])
+        rows = parts[name]
+        resampler = Resampler(group_battles(battles.select(rows))[0])  # as in the tables of results.py
+        hits, decided = find_hits(p[rows], labels[rows]), find_decided(labels[rows])
+        (accuracy,) = resampler.estimate_means(hits[:, None], decided[:, None], shares=[0])
         found[title] = accuracy.to_dict()
     return found
 

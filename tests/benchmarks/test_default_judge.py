@@ -35,7 +35,8 @@ def test_the_table_of_what_training_brought_is_the_recorded_one_and_ends_with_th
     assert curve.format_curve(rows) in PAGE
     for part, shown in curve.PARTS.items():
         for name, title in shown.items():
-            assert rows[-1][title]["value"] == pytest.approx(measured["parts"][part][name]["accuracy"]["value"])
+            for key, value in measured["parts"][part][name]["accuracy"].items():
+                assert rows[-1][title][key] == pytest.approx(value), (name, key)
 
 
 def test_the_table_of_settings_is_made_of_the_recorded_losses():

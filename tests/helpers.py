@@ -5,6 +5,8 @@ import json
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig
 
+from modeling.judging import predictor
 from modeling.judging.member import MEMBER_FILE
 from modeling.network.precision import choose_dtype
 from tests.warm import LAUNCHER, REPOSITORY, WarmProcess, is_python
@@ -77,6 +80,44 @@ def fail(verb, *flags, monkeypatch, caplog) -> str:
         call(verb, *flags, monkeypatch=monkeypatch)
     assert stop.value.code == 2
     return caplog.messages[-1]
+
+
+class PackCounter:
+    """Counts the tokens of each pack that is predicted, one pack after the other, and interrupts at one of them.
+
+    tokens: Of each pack so far.
+    stop_at: Number of packs after which the next one raises a KeyboardInterrupt; None never does.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.tokens: list[int] = []
+        self.stop_at: int | None = None
+        compute = predictor._predict_pack
+
+        def count(models, pack, num_shared_layers):
+            """Notes a pack before it is predicted."""
+            if len(self.tokens) == self.stop_at:
+                raise KeyboardInterrupt
+            self.tokens.append(len(pack.input_ids))
+            return compute(models, pack, num_shared_layers)
+
+        monkeypatch.setattr(predictor, "_predict_pack", count)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one pack after the other
+
+    def interrupt(self, run: Callable[[str], object]) -> tuple[list[int], list[int], list[int]]:
+        """Runs whole into the folder "whole", then into "again" with an interruption and a restart.
+
+        Returns:
+            The packs of the whole run, those before the interruption, and those of the restart.
+        """
+        found = []
+        for folder, share in (("whole", None), ("again", 0.75), ("again", None)):
+            self.tokens.clear()
+            self.stop_at = None if share is None else int(len(found[0]) * share)
+            with nullcontext() if share is None else pytest.raises(SystemExit):
+                run(folder)
+            found.append(list(self.tokens))
+        return tuple(found)
 
 
 # A network of two layers, as keywords for any family's config.

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from datasets import Dataset
 
 from modeling.data.battles import load_battles
@@ -22,6 +21,7 @@ from tests.helpers import (
     REPOSITORY,
     SAMPLES,
     TRAINING,
+    PackCounter,
     call,
     fail,
     find_native_dtype,
@@ -164,30 +164,14 @@ def test_a_pass_that_dies_leaves_no_result(members, tmp_path, monkeypatch):
 )
 def test_a_restart_reads_only_what_was_not_read_before(verb, flags, file, members, tmp_path, monkeypatch):
     """Counts tokens. The second member is interrupted, so that the first one's pass had ended."""
-    compute, tokens, stop = predictor._predict_pack, [], []
+    common = ["--battles", SAMPLES / "test.jsonl", "--judge", *members.values(), "--tokens_per_batch", 1000]
 
-    def count(models, pack, num_shared_layers):
-        if stop == [len(tokens)]:
-            raise KeyboardInterrupt
-        tokens.append(len(pack.input_ids))
-        return compute(models, pack, num_shared_layers)
-
-    def read(folder) -> list[int]:
-        tokens.clear()
+    def read(folder: str) -> None:
         (tmp_path / folder).mkdir(exist_ok=True)
         call(verb, *common, *(str(flag).format(tmp_path / folder) for flag in flags), monkeypatch=monkeypatch)
-        return list(tokens)
 
-    common = ["--battles", SAMPLES / "test.jsonl", "--judge", *members.values(), "--tokens_per_batch", 1000]
-    monkeypatch.setattr(predictor, "_predict_pack", count)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one batch after the other
-    whole = read("whole")
-    stop.append(len(whole) * 3 // 4)
-    with pytest.raises(SystemExit):
-        read("again")
-    before = list(tokens)
-    stop.clear()
-    assert before + read("again") == whole
+    whole, before, after = PackCounter(monkeypatch).interrupt(read)
+    assert before + after == whole
     assert len(before) > len(whole) / 2 > 4
     assert Path(file.format(tmp_path / "again")).read_bytes() == Path(file.format(tmp_path / "whole")).read_bytes()
     assert not [path for path in tmp_path.rglob("*") if "progress" in path.name or path.suffix == ".jsonl"]

@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from modeling.data.battles import DEMO_FOLDER
 from modeling.judging import predictor, schedule
 from modeling.judging.judge import Judge
 from modeling.judging.ranking import list_pairs, list_texts
 from modeling.runtime.choices import RANK_METHODS
-from tests.helpers import LAUNCH, LAUNCHERS, call, fail, succeed, write_rows
+from tests.helpers import LAUNCH, LAUNCHERS, PackCounter, call, fail, succeed, write_rows
 
 ANSWERS = ["Because blue light scatters most.", "No idea.", "The sky is blue.", "It reflects the sea.", "Ask me later."]
 PROMPT = "Why is the sky blue?"
@@ -123,29 +122,11 @@ def test_the_prompt_and_the_first_answer_are_read_once(judge, monkeypatch):
 @pytest.mark.parametrize("method", RANK_METHODS)
 def test_a_restart_reads_only_what_was_not_read_and_writes_the_same(method, members, tmp_path, monkeypatch):
     """Law 7, in the middle of the rounds of a method that chooses by what it read."""
-    compute, tokens, stop = predictor._predict_pack, [], []
-
-    def count(models, pack, num_shared_layers):
-        if stop == [len(tokens)]:
-            raise KeyboardInterrupt
-        tokens.append(len(pack.input_ids))
-        return compute(models, pack, num_shared_layers)
-
-    def rank(folder: str) -> list[int]:
-        tokens.clear()
-        flags = ["--input", INPUT, "--judge", members["ab"], "--method", method, "--tokens_per_batch", 400]
-        call("rank", *flags, "--output_dir", tmp_path / folder, monkeypatch=monkeypatch)
-        return list(tokens)
-
-    monkeypatch.setattr(predictor, "_predict_pack", count)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one pack after the other
-    whole = rank("whole")
-    stop.append(len(whole) * 3 // 4)
-    with pytest.raises(SystemExit):
-        rank("again")
-    before = list(tokens)
-    stop.clear()
-    assert before + rank("again") == whole and len(before) > 4
+    flags = ["--input", INPUT, "--judge", members["ab"], "--method", method, "--tokens_per_batch", 400]
+    whole, before, after = PackCounter(monkeypatch).interrupt(
+        lambda folder: call("rank", *flags, "--output_dir", tmp_path / folder, monkeypatch=monkeypatch)
+    )
+    assert before + after == whole and len(before) > 4
     files = [tmp_path / folder / "rankings.parquet" for folder in ("again", "whole")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert [path.name for path in (tmp_path / "again").iterdir()] == ["rankings.parquet"]

@@ -184,7 +184,7 @@ def list_kernels(config: object, device_type: str, dtype: torch.dtype = torch.bf
 
 
 def choose_attention(model: nn.Module, training: bool = False) -> str:
-    """Sets the first of the model's kernels that agrees with unpadded eager attention, logs it and returns its name.
+    """Sets the first of the model's kernels that agrees with unpadded eager attention, and returns its name.
 
     Args:
         model: The preference model, on its device.
@@ -194,26 +194,38 @@ def choose_attention(model: nn.Module, training: bool = False) -> str:
         ValueError: If no kernel agrees, so that packed sequences cannot be used on this device.
     """
     device = next(model.parameters()).device
-    kernels = list_kernels(model.config, device.type, model.compute_dtype)
+    kernel = find_attention(type(model), model.config, device, model.compute_dtype, training)
+    model.config._attn_implementation = kernel
+    return kernel
+
+
+def find_attention(
+    family: type[nn.Module], config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, training: bool
+) -> str:
+    """Returns what `choose_attention` would set for a model of a family, and logs how well it agrees.
+
+    Args:
+        config: The family's.
+        dtype: In which the model computes.
+    """
+    kernels = list_kernels(config, device.type, dtype)
     if is_deepspeed_zero3_enabled():
         # No self-check: DeepSpeed would partition the weights of its small model over the processes too. So no kernel
         # either that may not work here.
-        kernel = model.config._attn_implementation = next(name for name in kernels if name not in ON_GPU)
-        return kernel
-    small, found = _shrink_config(model.config).to_json_string(use_diff=False), []
+        return next(name for name in kernels if name not in ON_GPU)
+    small, found = _shrink_config(config).to_json_string(use_diff=False), []
     for kernel in kernels:
-        fault, difference = _check_kernel(type(model), small, device, model.compute_dtype, training, kernel)
+        fault, difference = _check_kernel(family, small, device, dtype, training, kernel)
         if not fault:
             PartialState()  # accelerate's logger fails without it
             skipped = f" ({'; '.join(found)})" if found else ""
             logger.info(
                 f"Attention: {kernel}, {difference:.2g} from eager in the logits of a self-check, on {device}{skipped}"
             )
-            model.config._attn_implementation = kernel
             return kernel
         found.append(f"{kernel}: {fault}")
     raise ValueError(
-        f"Attention on {device}: expected logits within {TOLERANCES[model.compute_dtype]:g} of eager attention's; "
+        f"Attention on {device}: expected logits within {TOLERANCES[dtype]:g} of eager attention's; "
         f"found {'; '.join(found)}. This build of torch computes attention wrongly here: take another device or build."
     )
 

@@ -188,7 +188,7 @@ def load_base(
         )
     if quantization != "none":
         check_unquantized(files)
-    family, config = _build_config(files, head)
+    family, config = read_family_config(files, head)
     four_bit = {"bnb_4bit_quant_type": bnb_4bit_quant_type, "bnb_4bit_use_double_quant": bnb_4bit_use_double_quant}
     options = {}
     if quantization != "none":
@@ -262,7 +262,7 @@ def check_unquantized(files: BaseFiles, **head) -> None:
     Reads only the config.
     """
     # A GGUF is dequantised when it is read, and reading its config takes seconds.
-    if not files.gguf_file and hasattr(_build_config(files, head)[1], "quantization_config"):
+    if not files.gguf_file and hasattr(read_family_config(files, head)[1], "quantization_config"):
         raise ValueError(
             f"Base {files.folder}: expected unquantised weights; found quantised ones. Start from the original base."
         )
@@ -270,12 +270,12 @@ def check_unquantized(files: BaseFiles, **head) -> None:
 
 def build_empty_base(files: BaseFiles) -> PreferenceMixin:
     """Builds the base on the meta device, without weights: names and shapes to compare with, in a second."""
-    family, config = _build_config(files, {})
+    family, config = read_family_config(files, {})
     with torch.device("meta"):
         return family(config)
 
 
-def _build_config(files: BaseFiles, head: dict) -> tuple[type[PreferenceMixin], PreTrainedConfig]:
+def read_family_config(files: BaseFiles, head: dict) -> tuple[type[PreferenceMixin], PreTrainedConfig]:
     """Returns the base's family, and its config converted to that family's with the given head fields."""
     plain = AutoConfig.from_pretrained(files.folder, **files.source)
     family = find_family(plain.model_type)
@@ -302,7 +302,7 @@ def name_labels(model_type: str, num_labels: int) -> dict:
 
 def read_labels(files: BaseFiles) -> tuple[str, ...]:
     """Returns the outcomes that a base's head has logits for, from its config alone: two for a base without a head."""
-    return find_labels(_build_config(files, {})[1].num_labels)
+    return find_labels(read_family_config(files, {})[1].num_labels)
 
 
 @contextmanager

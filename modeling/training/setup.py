@@ -27,12 +27,14 @@ from modeling.evaluation.trainer_metrics import build_trainer_metrics
 from modeling.judging.loading import find_adapter_member
 from modeling.judging.member import MEMBER_FILE, MemberFacts, read_member
 from modeling.judging.predictor import build_batches, choose_budget
-from modeling.network.base import BaseFiles, load_base
+from modeling.network.attention import find_attention
+from modeling.network.base import BaseFiles, load_base, read_family_config
 from modeling.network.classifier import PreferenceMixin
 from modeling.network.frozen import FrozenStates, count_frozen_layers, measure_states
 from modeling.network.lora import add_adapters, restore_adapter
 from modeling.network.losses import Distillation
-from modeling.network.precision import choose_dtype
+from modeling.network.precision import DTYPES, choose_dtype
+from modeling.runtime.devices import measure_free_memory
 from modeling.runtime.distributed import call_on_main, check_shared_folder, prepare_deepspeed, suspend_sharding
 from modeling.runtime.files import check_replaceable
 from modeling.runtime.logs import build_logger
@@ -194,6 +196,9 @@ def plan_run(
     batch_size = training.per_device_train_batch_size * num_orders
     if arguments.tokens_per_batch:
         batch_size = min(batch_size, max(num_orders, arguments.tokens_per_batch // longest))
+    kernel = None  # the best: on a CPU it always works
+    if training.device.type != "cpu":
+        kernel = find_attention(*read_family_config(base, {}), training.device, DTYPES[dtype], training=True)
     with suspend_sharding(training.deepspeed_plugin):  # the plan's network has no weights that could be sharded
         plan = plan_memory(
             config,
@@ -201,17 +206,24 @@ def plan_run(
             r=arguments.lora_r,
             lora_dropout=arguments.lora_dropout,
             freeze_layers=arguments.freeze_layers,
-            batch_size=batch_size,
-            length=longest,
+            lengths=[longest] * batch_size,
             optim=str(training.optim.value),
             gradient_checkpointing=training.gradient_checkpointing,
             use_reentrant=(training.gradient_checkpointing_kwargs or {}).get("use_reentrant", False),
             num_processes=training.world_size,
             zero_stage=stage,
             device_type=training.device.type,
+            kernel=kernel,
             resident=measure_resident() if training.device.type == "cpu" else 0,
         )
     logger.info(f"Memory per device, estimated, for {batch_size} x {longest} tokens:\n{plan}")
+    free = plan.parts.get("process before", 0) + measure_free_memory(training.device)
+    if plan.total > free:
+        logger.warning(
+            f"The estimate is more than the {free / 1e9:.1f} GB that are free here. If memory runs out, take a smaller "
+            "--per_device_train_batch_size and more --gradient_accumulation_steps, or --tokens_per_batch, which give "
+            "the same training; or --gradient_checkpointing true, or a 4-bit base."
+        )
     return plan
 
 

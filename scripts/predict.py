@@ -44,6 +44,9 @@ def main() -> None:
     state = PartialState(cpu=arguments.use_cpu)
     battles = load_battles(arguments.battles, labels=WITH_TIE, **arguments.row_policy)
     output = Path(arguments.output_dir)
+    if arguments.dry_run:
+        show_needs(arguments, battles)
+        return
     if arguments.blend:
         check_writable("--output_dir", output / PREDICTIONS_FILE, {"--blend": list(arguments.blend_weights)})
         verdicts, provenance = blend_predictions(arguments.blend_weights, battles, arguments.battles)
@@ -57,6 +60,19 @@ def main() -> None:
         logger.info(f"Written: {', '.join(str(path) for path in paths)}")
         if "label" in battles.column_names and len(battles):
             print(format_accuracy(verdicts, battles))
+
+
+def show_needs(arguments: PredictArguments, battles: "Dataset") -> None:
+    """Prints what the prediction would take."""
+    from accelerate import PartialState
+
+    from modeling.judging.dry_run import describe_prediction
+
+    state, options = PartialState(), ("readings", "dtype", "merge", "tokens_per_batch")
+    settings = {name: vars(arguments)[name] for name in options}
+    text = describe_prediction(arguments.judge, battles.to_list(), state.device, **settings)
+    if state.is_main_process:
+        print(text)
 
 
 def make_predictions(arguments: PredictArguments, battles: "Dataset", progress: Path) -> "tuple[DataFrame, dict]":

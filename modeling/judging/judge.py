@@ -16,7 +16,8 @@ from modeling.data.battles import TEXTS, read_battles
 from modeling.data.folds import assign_folds, fingerprint_fold
 from modeling.data.outcomes import WITH_TIE
 from modeling.judging.calibration import Calibration
-from modeling.judging.loading import Member, find_judge, load_members
+from modeling.judging.loaded import Member
+from modeling.judging.loading import find_judge, load_members
 from modeling.judging.member import JUDGE_FILE, READINGS, JudgeFacts, list_readings
 from modeling.judging.predictions import build_verdicts, calibrate_verdicts, list_pass_columns, share_wins
 from modeling.judging.schedule import PassSchedule

@@ -7,17 +7,18 @@ here.
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel
-from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from modeling.encoding.encoder import BattleEncoder, Encoding, build_encoding
 from modeling.judging.canaries import CanaryMismatch, replay_canaries
+from modeling.judging.expansion import ExpansionMismatch, prepare_reading
+from modeling.judging.loaded import Member
 from modeling.judging.member import (
     ADAPTER_FILES,
     CANARIES_FILE,
@@ -34,11 +35,10 @@ from modeling.judging.member import (
 )
 from modeling.network.base import BaseFiles, copy_notices, find_base, fingerprint_base, load_base, load_tokenizer
 from modeling.network.classifier import HEAD_DEFAULTS, PreferenceMixin
-from modeling.network.lora import attach_adapter, build_merged, load_weights, measure_merged
+from modeling.network.expansion import build_merged
+from modeling.network.lora import attach_adapter, load_weights
 from modeling.network.precision import DTYPES, choose_dtype, set_dtype
 from modeling.runtime.choices import MERGES
-from modeling.runtime.devices import measure_free_memory
-from modeling.runtime.distributed import call_on_main
 from modeling.runtime.files import check_replaceable, replace_folder
 from modeling.runtime.hub import download_repository
 from modeling.runtime.logs import build_logger
@@ -48,28 +48,7 @@ from modeling.runtime.progress import describe_step, show_progress
 
 logger = build_logger(__name__)
 
-MERGED_SHARE = 0.6  # largest share of the free memory for merged weights; activations need the rest
 MEMBER_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.md", "*.png", *NOTICES)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A loaded member. Members on the same base share its weights, so call `activate` before each use."""
-
-    name: str
-    adapter: str | None  # PEFT's name for it; None if it is merged into the weights
-    facts: MemberFacts
-    model: PeftModel | PreferenceMixin
-    encoder: BattleEncoder
-    fingerprint: str
-    folder: Path
-    dtype: str  # the precision it reads in, which may differ from the one it was trained in
-
-    def activate(self) -> PeftModel | PreferenceMixin:
-        """The shared model with this member's adapter and head active, in eval mode."""
-        if self.adapter is not None:
-            self.model.set_adapter(self.adapter, inference_mode=True)
-        return self.model.eval()
 
 
 def find_judge(names: Sequence[str]) -> tuple[list[tuple[str, Path]], JudgeFacts | None]:
@@ -132,7 +111,8 @@ def load_members(
         dtype: The precision to read in. "auto": the one that the device computes natively and fastest, or float32 if
             the canary battles fail in that. None: the one that each member was trained in.
         merge: "always": expand quantised weights once and merge each adapter into its own copy, which is faster and
-            takes more memory. "auto": merge if the memory is free and the canary battles pass. "never".
+            takes more memory. "auto": that if the memory is free; else, on a GPU, expand the weights of the shared base
+            and leave the adapters beside them, if that fits; and neither if canary battles fail. "never": as stored.
 
     Raises:
         FileNotFoundError: If a member's base is missing.
@@ -142,25 +122,28 @@ def load_members(
     if merge not in MERGES:
         raise ValueError(f"--merge: expected one of {', '.join(MERGES)}; found {merge!r}.")
     device = device or PartialState().device
-    options = {"skip_probes": skip_probes, "merge": merge}
     checked = [(name, folder, read_member(folder)) for name, folder in found]  # once: this hashes all weights
-    chosen = dtype and _choose_dtype(checked, dtype, device)
-    try:
-        return _load_members(checked, device, chosen, **options)
-    except CanaryMismatch as error:
-        if dtype != "auto" or chosen == "float32":
-            raise
-        logger.warning(f"Precision: float32 instead of {chosen}, in which the canary battles fail. {error}")
-    # Outside the handler: the exception's traceback would keep the first models in memory.
-    return _load_members(checked, device, "float32", **options)
+    chosen = dtype and choose_judge_dtype(checked, dtype, device)
+    while True:
+        try:
+            return _load_members(checked, device, chosen, skip_probes=skip_probes, merge=merge)
+        except ExpansionMismatch as error:
+            logger.warning(f"Weights stay as stored: expanded to {chosen}, the answers change. {error}")
+            merge = "never"
+        except CanaryMismatch as error:
+            if dtype != "auto" or chosen == "float32":
+                raise
+            logger.warning(f"Precision: float32 instead of {chosen}, in which the canary battles fail. {error}")
+            chosen = "float32"
+        # Loaded again outside the handlers: an exception's traceback would keep the first models in memory.
 
 
-def _choose_dtype(found: Sequence[tuple[str, Path, MemberFacts]], asked: str, device: torch.device) -> str:
+def choose_judge_dtype(found: Sequence[tuple[str, Path, MemberFacts]], asked: str, device: torch.device) -> str:
     """The precision for a judge, measured on matrix products of its first member's shape."""
     if not found:
         return "float32"
     _, folder, facts = found[0]
-    files = BaseFiles(folder) if is_merged(folder) else find_member_base(folder, facts)
+    files = find_member_files(folder, facts)
     return choose_dtype(asked, device, AutoConfig.from_pretrained(files.folder), training=False)
 
 
@@ -180,11 +163,7 @@ def _load_members(
             describe_step(bar, f"Loading {name}")
             members.append(_load_member(name, folder, facts, dtype or facts.dtype, device, members, models))
             bar.update()
-        if members and merge != "never" and (merged := merge_members(members, merge, skip_probes, bar)):
-            return merged
-        for member in members:
-            check_canaries(member, skip_probes, bar)
-    return members
+        return prepare_reading(members, merge, skip_probes, bar) if members else []
 
 
 def _load_member(
@@ -200,7 +179,7 @@ def _load_member(
     logger.info(f"Loading {name}")
     # Not the folder's name: PEFT mistakes an adapter called "0" or "model" for a part of its parameters' names.
     slot = None if is_merged(folder) else f"member{len(others)}"
-    files = BaseFiles(folder) if slot is None else find_member_base(folder, facts)
+    files = find_member_files(folder, facts)
     if slot is None:
         model = load_base(files, dtype=reads_in, device=device, num_labels=len(facts.labels))
     else:
@@ -217,62 +196,11 @@ def _load_member(
     return Member(display, slot, facts, model, encoder, fingerprint_member(facts), folder, reads_in)
 
 
-def merge_members(members: Sequence[Member], merge: str, skip_probes: bool, bar: tqdm) -> list[Member] | None:
-    """Members with merged adapters, which read faster, checked by their canary battles; None if they stay unmerged.
-
-    The merged members no longer refer to the shared base, so its memory is freed.
-    """
-    adapters = [member for member in members if member.adapter is not None]
-    needed = sum(measure_merged(member.model, DTYPES[member.dtype]) for member in adapters)
-    # The main process decides for all: merged weights give slightly other numbers than unmerged ones.
-    free = call_on_main(measure_free_memory, next(members[0].model.parameters()).device)
-    if merge == "auto" and needed > MERGED_SHARE * free:
-        logger.info(f"Adapters stay unmerged: merged, they would take {needed / 1e9:.1f} of {free / 1e9:.1f} GB free")
-        return None
-    merged = []
-    for member in members:
-        if member.adapter is not None:
-            describe_step(bar, f"Merging {member.name}")
-            # Members of one base share what their adapters leave alone: memory, and time in `PassSchedule`.
-            like = next(
-                (m.model for m, before in zip(merged, members, strict=False) if before.model is member.model), None
-            )
-            model = build_merged(member.model, member.adapter, DTYPES[member.dtype], like=like)
-            member = replace(member, model=model, adapter=None)
-        merged.append(member)
-    try:
-        for member in merged:
-            check_canaries(member, skip_probes, bar)
-    except CanaryMismatch as error:
-        if merge == "always":
-            raise
-        logger.warning(f"Adapters stay unmerged: merged into {members[0].dtype}, their answers change. {error}")
-        return None
-    logger.info(
-        f"Adapters merged into expanded weights, {needed / 1e9:.1f} GB. Pass --merge never to read them as stored"
-    )
-    return merged
-
-
 def attach_member(model: PreferenceMixin | PeftModel, slot: str, folder: Path) -> PeftModel:
     """The model with one more adapter, from a member folder."""
     config = LoraConfig.from_pretrained(folder)
     config.base_model_name_or_path = None  # relative to the member folder, which PEFT would warn about
     return attach_adapter(model, slot, config, load_weights(folder), folder)
-
-
-def check_canaries(member: Member, skip: bool, bar: tqdm) -> None:
-    """Replays a member's canary battles and logs the largest change; an error if it is beyond the tolerance."""
-    describe_step(bar, f"Checking {member.name}")
-    canaries = read_json(member.folder / CANARIES_FILE, "Judge")
-    if skip or not canaries.get("battles", True):
-        reason = "--skip_probes" if skip else "training stopped before they were recorded"
-        logger.warning(f"{member.name}: its canary battles are not replayed ({reason}), so a change goes unnoticed")
-        return
-    where, precisions = f"Judge {member.folder}", (member.dtype, member.facts.dtype)
-    change = replay_canaries(where, member.activate(), member.encoder, canaries, *precisions)
-    logger.info(f"{member.name}: canary probabilities changed by at most {change:.2g} since it was saved")
-    bar.update()
 
 
 def load_member_tokenizer(folder: Path, base: BaseFiles) -> PreTrainedTokenizerBase:
@@ -285,6 +213,11 @@ def load_encoder(base: BaseFiles, max_length: int, truncation: str) -> BattleEnc
     """The encoder for a member that will be trained on a base."""
     tokenizer = load_tokenizer(base.folder, **base.source)
     return BattleEncoder(tokenizer, build_encoding(tokenizer, max_length, truncation))
+
+
+def find_member_files(folder: Path, facts: MemberFacts) -> BaseFiles:
+    """The model that a member's adapter is loaded onto, or that the member itself is if it is merged."""
+    return BaseFiles(folder) if is_merged(folder) else find_member_base(folder, facts)
 
 
 def find_member_base(folder: Path, facts: MemberFacts) -> BaseFiles:

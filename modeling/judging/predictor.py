@@ -25,11 +25,14 @@ from torch import nn
 from modeling.data.battles import orient_label
 from modeling.encoding.packing import PackedSequence, count_added_tokens, pack_sequences
 from modeling.network.frozen import replay_states, run_up_to
+from modeling.runtime.devices import measure_gpu
 from modeling.runtime.progress import show_progress
 
 # Smallest and largest token budget of a pack, by kind of device. On a CPU each core runs its own pack, and smaller
-# packs keep every core busy until the end. The GPU's was used on an H200; others were not compared.
-TOKENS_PER_BATCH = {"cpu": (1024, 4096), "cuda": (16384, 16384)}
+# packs keep every core busy until the end. The GPU's was used on an H200; others were not compared. On a card of 16 GB,
+# Gemma-2-9B in 8 bit has room for the smaller one (`predict.py --dry_run true` computes it).
+TOKENS_PER_BATCH = {"cpu": (1024, 4096), "small": (8192, 8192), "cuda": (16384, 16384)}
+SMALL_GPU = 20_000_000_000  # bytes
 MIN_PACKS = 12  # aim for this many packs, within the bounds above
 
 
@@ -61,10 +64,10 @@ def build_batches(sequences: Sequence[Sequence[int]], tokens_per_batch: int) -> 
 def choose_budget(sequences: Sequence[Sequence[int]], device_type: str) -> int:
     """Default token budget of a pack.
 
-    It depends on device and sequences only. With the number of processes in it, a launch on more processes would form
-    other packs and so give slightly different probabilities.
+    It depends on sequences and kind of device only. With the number of processes in it, a launch on more processes
+    would form other packs and so give slightly different probabilities.
     """
-    least, most = TOKENS_PER_BATCH.get(device_type, TOKENS_PER_BATCH["cuda"])
+    least, most = get_bounds(device_type)
     lengths = [len(sequence) for sequence in sequences]
     budget = min(most, max(least, sum(lengths) // MIN_PACKS))
     pairs = round(sum(lengths) / budget / 2)
@@ -72,6 +75,13 @@ def choose_budget(sequences: Sequence[Sequence[int]], device_type: str) -> int:
         return budget
     # An even number of packs of about one size: of three packs, one of two cores would get two.
     return min(most, sum(lengths) // (2 * pairs) + max(lengths) // 2)
+
+
+def get_bounds(device_type: str) -> tuple[int, int]:
+    """Returns the smallest and the largest default token budget on such a device."""
+    if device_type == "cuda" and torch.cuda.is_available() and measure_gpu() < SMALL_GPU:
+        return TOKENS_PER_BATCH["small"]
+    return TOKENS_PER_BATCH.get(device_type, TOKENS_PER_BATCH["cuda"])
 
 
 def predict_battles(

@@ -11,7 +11,7 @@ import numpy as np
 
 from modeling.data.battles import ORIENTATIONS
 from modeling.encoding.encoder import CUT_COLUMNS, BattleEncoder
-from modeling.judging.loading import Member
+from modeling.judging.loaded import Member
 from modeling.judging.predictions import average_passes, sort_by_uncertainty
 from modeling.judging.predictor import predict_together
 from modeling.judging.time_budget import PLANNED, TimeBudget

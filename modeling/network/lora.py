@@ -5,15 +5,10 @@ This is the module that knows PEFT. It must not know members, battles or trainin
 
 import re
 import warnings
-from copy import deepcopy
 from pathlib import Path
 
 import torch
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
-from peft.utils import ModulesToSaveWrapper
-from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -136,70 +131,6 @@ def merge_adapter(model: PreferenceMixin, adapter: str) -> PreferenceMixin:
     if model.config.vocab_size != vocabulary:
         logger.info(f"Adapter {adapter}: vocabulary of {vocabulary} resized to the adapter's {model.config.vocab_size}")
     return attach_adapter(model, "default", config, weights, folder).merge_and_unload()
-
-
-@torch.no_grad()
-def build_merged(
-    model: PeftModel, adapter: str, dtype: torch.dtype, *, with_lora: bool = True, like: PreferenceMixin | None = None
-) -> PreferenceMixin:
-    """Builds a model with plain weights that computes what `model` computes with one adapter.
-
-    Quantised weights are dequantised, the adapter is merged into them in float32, and its head replaces the base's. The
-    tensors that do not change are shared with `model`.
-
-    Args:
-        model: Model that holds the adapter.
-        adapter: Name of the adapter in the model.
-        dtype: Dtype of all weights except the head's.
-        with_lora: False leaves the LoRA out: the base's weights, dequantised, with the adapter's head.
-        like: What an earlier call returned for another adapter: weights that neither changes are shared with it.
-    """
-    network = model.get_base_model()
-    weights = {}
-    unchanged = dict(like.named_parameters()) if like else {}
-    for name, module in network.named_modules():
-        if isinstance(module, LoraLayer):
-            weights[f"{name}.weight"] = _merge_layer(module, adapter if with_lora else None).to(dtype)
-            if module.base_layer.bias is not None:
-                weights[f"{name}.bias"] = module.base_layer.bias
-        elif isinstance(module, Linear8bitLt | Linear4bit) and not name.endswith(".base_layer"):
-            known = unchanged.get(f"{name}.weight")
-            weights[f"{name}.weight"] = dequantize_module_weight(module).to(dtype) if known is None else known
-        elif isinstance(module, ModulesToSaveWrapper):
-            weights |= {f"{name}.{key}": value for key, value in module.modules_to_save[adapter].state_dict().items()}
-    config = deepcopy(network.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):  # no memory for weights that are assigned below
-        merged = type(network)(config)
-    stored = network.state_dict()
-    for name in merged.state_dict().keys() - weights.keys():
-        # Left are embeddings and norms, which may be stored in another dtype, and the head, which stays float32.
-        weights[name] = stored[name] if name.startswith(f"{HEAD}.") else unchanged.get(name, stored[name].to(dtype))
-    merged.load_state_dict(weights, assign=True)
-    for name, buffer in network.named_buffers():  # rotary frequencies: no state_dict has them, so they are still meta
-        if name not in stored:
-            owner, _, key = name.rpartition(".")
-            merged.get_submodule(owner).register_buffer(key, buffer, persistent=False)
-    merged.config._attn_implementation = network.config._attn_implementation
-    merged.compute_dtype = network.compute_dtype
-    return merged.requires_grad_(False).eval()
-
-
-def measure_merged(model: PeftModel, dtype: torch.dtype) -> int:
-    """Returns the additional bytes that `build_merged` would need: the weights of the linear layers."""
-    layers = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer | Linear8bitLt | Linear4bit) and not name.endswith(".base_layer")
-    ]
-    return sum(layer.in_features * layer.out_features for layer in layers) * dtype.itemsize
-
-
-def _merge_layer(layer: LoraLayer, adapter: str | None) -> torch.Tensor:
-    """Returns a layer's weight in float32, with the adapter merged if there is one and it covers this layer."""
-    weight = dequantize_module_weight(layer.base_layer).float()
-    return weight + layer.get_delta_weight(adapter).float() if adapter in layer.lora_A else weight
 
 
 def check_adapter(adapter: str, base: BaseFiles) -> None:

@@ -28,3 +28,10 @@ def measure_free_memory(device: "torch.device") -> int:
     import torch
 
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def measure_gpu() -> int:
+    """Returns the bytes of this process's GPU, free or not."""
+    import torch
+
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory

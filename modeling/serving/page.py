@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from gradio.queueing import Queue
 
 from modeling.data.battles import DEMO_FOLDER, TEXTS, load_battles
-from modeling.judging.loading import Member
+from modeling.judging.loaded import Member
 from modeling.runtime.paths import BATTLE_ENDINGS
 from modeling.serving.batching import QueueFullError
 from modeling.serving.rendering import (

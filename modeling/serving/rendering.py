@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from modeling.data.outcomes import TIE, name_winners
 from modeling.judging.judge import Judge
-from modeling.judging.loading import Member
+from modeling.judging.loaded import Member
 from modeling.judging.member import list_readings, read_json, read_judge
 from modeling.judging.verdicts import CLOSE_BAND, explain_verdict
 from modeling.publishing.cards import CARD_FILE, EVALUATION_FILE, list_bases, list_data, read_card_member

@@ -33,7 +33,10 @@ JUDGE_HELP = (
     "package."
 )
 DTYPE_HELP = "Precision of computation. auto measures which native precision is fastest on this device."
-MERGE_HELP = "Merge adapters into dequantised weights, for speed. auto: if memory allows it and the canaries agree."
+MERGE_HELP = (
+    "Merge adapters into dequantised weights, for speed. auto: if memory allows it and the canaries agree; a GPU with "
+    "less memory may still dequantise the base."
+)
 SKIP_PROBES_HELP = "Do not replay the canary battles that check each member against its saved probabilities."
 USE_CPU_HELP = "Run on the CPU even if there is a GPU."
 

@@ -77,6 +77,9 @@ class PredictArguments(JudgeArguments):
         path="judge",
     )
     cascade_shares: list[float] | None = option(None, "Share of the battles that each judge of --cascade reads.")
+    dry_run: bool = option(
+        False, "Print the tokens and the memory that the prediction will take, then stop.", group="output"
+    )
     time_budget: str | None = option(
         None,
         "Time limit from the start of the process, such as 4.75h. Passes that do not fit are skipped; a battle without "
@@ -89,6 +92,8 @@ class PredictArguments(JudgeArguments):
         self._check_output()
         if bool(self.cascade) != bool(self.cascade_shares):
             raise ValueError("--cascade and --cascade_shares: expected both or neither; found one. Give both.")
+        if self.dry_run and (self.cascade or self.blend):
+            raise ValueError("--dry_run: expected without --cascade and --blend; found one of them. Leave it out.")
         if self.folds and self.hide_prompts:
             raise ValueError("--folds: expected without --hide_prompts, as folds go by prompt; found both.")
         if self.folds and (self.cascade or self.time_budget):

@@ -23,7 +23,8 @@ from modeling.judging.member import read_member
 from modeling.network import precision
 from modeling.network.base import BaseFiles, load_base, load_tokenizer, save_base
 from modeling.network.classifier import find_family
-from modeling.network.lora import add_adapters, build_merged
+from modeling.network.expansion import build_merged
+from modeling.network.lora import add_adapters
 from modeling.network.precision import TOLERANCES, choose_dtype, find_tolerance, measure_precisions
 from tests.helpers import REPOSITORY, SAMPLES, call, fail
 from tests.network.test_attention import FAMILIES
@@ -239,7 +240,7 @@ def test_a_member_predicts_in_every_precision_within_the_tolerance(
     make_member(tmp_path / "ab", bases["8bit"], "ab", dtype=trained)
     rows, answers = sample_battles.select(range(12)), {}
     for dtype in ("float32", "bfloat16", "float16"):
-        with caplog.at_level(logging.INFO, "modeling.judging.loading"):
+        with caplog.at_level(logging.INFO, "modeling.judging.loaded"):
             judge = Judge.from_pretrained(tmp_path / "ab", dtype=dtype)
         assert judge.members[0].dtype == dtype
         answers[dtype] = judge.predict(rows)["p_a"].to_numpy()

@@ -12,6 +12,12 @@ STOPPED = (
     "after its last batch. Finished files are whole."
 )
 
+OUT_OF_MEMORY = (
+    "The device's memory ran out. `--dry_run true` of train.py and predict.py says what is needed. Less is needed with "
+    "fewer --tokens_per_batch; in training with a smaller --per_device_train_batch_size and more "
+    "--gradient_accumulation_steps; in prediction with --merge never; or on a base in 4 bit."
+)
+
 
 def run_script(main: Callable[[], None]) -> None:
     """Calls a script's main. A user's mistake ends it with one line and exit code 2 instead of a traceback.
@@ -35,9 +41,21 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         logging.getLogger("bothways").critical(f"error: {error}")
         raise SystemExit(2) from error
+    except (RuntimeError, MemoryError) as error:
+        if os.environ.get("BOTHWAYS_TRACEBACK") == "1" or not _is_out_of_memory(error):
+            raise
+        logging.getLogger("bothways").critical(f"error: {OUT_OF_MEMORY} {str(error).partition(chr(10))[0]}")
+        raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         logging.getLogger("bothways").critical(STOPPED)
         raise SystemExit(130) from error  # as a shell reports a program that Ctrl-C ended
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Returns whether memory ran out on a GPU or on the CPU."""
+    # By name, because torch may not be imported yet; on a CPU its error is a plain RuntimeError.
+    names = [each.__name__ for each in type(error).__mro__]
+    return "OutOfMemoryError" in names or "MemoryError" in names or "DefaultCPUAllocator" in str(error)
 
 
 def forget_script_folder() -> None:

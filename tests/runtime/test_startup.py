@@ -33,6 +33,25 @@ def test_traceback_is_shown_on_request_and_always_for_our_own_faults(error, monk
             run_script(Mock(side_effect=error))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.\nSee the documentation"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError("Unable to allocate 9 GiB"),
+    ],
+    ids=["gpu", "cpu", "numpy"],
+)
+def test_a_lack_of_memory_ends_a_script_with_one_line_that_says_what_needs_less(error, monkeypatch, caplog):
+    monkeypatch.delenv("BOTHWAYS_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        run_script(Mock(side_effect=error))
+    assert stop.value.code == 2
+    assert "The device's memory ran out. `--dry_run true`" in caplog.messages[-1] and "\n" not in caplog.messages[-1]
+    with pytest.raises(RuntimeError, match="another"):  # a fault of ours stays a traceback
+        run_script(Mock(side_effect=RuntimeError("another")))
+
+
 def test_ctrl_c_ends_a_script_with_one_line_that_says_how_to_go_on(caplog):
     with pytest.raises(SystemExit) as stop:
         run_script(Mock(side_effect=KeyboardInterrupt))

@@ -1,19 +1,24 @@
+import json
 import re
 import sys
 
 import pytest
 from transformers import AutoConfig, Gemma2Config
 
+from benchmarks.speed.memory import plan_training
 from modeling.judging.member import read_member
 from modeling.network.base import load_base
+from modeling.network.footprint import build_network, count_weights
 from modeling.network.lora import add_adapters
-from modeling.training.memory import build_network, count_optimizer, count_weights, plan_memory
-from tests.helpers import SAMPLES, TRAINING, succeed
+from modeling.training.memory import count_optimizer, plan_memory
+from tests.helpers import REPOSITORY, SAMPLES, TRAINING, succeed
+
+CUDA = 1e9  # bytes that CUDA itself takes, and what its allocator cannot use
 
 
 def plan(bases, base="8bit", **changes):
     config = AutoConfig.from_pretrained(bases[base].folder)
-    options = {"dtype": "bfloat16", "r": 4, "freeze_layers": 0, "batch_size": 2, "length": 64, "optim": "adamw_torch"}
+    options = {"dtype": "bfloat16", "r": 4, "freeze_layers": 0, "lengths": [64] * 2, "optim": "adamw_torch"}
     return plan_memory(config, **{**options, "device_type": "cuda", **changes}).parts
 
 
@@ -60,12 +65,19 @@ def test_weights_are_those_of_the_loaded_base(bases, base):
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(bases):
-    one, two, four = (plan(bases, batch_size=size)["activations"] for size in (1, 2, 4))
+    one, two, four = (plan(bases, lengths=[64] * size)["activations"] for size in (1, 2, 4))
     assert four - two == pytest.approx(2 * (two - one), rel=0.05)
     assert plan(bases, gradient_checkpointing=True)["activations"] < two
     assert plan(bases, dtype="float32")["activations"] > two
-    # eager attention keeps tokens x tokens scores, so more than twice as much for twice the tokens
-    assert plan(bases, length=512)["activations"] > 2.2 * plan(bases, length=256)["activations"]
+
+
+def test_only_kernels_that_store_scores_take_more_than_in_proportion_to_the_length(bases):
+    """Plain matrix products keep tokens x tokens scores of each sequence; the fused kernels of a GPU do not."""
+    for kernel, grows in (("packed_flex", False), ("packed_eager", True)):
+        short, long = (plan(bases, kernel=kernel, lengths=[n])["activations"] for n in (256, 512))
+        assert (long > 2.2 * short) == grows, kernel
+    # Packed, each sequence attends to itself alone: two short ones keep half of the scores of a long one.
+    assert plan(bases, kernel="packed_eager", lengths=[256] * 2)["activations"] < long
 
 
 def test_processes_share_what_their_launcher_shares(bases):
@@ -108,3 +120,16 @@ def test_the_estimate_is_within_a_quarter_of_what_smollm2_takes(smollm_base, tmp
     measured = read_member(tmp_path / "ab").training["metrics"]["peak_memory_gb"]
     assert "8 x 384 tokens" in said
     assert estimated == pytest.approx(measured, rel=0.25)
+
+
+@pytest.mark.parametrize(("quantization", "card"), [("4bit", 24e9), ("8bit", 40e9)])
+def test_the_originals_step_fits_its_cards(quantization, card):
+    """16 battles of up to 2,200 tokens, in two forward passes of 8, all layers with rank 64."""
+    assert plan_training("Gemma-2-9B", quantization, "single_gpu", "packed_flex") < card - CUDA
+
+
+def test_the_plan_of_a_step_is_near_what_a_card_took():
+    """Gemma-2-9B in 8 bit on an H200: 16 battles in two parts of up to 8,192 tokens."""
+    measured = json.loads((REPOSITORY / "benchmarks/results/gpu.json").read_text(encoding="utf-8"))
+    peak = measured["training"]["ours, 8bit"]["peak_gb"] * 1e9
+    assert peak < plan_training("Gemma-2-9B", "8bit", "single_gpu", "packed_flex", tokens=8192) < 1.15 * peak

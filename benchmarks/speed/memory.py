@@ -1,0 +1,135 @@
+"""Computes the memory that the bases of the recipes need on GPUs, for the tables in docs/training.md and prediction.md.
+
+    python -m benchmarks.speed.memory --output benchmarks/results/memory.json
+
+Nothing is loaded and no GPU is needed: it builds each base's network of fake tensors at full size. Training: 8 battles
+of 2,200 tokens per device, all layers with rank 64, LoRA dropout 0.05, `adamw_8bit`, reentrant gradient checkpointing,
+and 8 processes for ddp, zero2 and zero3. Prediction: two members of rank 64.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+from peft import LoraConfig
+from tqdm.auto import tqdm
+from transformers import Gemma2Config, PreTrainedConfig, Qwen2Config
+
+from modeling.judging.dry_run import measure_needs
+from modeling.network.base import BaseFiles, build_quantization_config
+from modeling.runtime.files import write_json
+from modeling.training.memory import plan_memory
+
+RANK, TOKENS, BATTLES, PROCESSES = 64, 2200, 8, 8
+QUANTIZATIONS = ("none", "8bit", "4bit")
+LAUNCHERS = {"single_gpu": (1, 0), "ddp": (PROCESSES, 0), "zero2": (PROCESSES, 2), "zero3": (PROCESSES, 3)}
+# A kernel of GPUs; and the one that a GPU without such kernels takes, which stores attention's scores.
+KERNELS = {"Gemma-2": ("packed_flex", "packed_eager"), "Qwen2.5": ("packed_varlen", "packed_sdpa")}
+BASES = {
+    "Gemma-2-9B": lambda: Gemma2Config(
+        vocab_size=256000,
+        hidden_size=3584,
+        intermediate_size=14336,
+        num_hidden_layers=42,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=256,
+    ),
+    "Gemma-2-2B": lambda: Gemma2Config(
+        vocab_size=256000,
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+    ),
+    "Qwen2.5-7B": lambda: Qwen2Config(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+    ),
+}
+
+
+def build_config(base: str, quantization: str) -> PreTrainedConfig:
+    """Returns a base's config at full size."""
+    config = BASES[base]()
+    if quantization != "none":
+        config.quantization_config = build_quantization_config(quantization).to_dict()
+    return config
+
+
+def plan_training(base: str, quantization: str, launcher: str, kernel: str, tokens: int | None = None) -> int:
+    """Returns the bytes per device of a training.
+
+    Args:
+        base, quantization, launcher: Keys of `BASES`, `QUANTIZATIONS` and `LAUNCHERS`.
+        kernel: Attention.
+        tokens: Tokens of one forward pass; all battles of a device if None.
+    """
+    num_processes, zero_stage = LAUNCHERS[launcher]
+    plan = plan_memory(
+        build_config(base, quantization),
+        dtype="bfloat16",
+        r=RANK,
+        freeze_layers=0,
+        lengths=[TOKENS] * (BATTLES if tokens is None else tokens // TOKENS),
+        optim="adamw_8bit",
+        lora_dropout=0.05,
+        gradient_checkpointing=True,
+        use_reentrant=True,
+        num_processes=num_processes,
+        zero_stage=zero_stage,
+        device_type="cuda",
+        kernel=kernel,
+    )
+    return plan.total
+
+
+def plan_prediction(base: str, quantization: str, dtype: str, tokens: int, kernel: str) -> dict[str, int]:
+    """Returns the bytes of a prediction by two members, by how their weights are held."""
+    files, lora = BaseFiles(Path(base)), LoraConfig(r=RANK)
+    source = SimpleNamespace(config=build_config(base, quantization), lora=lora, files=files, max_length=TOKENS)
+    needs = measure_needs([source, source], dtype=dtype, tokens=tokens, device_type="cuda", kernel=kernel)
+    return {way: plan.total for way, plan in needs.list_ways().items()}
+
+
+def compute_records() -> Iterator[dict]:
+    """Yields one record per row and launcher of the training table, then those of prediction."""
+    for base in BASES:
+        kernel, plain = KERNELS[base.rpartition("-")[0]]
+        for quantization in QUANTIZATIONS:
+            for launcher in LAUNCHERS:
+                if launcher == "zero3" and quantization != "none":
+                    continue  # refused
+                # ZeRO-3 takes no kernel that has to be checked first.
+                used = plain if launcher == "zero3" else kernel
+                record = {"what": "training", "base": base, "quantization": quantization, "launcher": launcher}
+                yield record | {"kernel": used, "bytes": plan_training(base, quantization, launcher, used)}
+    for quantization in ("8bit", "4bit"):
+        for dtype, tokens, kernel in (("bfloat16", 16384, "packed_flex"), ("float16", 8192, "packed_eager")):
+            record = {"what": "prediction", "base": "Gemma-2-9B", "quantization": quantization, "dtype": dtype}
+            sizes = plan_prediction("Gemma-2-9B", quantization, dtype, tokens, kernel)
+            yield record | {"tokens": tokens, "kernel": kernel, "bytes": sizes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, type=Path, help="JSON file to write.")
+    output = parser.parse_args().output
+    records = list(tqdm(compute_records(), total=len(BASES) * 10 + 4, desc="Plans"))
+    write_json(output, {"records": records})
+    for record in records:
+        print(record)
+
+
+if __name__ == "__main__":
+    from modeling.runtime.startup import run_script
+
+    run_script(main)

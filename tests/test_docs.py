@@ -17,6 +17,7 @@ from benchmarks.speed.arguments import RECIPE, BenchmarkArguments
 from benchmarks.studies.prediction_powered import format_results
 from benchmarks.studies.tables import format_judges, format_parts, format_table
 from modeling.data.battles import load_battles, read_battles
+from modeling.evaluation.text_report import conclude
 from modeling.runtime.packages import WEIGHTS
 from modeling.settings import parsing
 from modeling.settings.flags import list_flags, read_trainer_flags
@@ -318,6 +319,11 @@ def test_the_tables_of_pseudo_labels_are_the_study_s():
             assert cells[at] == f"{results[name][0]:.3f}", row
             if against := results.get("against", {}).get("labelled alone"):
                 assert cells[at + 1] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*against[name]), row
+
+
+def test_the_last_lines_of_the_demo_are_those_of_its_report():
+    report = read_results("demo")
+    assert f"```\n{conclude(report, 'outputs/demo/evaluation/report.html')}\n```" in PAGES["results.md"]
 
 
 def test_the_table_of_few_votes_and_a_judge_is_the_simulation_s():

@@ -28,11 +28,13 @@ from modeling.encoding.packing import pack_sequences
 from modeling.judging.predictor import build_batches, choose_budget, predict_battles
 from modeling.network.base import measure_weights
 from modeling.network.classifier import PreferenceMixin
+from modeling.network.lora import add_adapters
 from modeling.network.precision import set_dtype
 
 BATTLES, ROUNDS = 64, 2
 SHORT_TOKENS = 150  # of a battle in a dry run, at most
 T4_SEQUENCES = 32
+RANK = 64  # of the adapters, on all layers
 LIMIT = 5.0  # seconds of a way in a round: a slow way reads only some of its batches
 LARGE_BATCH = 16  # sequences
 # Bytes of a 16 GB T4 that are left beside CUDA itself: its driver reports 15.6 to 15.8 GB in all.
@@ -58,6 +60,12 @@ def measure_prediction(setting: Setting) -> Part:
     }
     for name, model in {"bf16": base, **models}.items():
         ways[f"ours, {name}, {choose_kernel(model)}"] = partial(run_packed, model)
+    for name in ("none", "8bit", "4bit"):
+        # What reading takes where adapters are not merged: beside an expanded base ("none"), or one as stored.
+        model = quantize(base, name)
+        kernel = choose_kernel(model)
+        adapted = add_adapters(model, r=RANK, alpha=RANK, dropout=0.0).eval()
+        ways[f"ours, {'bf16' if name == 'none' else name}, {kernel}, adapter beside"] = partial(run_packed, adapted)
     plain = quantize(base, "none")
     plain.config._attn_implementation = LAST_KERNEL
     ways.setdefault(f"ours, bf16, {LAST_KERNEL}", partial(run_packed, plain))  # if there is a better kernel

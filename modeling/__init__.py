@@ -8,7 +8,7 @@ Ten packages, one concern each. A package imports only from those below it in `P
     judging      members and judges: folders, loading, canaries, passes, calibration, rankings, rewards, pseudo-labels
     evaluation   statistics and reports: metrics, intervals, baselines, biases, style, votes, leaderboard
     settings     what a command line may say
-    network      classifier, attention, losses, base models (bitsandbytes), LoRA (PEFT), precision
+    network      classifier, attention, losses, base models (bitsandbytes), LoRA (PEFT), precision, what a network holds
     encoding     battles to batches: encoder, tokenizer, packed sequences, collator
     data         battles as rows: reader, schemas, text repair, near-duplicates, folds, mixtures, the demo's battles
     runtime      files, Hub, distributed processes, devices

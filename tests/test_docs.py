@@ -53,8 +53,9 @@ def list_commands() -> list[tuple[str, str]]:
 
 def read_benchmark(module: str) -> str:
     """The sources that define the flags of a benchmark with a parser of its own, or with that of the study."""
+    path = REPOSITORY.joinpath(*module.split("."))
     files = (
-        REPOSITORY.joinpath(*module.split(".")).with_suffix(".py"),
+        path / "__main__.py" if path.is_dir() else path.with_suffix(".py"),
         REPOSITORY / "benchmarks/studies/real_battles.py",
     )
     return "".join(file.read_text(encoding="utf-8") for file in files)

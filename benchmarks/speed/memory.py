@@ -74,12 +74,13 @@ def plan_training(base: str, quantization: str, launcher: str, kernel: str, toke
         tokens: Tokens of one forward pass; all battles of a device if None.
     """
     num_processes, zero_stage = LAUNCHERS[launcher]
+    whole, rest = divmod(BATTLES * TOKENS if tokens is None else tokens, TOKENS)
     plan = plan_memory(
         build_config(base, quantization),
         dtype="bfloat16",
         r=RANK,
         freeze_layers=0,
-        lengths=[TOKENS] * (BATTLES if tokens is None else tokens // TOKENS),
+        lengths=[TOKENS] * whole + [rest] * bool(rest),
         optim="adamw_8bit",
         lora_dropout=0.05,
         gradient_checkpointing=True,
@@ -101,7 +102,8 @@ def plan_prediction(base: str, quantization: str, dtype: str, tokens: int, kerne
 
 
 def compute_records() -> Iterator[dict]:
-    """Yields one record per row and launcher of the training table, then those of prediction."""
+    """Yields a record for each row and launcher of training, one for the step that a card was measured on, and those of
+    prediction."""
     for base in BASES:
         kernel, plain = KERNELS[base.rpartition("-")[0]]
         for quantization in QUANTIZATIONS:
@@ -112,6 +114,8 @@ def compute_records() -> Iterator[dict]:
                 used = plain if launcher == "zero3" else kernel
                 record = {"what": "training", "base": base, "quantization": quantization, "launcher": launcher}
                 yield record | {"kernel": used, "bytes": plan_training(base, quantization, launcher, used)}
+    step = {"base": "Gemma-2-9B", "quantization": "8bit", "launcher": "single_gpu", "kernel": "packed_flex"}
+    yield {"what": "measured step", **step, "tokens": 8192, "bytes": plan_training(**step, tokens=8192)}
     for quantization in ("8bit", "4bit"):
         for dtype, tokens, kernel in (("bfloat16", 16384, "packed_flex"), ("float16", 8192, "packed_eager")):
             record = {"what": "prediction", "base": "Gemma-2-9B", "quantization": quantization, "dtype": dtype}
@@ -123,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="JSON file to write.")
     output = parser.parse_args().output
-    records = list(tqdm(compute_records(), total=len(BASES) * 10 + 4, desc="Plans"))
+    records = list(tqdm(compute_records(), total=len(BASES) * 10 + 5, desc="Plans"))
     write_json(output, {"records": records})
     for record in records:
         print(record)

@@ -5,13 +5,16 @@ import math
 import sys
 import time
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
+from transformers.models.gemma2 import modeling_gemma2
 
 from benchmarks.speed.gpu import __main__ as command
-from benchmarks.speed.gpu import kernels, measuring, models
+from benchmarks.speed.gpu import kernels, measuring, models, steps
 from benchmarks.speed.gpu.measuring import Clock, Setting, run_part
+from benchmarks.speed.gpu.steps import measure_training
 from benchmarks.speed.gpu.tables import compare_results, format_results
 from modeling.encoding.packing import pack_sequences
 from modeling.network.precision import set_dtype
@@ -47,6 +50,26 @@ def test_the_dry_run_measures_every_part(tmp_path):
     for name, found in rounds.items():
         assert (found["computed_tokens"] < found["tokens"]) == ("ours" in name), name
     assert all(found["times_notebook"] > 0 and found["matrix_share"] > 0 for found in rounds.values())
+
+
+def test_ligers_kernels_are_measured_where_they_are_installed_and_change_no_later_model(monkeypatch):
+    """With a stand-in for the package, whose own kernels need a GPU."""
+    known, given = dict(vars(modeling_gemma2)), {}
+
+    def patch(**options):
+        given.update(options)
+        modeling_gemma2.Gemma2RMSNorm = object
+
+    setting = Setting(torch.device("cpu"), dry_run=True)
+    name = "ours, 8bit, Liger's kernels"
+    assert name not in dict(measure_training(setting))
+    monkeypatch.setattr(steps, "find_spec", lambda package: package)
+    monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", stand_in := ModuleType("liger_kernel.transformers"))
+    stand_in.apply_liger_kernel_to_gemma2 = patch
+    record = dict(measure_training(setting))[name]()
+    assert record["seconds"] > 0 and given["rms_norm"] and given["geglu"] and not given["cross_entropy"]
+    assert dict(vars(modeling_gemma2)) == known
 
 
 def test_a_failure_is_recorded_and_the_next_measurement_runs():

@@ -1,12 +1,14 @@
 """Parts `training` and `small`: steps of LoRA, the notebook's way and ours."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 
 import bitsandbytes as bnb
 import torch
 from torch import nn
+from transformers.models.gemma2 import modeling_gemma2
 
 from benchmarks.speed.gpu.kernels import move_batch
 from benchmarks.speed.gpu.measuring import Part, Setting, free_memory, measure_peak, time_call
@@ -52,6 +54,11 @@ def measure_training(setting: Setting) -> Part:
     yield "ours, 8bit", partial(measure_steps, base, "8bit", packed, battles, setting)
     yield "ours, 4bit", partial(measure_steps, base, "4bit", packed, battles, setting)
     yield "ours, bf16", partial(measure_steps, base, "none", packed, battles, setting)
+    if find_spec("liger_kernel"):
+        yield (
+            "ours, 8bit, Liger's kernels",
+            partial(measure_steps, base, "8bit", packed, battles, setting, fuse=fuse_liger),
+        )
 
 
 def measure_small(setting: Setting) -> Part:
@@ -89,6 +96,7 @@ def measure_steps(
     battles: Sequence[dict],
     setting: Setting,
     kernel: str | None = None,
+    fuse: Callable[[PreferenceMixin], None] = lambda model: None,
 ) -> dict:
     """Returns the time of a training step, and the peak memory with weights, adapters, gradients and optimizer.
 
@@ -99,11 +107,13 @@ def measure_steps(
         base: Unquantised model; it does not change.
         parts: Inputs of the model, each with its share of the batch.
         kernel: Attention; the best packed kernel for training if None.
+        fuse: Replaces modules of the model before it is trained.
     """
     model = quantize(base, quantization)
     if kernel is None:
         kernel = choose_kernel(model, training=True)
     model.config._attn_implementation = kernel
+    fuse(model)
     weights, lengths = measure_weights(model), [len(battle["input_ids"]) for battle in battles]
     (seconds, losses), added = measure_peak(partial(_train, model, parts, setting), setting.device)
     peak, step = weights + added, statistics.median(seconds[1:])
@@ -123,6 +133,17 @@ def measure_steps(
         "peak_gb": peak / 1e9,
         **{name: peak + RESERVE <= size for name, size in CARDS.items()},
     }
+
+
+def fuse_liger(model: PreferenceMixin) -> None:
+    """Replaces a Gemma-2's norms and the products in its MLPs by Liger's fused kernels."""
+    from liger_kernel.transformers import apply_liger_kernel_to_gemma2
+
+    known = dict(vars(modeling_gemma2))
+    off = dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False)
+    apply_liger_kernel_to_gemma2(model=model, rms_norm=True, geglu=True, **off)
+    # It replaces the classes for later models too, which the measurements after this one must not get.
+    vars(modeling_gemma2).update(known)
 
 
 def _train(model: PreferenceMixin, parts: Sequence[dict], setting: Setting) -> tuple[list[float], list[float]]:

@@ -45,7 +45,9 @@ def main() -> None:
     battles = load_battles(arguments.battles, labels=WITH_TIE, **arguments.row_policy)
     output = Path(arguments.output_dir)
     if arguments.dry_run:
-        show_needs(arguments, battles)
+        needs = describe_needs(arguments, battles)
+        if state.is_main_process:
+            print(needs)
         return
     if arguments.blend:
         check_writable("--output_dir", output / PREDICTIONS_FILE, {"--blend": list(arguments.blend_weights)})
@@ -62,17 +64,16 @@ def main() -> None:
             print(format_accuracy(verdicts, battles))
 
 
-def show_needs(arguments: PredictArguments, battles: "Dataset") -> None:
-    """Prints what the prediction would take."""
+def describe_needs(arguments: PredictArguments, battles: "Dataset") -> str:
+    """Says what the prediction would take, without loading the judge."""
     from accelerate import PartialState
 
+    from modeling.data.battles import hide_prompts
     from modeling.judging.dry_run import describe_prediction
 
-    state, options = PartialState(), ("readings", "dtype", "merge", "tokens_per_batch")
-    settings = {name: vars(arguments)[name] for name in options}
-    text = describe_prediction(arguments.judge, battles.to_list(), state.device, **settings)
-    if state.is_main_process:
-        print(text)
+    rows = (hide_prompts(battles) if arguments.hide_prompts else battles).to_list()
+    settings = {name: vars(arguments)[name] for name in ("readings", "dtype", "merge", "tokens_per_batch")}
+    return describe_prediction(arguments.judge, rows, PartialState().device, **settings)
 
 
 def make_predictions(arguments: PredictArguments, battles: "Dataset", progress: Path) -> "tuple[DataFrame, dict]":

@@ -19,7 +19,7 @@ from modeling.judging.member import read_member
 from modeling.judging.predictions import build_submission
 from modeling.judging.rewards import PairwiseReward
 from modeling.serving.server import ServedJudge
-from tests.helpers import REPOSITORY, SAMPLES, TRAINING, call, fail, write_rows
+from tests.helpers import LAUNCH, LAUNCHERS, REPOSITORY, SAMPLES, TRAINING, call, fail, succeed, write_rows
 from tests.judging.test_loading import declare
 from tests.serving.test_api import LIMITS, send
 
@@ -160,6 +160,19 @@ def test_order_and_batching_change_nothing(made, sample_battles):
     found = judge.predict(battles).set_index("id")[P]
     other = judge.predict(battles.select(range(11, -1, -1)), tokens_per_batch=1).set_index("id")[P]
     assert other.loc[found.index].to_numpy() == pytest.approx(found.to_numpy(), abs=TOLERANCE)
+
+
+def test_two_processes_predict_and_choose_as_one(made, tmp_path):
+    """Law 7, by select.py, which predicts first."""
+    flags = ["--battles", made / "test.parquet", "--judge", made / "both", "--num_battles", 8, "--dtype", "float32"]
+    for name in ("one", "ddp"):
+        output = ["--use_cpu", "true", "--tokens_per_batch", 200, "--output_dir", tmp_path / name]
+        succeed(*LAUNCH, *LAUNCHERS[name], "scripts/select.py", *flags, *output)
+    one, two = (pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("one", "ddp"))
+    assert two["id"].tolist() == one["id"].tolist()
+    assert two[P].to_numpy() == pytest.approx(one[P].to_numpy(), abs=TOLERANCE)
+    one, two = (pd.read_parquet(tmp_path / name / "selected.parquet") for name in ("one", "ddp"))
+    assert two["id"].tolist() == one["id"].tolist() and len(one) == 8
 
 
 def test_a_judge_of_two_labels_gets_a_tie_band(made, members, tmp_path, monkeypatch):

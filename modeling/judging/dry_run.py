@@ -112,7 +112,7 @@ def describe_prediction(
         read, sizes = count_tokens(source, rows, readings, tokens_per_batch, device.type)
         total, packs = total + read, packs + sizes
     largest = max(packs, default=0)
-    needs = measure_needs(sources, dtype=dtype, tokens=largest, device_type=device.type)
+    needs = measure_needs(sources, dtype=dtype, tokens=max(1, largest), device_type=device.type)
     free = measure_free_memory(device)
     way = needs.choose_way(merge, free, device.type)
     lines = [
@@ -122,12 +122,13 @@ def describe_prediction(
         format_plans(needs.list_ways()),
         f"--merge {merge} takes: {way}; {free / 1e9:.2f} GB are free",
     ]
-    if needs.list_ways()[way].total > free:
-        advice = (
-            "--dry_run: expected that much memory; found less. Take fewer --tokens_per_batch, --merge never, a judge "
-        )
-        raise ValueError("\n".join([*lines, f"{advice}on a 4-bit base, or a device with more memory."]))
-    return "\n".join(lines)
+    if needs.list_ways()[way].total <= free:
+        return "\n".join(lines)
+    lines.append(
+        "--dry_run: expected that much memory; found less. Take fewer --tokens_per_batch, --merge never, a judge on a "
+        "4-bit base, or a device with more memory."
+    )
+    raise ValueError("\n".join(lines))
 
 
 def read_source(folder: Path, facts: MemberFacts) -> Source:

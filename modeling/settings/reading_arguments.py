@@ -92,8 +92,10 @@ class PredictArguments(JudgeArguments):
         self._check_output()
         if bool(self.cascade) != bool(self.cascade_shares):
             raise ValueError("--cascade and --cascade_shares: expected both or neither; found one. Give both.")
-        if self.dry_run and (self.cascade or self.blend):
-            raise ValueError("--dry_run: expected without --cascade and --blend; found one of them. Leave it out.")
+        if self.dry_run and (self.cascade or self.blend or self.folds):
+            raise ValueError(
+                "--dry_run: expected without --cascade, --folds and --blend; found one of them. Leave it out."
+            )
         if self.folds and self.hide_prompts:
             raise ValueError("--folds: expected without --hide_prompts, as folds go by prompt; found both.")
         if self.folds and (self.cascade or self.time_budget):

@@ -8,16 +8,19 @@ and 8 processes for ddp, zero2 and zero3. Prediction: two members of rank 64.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 from peft import LoraConfig
 from tqdm.auto import tqdm
 from transformers import Gemma2Config, PreTrainedConfig, Qwen2Config
 
 from modeling.judging.dry_run import measure_needs
 from modeling.network.base import BaseFiles, build_quantization_config
+from modeling.network.footprint import fill_pack
 from modeling.runtime.files import write_json
 from modeling.training.memory import plan_memory
 
@@ -65,45 +68,58 @@ def build_config(base: str, quantization: str) -> PreTrainedConfig:
     return config
 
 
-def plan_training(base: str, quantization: str, launcher: str, kernel: str, tokens: int | None = None) -> int:
+def plan_training(
+    base: str, quantization: str, launcher: str, kernel: str, tokens: int = BATTLES * TOKENS, **changes
+) -> int:
     """Returns the bytes per device of a training.
 
     Args:
         base, quantization, launcher: Keys of `BASES`, `QUANTIZATIONS` and `LAUNCHERS`.
         kernel: Attention.
-        tokens: Tokens of one forward pass; all battles of a device if None.
+        tokens: Tokens of one forward pass.
+        changes: Other arguments of `plan_memory`.
     """
     num_processes, zero_stage = LAUNCHERS[launcher]
-    whole, rest = divmod(BATTLES * TOKENS if tokens is None else tokens, TOKENS)
+    settings = {
+        "dtype": "bfloat16",
+        "lora_dropout": 0.05,
+        "gradient_checkpointing": True,
+        "use_reentrant": True,
+        **changes,
+    }
     plan = plan_memory(
         build_config(base, quantization),
-        dtype="bfloat16",
         r=RANK,
         freeze_layers=0,
-        lengths=[TOKENS] * whole + [rest] * bool(rest),
+        lengths=fill_pack(tokens, TOKENS),
         optim="adamw_8bit",
-        lora_dropout=0.05,
-        gradient_checkpointing=True,
-        use_reentrant=True,
         num_processes=num_processes,
         zero_stage=zero_stage,
         device_type="cuda",
         kernel=kernel,
+        **settings,
     )
     return plan.total
 
 
 def plan_prediction(base: str, quantization: str, dtype: str, tokens: int, kernel: str) -> dict[str, int]:
     """Returns the bytes of a prediction by two members, by how their weights are held."""
-    files, lora = BaseFiles(Path(base)), LoraConfig(r=RANK)
-    source = SimpleNamespace(config=build_config(base, quantization), lora=lora, files=files, max_length=TOKENS)
-    needs = measure_needs([source, source], dtype=dtype, tokens=tokens, device_type="cuda", kernel=kernel)
+    facts = SimpleNamespace(head={})
+    source = SimpleNamespace(
+        config=build_config(base, quantization),
+        lora=LoraConfig(r=RANK),
+        files=BaseFiles(Path(base)),
+        facts=facts,
+        max_length=TOKENS,
+    )
+    device = torch.device("cuda")
+    needs = measure_needs([source, source], dtype=dtype, tokens=tokens, device=device, kernel=kernel)
     return {way: plan.total for way, plan in needs.list_ways().items()}
 
 
-def compute_records() -> Iterator[dict]:
-    """Yields a record for each row and launcher of training, one for the step that a card was measured on, and those of
-    prediction."""
+def list_records() -> list[tuple[dict, Callable[[], int | dict[str, int]]]]:
+    """Returns the settings of each record, and what computes its bytes."""
+    records = []
     for base in BASES:
         kernel, plain = KERNELS[base.rpartition("-")[0]]
         for quantization in QUANTIZATIONS:
@@ -112,22 +128,38 @@ def compute_records() -> Iterator[dict]:
                     continue  # refused
                 # ZeRO-3 takes no kernel that has to be checked first.
                 used = plain if launcher == "zero3" else kernel
-                record = {"what": "training", "base": base, "quantization": quantization, "launcher": launcher}
-                yield record | {"kernel": used, "bytes": plan_training(base, quantization, launcher, used)}
-    step = {"base": "Gemma-2-9B", "quantization": "8bit", "launcher": "single_gpu", "kernel": "packed_flex"}
-    yield {"what": "measured step", **step, "tokens": 8192, "bytes": plan_training(**step, tokens=8192)}
+                records.append(("table", [base, quantization, launcher, used], {}))
+    nine, two, seven = (["Gemma-2-9B", "8bit"], ["Gemma-2-2B", "8bit"], ["Qwen2.5-7B", "8bit"])
+    one, fused = ["single_gpu", "packed_flex"], {"lora_dropout": 0.0, "gradient_checkpointing": False}
+    records += [
+        ("step on an H200", [*nine, *one], {"tokens": 8192}),
+        ("plain matrix products", [*nine, "single_gpu", "packed_eager"], {}),
+        ("no checkpointing, no dropout", [*nine, *one], fused),
+        ("not reentrant", [*nine, *one], {"use_reentrant": False}),
+        ("half the batch", [*nine, *one], {"tokens": 4 * TOKENS}),
+        ("recipe", [*two, *one], {"tokens": 4 * TOKENS}),
+        ("half the batch", [*two, *one], {"tokens": 2 * TOKENS}),
+        ("recipe on a T4", [*two, "single_gpu", "packed_eager"], {"tokens": 4 * TOKENS, "dtype": "float32"}),
+        ("recipe", [*seven, "single_gpu", "packed_varlen"], {"tokens": 4 * TOKENS}),
+        ("half the batch", [*seven, "single_gpu", "packed_varlen"], {"tokens": 2 * TOKENS}),
+    ]
+    names = ("base", "quantization", "launcher", "kernel")
+    found = [
+        ({"what": what, **dict(zip(names, places, strict=True)), **changes}, partial(plan_training, *places, **changes))
+        for what, places, changes in records
+    ]
     for quantization in ("8bit", "4bit"):
         for dtype, tokens, kernel in (("bfloat16", 16384, "packed_flex"), ("float16", 8192, "packed_eager")):
-            record = {"what": "prediction", "base": "Gemma-2-9B", "quantization": quantization, "dtype": dtype}
-            sizes = plan_prediction("Gemma-2-9B", quantization, dtype, tokens, kernel)
-            yield record | {"tokens": tokens, "kernel": kernel, "bytes": sizes}
+            places = {"base": nine[0], "quantization": quantization, "dtype": dtype, "tokens": tokens, "kernel": kernel}
+            found.append(({"what": "prediction", **places}, partial(plan_prediction, **places)))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="JSON file to write.")
     output = parser.parse_args().output
-    records = list(tqdm(compute_records(), total=len(BASES) * 10 + 5, desc="Plans"))
+    records = [{**settings, "bytes": compute()} for settings, compute in tqdm(list_records(), desc="Plans")]
     write_json(output, {"records": records})
     for record in records:
         print(record)

@@ -14,12 +14,19 @@ from transformers import AutoConfig, PreTrainedConfig
 from modeling.encoding.encoder import BattleEncoder, Encoding
 from modeling.encoding.packing import pack_sequences
 from modeling.judging.expansion import choose_way
-from modeling.judging.loading import choose_judge_dtype, find_judge, find_member_files, load_member_tokenizer
+from modeling.judging.loading import (
+    choose_judge_dtype,
+    find_judge,
+    find_member_files,
+    identify_base,
+    load_member_tokenizer,
+)
 from modeling.judging.member import MemberFacts, is_merged, list_readings, read_member
-from modeling.judging.predictor import build_batches, choose_budget
-from modeling.network.base import BaseFiles
-from modeling.network.expansion import measure_expanded, measure_int8_products, measure_merged
-from modeling.network.footprint import FLOAT32, MemoryPlan, build_network, count_reading, count_weights
+from modeling.judging.predictor import build_batches, choose_budget, get_bounds
+from modeling.network.attention import find_attention, list_kernels
+from modeling.network.base import BaseFiles, read_family_config
+from modeling.network.expansion import FLOAT32, measure_expanded, measure_merged, measure_products
+from modeling.network.footprint import MemoryPlan, build_network, count_reading, count_weights
 from modeling.network.precision import DTYPES
 from modeling.runtime.choices import DEFAULT_READINGS
 from modeling.runtime.devices import measure_free_memory
@@ -50,8 +57,8 @@ class Needs:
     merged: Of a merged copy for each member, at most.
     kept: What merged copies share: embeddings and norms.
     expanded: What bases take beyond `bases` once their weights are plain.
-    pack: Of a forward pass on the largest packed sequence, on a CPU one for each core.
-    products: Of a GPU's 8-bit products in it, beyond `pack`.
+    pack: Of the packed sequences that are read at once.
+    products: Of products with quantised weights, beyond `pack`.
     """
 
     bases: int
@@ -64,20 +71,19 @@ class Needs:
 
     def list_ways(self) -> dict[str, MemoryPlan]:
         """The plan of each way of `choose_way`."""
-        adapters, pack = {"adapters and heads": self.adapters}, {"packed sequence": self.pack}
-        products = {"8-bit products": self.products} if self.products else {}
-        return {
-            "merged": MemoryPlan({"weights": self.kept + self.merged, **pack}),
-            "expanded": MemoryPlan({"weights": self.bases + self.expanded, **adapters, **pack}),
-            "stored": MemoryPlan({"weights": self.bases, **adapters, **pack, **products}),
+        # Bases and adapters are freed once all copies are made, and before the first pack is read.
+        merging = self.bases - self.kept + self.adapters - self.pack
+        adapters, packs = {"adapters and heads": self.adapters}, {"packed sequences": self.pack}
+        ways = {
+            "merged": {"weights": self.kept + self.merged, **packs, "while merging": max(0, merging)},
+            "expanded": {"weights": self.bases + self.expanded, **adapters, **packs},
+            "stored": {"weights": self.bases, **adapters, **packs, "quantised products": self.products},
         }
-
-    def choose_way(self, merge: str, free: int, device_type: str) -> str:
-        """The way that loading would choose with so many bytes free before it."""
-        if merge != "auto":
-            return {"always": "merged", "never": "stored"}[merge]
-        left = free - self.bases - self.adapters
-        return choose_way(self.merged, self.expanded, lambda: self.pack, left, device_type)
+        return {
+            way: MemoryPlan({part: size for part, size in parts.items() if size})
+            for way, parts in ways.items()
+            if way != "expanded" or self.expanded
+        }
 
 
 def describe_prediction(
@@ -111,22 +117,28 @@ def describe_prediction(
     for source in sources:
         read, sizes = count_tokens(source, rows, readings, tokens_per_batch, device.type)
         total, packs = total + read, packs + sizes
-    largest = max(packs, default=0)
-    needs = measure_needs(sources, dtype=dtype, tokens=max(1, largest), device_type=device.type)
+    largest = max(packs, default=1)
+    at_once = min(torch.get_num_threads(), max(1, len(packs))) if device.type == "cpu" else 1
+    needs = measure_needs(sources, dtype=dtype, tokens=largest, device=device, at_once=at_once)
+    # Loading does not know --tokens_per_batch yet: it leaves room for the largest pack there is by default.
+    bound = measure_needs(sources, dtype=dtype, tokens=get_bounds(device.type)[1], device=device)
     free = measure_free_memory(device)
-    way = needs.choose_way(merge, free, device.type)
+    left, plans = free - needs.bases - needs.adapters, needs.list_ways()
+    way = {"always": "merged", "never": "stored"}.get(merge) or choose_way(
+        needs.merged, needs.expanded, lambda: bound.pack, left, device.type
+    )
     lines = [
         f"{len(sources)} member{'s' * (len(sources) > 1)}, {len(rows)} battles: {total:,} tokens, {sum(packs):,} "
         f"without repeated prefixes, in {len(packs)} packed sequences of up to {largest:,}",
         f"Memory of each process in {dtype}, estimated, by how weights are held:",
-        format_plans(needs.list_ways()),
+        format_plans(plans),
         f"--merge {merge} takes: {way}; {free / 1e9:.2f} GB are free",
     ]
-    if needs.list_ways()[way].total <= free:
+    if plans[way].total <= free:
         return "\n".join(lines)
+    ways = ["fewer --tokens_per_batch", *(["--merge never"] if way != "stored" else []), "a judge on a 4-bit base"]
     lines.append(
-        "--dry_run: expected that much memory; found less. Take fewer --tokens_per_batch, --merge never, a judge on a "
-        "4-bit base, or a device with more memory."
+        f"--dry_run: expected that much memory; found less. Take {', '.join(ways)}, or a device with more memory."
     )
     raise ValueError("\n".join(lines))
 
@@ -140,11 +152,10 @@ def read_source(folder: Path, facts: MemberFacts) -> Source:
 
 def count_tokens(
     source: Source, rows: Sequence[Mapping], readings: str, tokens_per_batch: int | None, device_type: str
-) -> tuple[int, int, int, int]:
-    """A member's tokens: of all its passes; without repeated prefixes; and its packs, and the tokens of the largest."""
-    encoder = BattleEncoder(
-        load_member_tokenizer(source.folder, source.files), Encoding.from_dict(source.facts.encoding)
-    )
+) -> tuple[int, list[int]]:
+    """The tokens of all passes of a member, and those of each packed sequence, which has repeated prefixes once."""
+    tokenizer = load_member_tokenizer(source.folder, source.files)
+    encoder = BattleEncoder(tokenizer, Encoding.from_dict(source.facts.encoding))
     encoded = encoder.encode_orders(encoder.clean_battles(rows), list_readings(source.facts.orientation, readings))
     sequences = [battle["input_ids"] for battles in encoded.values() for battle in battles]
     batches = build_batches(sequences, tokens_per_batch or choose_budget(sequences, device_type)) if sequences else []
@@ -153,17 +164,24 @@ def count_tokens(
 
 
 def measure_needs(
-    sources: Sequence[Source], *, dtype: str, tokens: int, device_type: str, kernel: str | None = None
+    sources: Sequence[Source],
+    *,
+    dtype: str,
+    tokens: int,
+    device: torch.device,
+    at_once: int = 1,
+    kernel: str | None = None,
 ) -> Needs:
     """What reading with these members takes.
 
     Args:
         dtype: Key of `DTYPES`, in which they read.
         tokens: Tokens of the largest packed sequence.
-        device_type: Such as "cpu" or "cuda".
-        kernel: Attention; None takes the best that a GPU may have.
+        device: Where they would read; only its kind is used if `kernel` is given.
+        at_once: Packed sequences that are read at once.
+        kernel: Attention; None takes the one that would be chosen on the device.
     """
-    bases: dict[Path, tuple[int, int]] = {}
+    bases: dict[tuple, tuple[int, int]] = {}
     adapters = merged = kept = pack = products = 0
     for source in sources:
         rank = source.lora.r if source.lora else 1
@@ -174,16 +192,24 @@ def measure_needs(
         if source.lora:
             adapters += FLOAT32 * sum(p.numel() for p in network.parameters() if p.requires_grad)
             plain = measure_merged(network, DTYPES[dtype])
-        if source.files.folder not in bases:
+        key = identify_base(source.files, source.facts) if source.lora else (source.folder,)
+        if key not in bases:
             kept += weights - (plain - expanded)
-        bases[source.files.folder] = weights, expanded
+        bases[key] = weights, expanded
         merged += plain
-        sizes = {"tokens": tokens, "longest": source.max_length, "kernel": kernel}
+        chosen = kernel or _find_kernel(source, device, dtype)
+        sizes = {"tokens": tokens, "longest": source.max_length, "device_type": device.type, "kernel": chosen}
         pack = max(pack, count_reading(source.config, dtype=dtype, r=rank, **sizes))
-        products = max(products, measure_int8_products(network, tokens) if device_type == "cuda" else 0)
+        products = max(products, measure_products(network, DTYPES[dtype], tokens, device.type))
     stored, added = (sum(sizes) for sizes in zip(*bases.values(), strict=True))
-    at_once = torch.get_num_threads() if device_type == "cpu" else 1
-    return Needs(stored, adapters, merged, kept, added, at_once * pack, products)
+    return Needs(stored, adapters, merged, kept, added, at_once * pack, at_once * products)
+
+
+def _find_kernel(source: Source, device: torch.device, dtype: str) -> str:
+    """The attention that a member would read with."""
+    if device.type == "cpu":
+        return list_kernels(source.config, "cpu", DTYPES[dtype])[0]  # its kernels always work
+    return find_attention(*read_family_config(source.files, {}), device, DTYPES[dtype], training=False)[0]
 
 
 def format_plans(plans: Mapping[str, MemoryPlan]) -> str:

@@ -50,8 +50,7 @@ def prepare_reading(members: Sequence[Member], merge: str, skip_probes: bool, ba
                 raise
             logger.warning(f"Adapters stay unmerged: merged into {members[0].dtype}, their answers change. {error}")
     elif way == "expanded":
-        expand_members(members, skip_probes, bar)
-        return list(members)
+        return expand_members(members, skip_probes, bar)
     for member in members:
         check_canaries(member, skip_probes, bar)
     return list(members)
@@ -78,6 +77,8 @@ def _choose_way(members: Sequence[Member]) -> str:
 
 def choose_way(merged: int, expanded: int, count_pack: Callable[[], int], free: int, device_type: str) -> str:
     """Returns how members should hold their weights: "merged", "expanded" or "stored".
+
+    Merging takes the memory of the copies while base and adapters are still held.
 
     Args:
         merged: Bytes of a merged copy for each member.
@@ -108,6 +109,7 @@ def _count_pack(member: Member, tokens: int) -> int:
         r=max(each.r for each in member.model.peft_config.values()),
         tokens=tokens,
         longest=member.encoder.encoding.max_length,
+        device_type=member.model.device.type,
         kernel=config._attn_implementation,
     )
 
@@ -138,8 +140,8 @@ def merge_members(members: Sequence[Member], skip_probes: bool, bar: tqdm) -> li
     return merged
 
 
-def expand_members(members: Sequence[Member], skip_probes: bool, bar: tqdm) -> None:
-    """Expands the members' quantised bases in place; adapters are computed beside them."""
+def expand_members(members: Sequence[Member], skip_probes: bool, bar: tqdm) -> list[Member]:
+    """The members on expanded bases, which change in place, checked; adapters are computed beside them."""
     for member in _list_shared([member for member in members if member.adapter is not None]):
         describe_step(bar, f"Expanding the base of {member.name}")
         expand_weights(member.model, DTYPES[member.dtype])
@@ -149,3 +151,4 @@ def expand_members(members: Sequence[Member], skip_probes: bool, bar: tqdm) -> N
     except CanaryMismatch as error:
         raise ExpansionMismatch(str(error)) from error
     logger.info("Quantised weights expanded once for all members. Pass --merge never to read them as stored")
+    return [replace(member, expanded=member.adapter is not None) for member in members]

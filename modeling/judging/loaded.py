@@ -28,6 +28,7 @@ class Member:
     fingerprint: str
     folder: Path
     dtype: str  # the precision it reads in, which may differ from the one it was trained in
+    expanded: bool = False  # its base's quantised weights were expanded; a merged adapter has plain weights anyway
 
     def activate(self) -> PeftModel | PreferenceMixin:
         """The shared model with this member's adapter and head active, in eval mode."""

@@ -128,7 +128,7 @@ def load_members(
         try:
             return _load_members(checked, device, chosen, skip_probes=skip_probes, merge=merge)
         except ExpansionMismatch as error:
-            logger.warning(f"Weights stay as stored: expanded to {chosen}, the answers change. {error}")
+            logger.warning(f"Weights stay as stored: on an expanded base the answers change. {error}")
             merge = "never"
         except CanaryMismatch as error:
             if dtype != "auto" or chosen == "float32":
@@ -183,8 +183,7 @@ def _load_member(
     if slot is None:
         model = load_base(files, dtype=reads_in, device=device, num_labels=len(facts.labels))
     else:
-        # A member may have been written before a field of the head existed.
-        key = (files.folder, reads_in, *(facts.head.get(name, HEAD_DEFAULTS[name]) for name in HEAD_DEFAULTS))
+        key = (*identify_base(files, facts), reads_in)
         head = {"num_labels": len(facts.labels), **facts.head}
         model = models.get(key) or load_base(files, dtype=reads_in, device=device, **head)
         model = models[key] = attach_member(model, slot, folder)
@@ -213,6 +212,12 @@ def load_encoder(base: BaseFiles, max_length: int, truncation: str) -> BattleEnc
     """The encoder for a member that will be trained on a base."""
     tokenizer = load_tokenizer(base.folder, **base.source)
     return BattleEncoder(tokenizer, build_encoding(tokenizer, max_length, truncation))
+
+
+def identify_base(files: BaseFiles, facts: MemberFacts) -> tuple:
+    """What members have in common that share a loaded base: its folder and the shape of their heads."""
+    # A member may have been written before a field of the head existed.
+    return (files.folder, *(facts.head.get(name, HEAD_DEFAULTS[name]) for name in HEAD_DEFAULTS))
 
 
 def find_member_files(folder: Path, facts: MemberFacts) -> BaseFiles:

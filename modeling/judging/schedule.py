@@ -205,7 +205,8 @@ def _count_shared_layers(members: Sequence[Member]) -> int:
 def _name_run(members: Sequence[Member], orders: Sequence[str]) -> str:
     """What the progress bar shows, and all that decides the numbers: progress under another name is never resumed."""
     models = [
-        f"{member.fingerprint} on {member.facts.base_fingerprint} in {member.dtype}{', merged' * (not member.adapter)}"
+        f"{member.fingerprint} on {member.facts.base_fingerprint} in {member.dtype}"
+        f"{', merged' * (not member.adapter)}{', expanded' * member.expanded}"
         for member in members
     ]
     names = " and ".join(member.name for member in members)

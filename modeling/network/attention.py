@@ -194,15 +194,18 @@ def choose_attention(model: nn.Module, training: bool = False) -> str:
         ValueError: If no kernel agrees, so that packed sequences cannot be used on this device.
     """
     device = next(model.parameters()).device
-    kernel = find_attention(type(model), model.config, device, model.compute_dtype, training)
+    kernel, reason = find_attention(type(model), model.config, device, model.compute_dtype, training)
+    if reason:
+        PartialState()  # accelerate's logger fails without it
+        logger.info(f"Attention: {kernel}, {reason}")
     model.config._attn_implementation = kernel
     return kernel
 
 
 def find_attention(
     family: type[nn.Module], config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, training: bool
-) -> str:
-    """Returns what `choose_attention` would set for a model of a family, and logs how well it agrees.
+) -> tuple[str, str]:
+    """Returns what `choose_attention` would set for a model of a family, and how well it agrees; "" if unchecked.
 
     Args:
         config: The family's.
@@ -212,17 +215,13 @@ def find_attention(
     if is_deepspeed_zero3_enabled():
         # No self-check: DeepSpeed would partition the weights of its small model over the processes too. So no kernel
         # either that may not work here.
-        return next(name for name in kernels if name not in ON_GPU)
+        return next(name for name in kernels if name not in ON_GPU), ""
     small, found = _shrink_config(config).to_json_string(use_diff=False), []
     for kernel in kernels:
         fault, difference = _check_kernel(family, small, device, dtype, training, kernel)
         if not fault:
-            PartialState()  # accelerate's logger fails without it
             skipped = f" ({'; '.join(found)})" if found else ""
-            logger.info(
-                f"Attention: {kernel}, {difference:.2g} from eager in the logits of a self-check, on {device}{skipped}"
-            )
-            return kernel
+            return kernel, f"{difference:.2g} from eager in the logits of a self-check, on {device}{skipped}"
         found.append(f"{kernel}: {fault}")
     raise ValueError(
         f"Attention on {device}: expected logits within {TOLERANCES[dtype]:g} of eager attention's; "
@@ -236,6 +235,7 @@ def _shrink_config(config: PreTrainedConfig) -> PreTrainedConfig:
     small = deepcopy(config)
     types = sorted(set(config.layer_types or ())) if hasattr(config, "layer_types") else []
     sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "head_hidden_size": 0}
+    sizes |= {"head_dropout": 0.0, "pooling": "last", "dtype": None}  # so that a base and its members share a check
     # Large random weights, so that attention differs from token to token and a wrong kernel shows in the logits.
     sizes |= {"initializer_range": 0.3, "num_hidden_layers": max(2, len(types))}
     sizes["head_dim"] = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads

@@ -17,6 +17,7 @@ from modeling.network.base import HEAD
 from modeling.network.classifier import PreferenceMixin
 
 QUANTISED = (Linear8bitLt, Linear4bit)
+FLOAT32 = 4  # bytes
 
 
 @torch.no_grad()
@@ -74,25 +75,52 @@ def expand_weights(model: PeftModel, dtype: torch.dtype) -> None:
     It happens in place and one layer after the other, so no more than one layer is held twice.
     """
     network = model.get_base_model()
-    for name, layer in list(network.named_modules()):
-        if isinstance(layer, QUANTISED):
-            plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-            plain.weight = nn.Parameter(dequantize_module_weight(layer).to(dtype), requires_grad=False)
-            plain.bias = layer.bias
-            owner, _, key = name.rpartition(".")
-            setattr(network.get_submodule(owner), key, plain)
+    # Names, not modules: a list of those would keep all of them until the end.
+    for name in [name for name, module in network.named_modules() if isinstance(module, QUANTISED)]:
+        layer = network.get_submodule(name)
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(dequantize_module_weight(layer).to(dtype), requires_grad=False)
+        plain.bias = layer.bias
+        network.set_submodule(name, plain)
+        vars(layer).pop("forward", None)  # `set_dtype` may have put a function there that refers to the layer
+        vars(layer).pop("train", None)
 
 
 def measure_expanded(model: PeftModel, dtype: torch.dtype) -> int:
     """Returns the additional bytes that a model takes once `expand_weights` has run; 0 if nothing is quantised."""
-    layers = [module for module in model.modules() if isinstance(module, QUANTISED)]
-    return sum(layer.in_features * layer.out_features * dtype.itemsize - layer.weight.nbytes for layer in layers)
+    return sum(
+        _count_plain(layer, dtype) - layer.weight.nbytes - count_scales(layer) for layer in list_quantised(model)
+    )
 
 
-def measure_int8_products(model: PeftModel, tokens: int) -> int:
-    """Returns the most bytes that a GPU's 8-bit product of so many tokens takes: inputs in 8 bit, outputs in 32."""
-    layers = [module for module in model.modules() if isinstance(module, Linear8bitLt)]
-    return tokens * max((layer.in_features + 4 * layer.out_features for layer in layers), default=0)
+def measure_products(model: PeftModel, dtype: torch.dtype, tokens: int, device_type: str) -> int:
+    """Returns the most bytes that a product with quantised weights takes, beyond those of one with plain weights.
+
+    A GPU multiplies 8-bit weights by inputs in 8 bit, with outputs in 32; else a layer's weight is expanded for each
+    product.
+    """
+    layers = list_quantised(model)
+    if device_type != "cpu" and dtype != torch.float32 and all(isinstance(layer, Linear8bitLt) for layer in layers):
+        return tokens * max((layer.in_features + 4 * layer.out_features for layer in layers), default=0)
+    return max((_count_plain(layer, dtype) for layer in layers), default=0)
+
+
+def list_quantised(model: nn.Module) -> list[nn.Module]:
+    """Returns a model's quantised layers."""
+    return [module for module in model.modules() if isinstance(module, QUANTISED)]
+
+
+def count_scales(layer: nn.Module) -> int:
+    """Returns the bytes of a quantised layer's scales, which are no parameters."""
+    if isinstance(layer, Linear8bitLt):
+        return FLOAT32 * layer.out_features
+    state = layer.weight.quant_state
+    return state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+
+
+def _count_plain(layer: nn.Module, dtype: torch.dtype) -> int:
+    """Returns the bytes of a layer's weight in a dtype."""
+    return layer.in_features * layer.out_features * dtype.itemsize
 
 
 def measure_merged(model: PeftModel, dtype: torch.dtype) -> int:

@@ -26,14 +26,14 @@ from transformers.integrations import replace_with_bnb_linear
 
 from modeling.data.outcomes import LABELS
 from modeling.encoding.packing import pack_sequences
-from modeling.network.attention import ON_GPU, list_kernels
+from modeling.network.attention import ON_GPU
 from modeling.network.base import HEAD, name_labels
 from modeling.network.classifier import find_family
+from modeling.network.expansion import count_scales, list_quantised
 from modeling.network.lora import add_adapters
 from modeling.network.precision import DTYPES
 from modeling.runtime.text_tables import format_table
 
-FLOAT32 = 4  # bytes
 NF4_BLOCK, ABSMAX_BLOCK = 64, 256  # weights per absmax; with double quantisation, absmaxes per second absmax
 # Tensors of this size and more have a mapping of their own on a CPU (glibc's DEFAULT_MMAP_THRESHOLD_MAX).
 HEAP_LIMIT = 32 << 20
@@ -78,6 +78,8 @@ def build_network(
         kernel = "packed_sdpa"
         if "attn_logit_softcapping" in settings:
             settings["attn_logit_softcapping"] = None
+    if "pooling" in settings:
+        settings["pooling"] = "last"  # a mean needs the sequences' ends, which fake tensors do not have
     quantization = settings.pop("quantization_config", None)
     family = find_family(config.model_type)
     # A backbone without our head gets one of two labels, as load_base gives it.
@@ -143,11 +145,7 @@ def _pack_4bit(module: Linear4bit, quantized: BitsAndBytesConfig) -> nn.Paramete
 def count_weights(network: nn.Module) -> int:
     """Counts the bytes of everything that is not trained, including the scales of quantised weights."""
     frozen = [p for p in network.parameters() if not p.requires_grad]
-    scales = sum(FLOAT32 * module.out_features for module in network.modules() if isinstance(module, Linear8bitLt))
-    for module in network.modules():
-        if isinstance(module, Linear4bit):
-            state = module.weight.quant_state
-            scales += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+    scales = sum(map(count_scales, list_quantised(network)))
     return sum(tensor.nbytes for tensor in [*frozen, *network.buffers()]) + scales
 
 
@@ -186,7 +184,7 @@ def count_activations(
 
 
 def count_reading(
-    config: PreTrainedConfig, *, dtype: str, r: int, tokens: int, longest: int, kernel: str | None = None
+    config: PreTrainedConfig, *, dtype: str, r: int, tokens: int, longest: int, device_type: str, kernel: str
 ) -> int:
     """Counts the bytes that reading one packed sequence takes, beyond plain weights and adapters.
 
@@ -194,8 +192,8 @@ def count_reading(
         config: The base's; whether it is quantised makes no difference.
         r: Rank of the adapters, on all layers.
         tokens: Tokens of the packed sequence.
-        longest: Tokens of each sequence in it.
-        kernel: As for `build_network`; None takes the best that a GPU may have.
+        longest: Most tokens of each sequence in it.
+        device_type, kernel: As for `count_activations` and `build_network`.
     """
     shallow = deepcopy(config)
     # Two layers hold as much as all: without gradients, what a layer computed is gone once the next one needs memory.
@@ -204,10 +202,14 @@ def count_reading(
         shallow.layer_types = shallow.layer_types[:2]
     if hasattr(shallow, "quantization_config"):
         del shallow.quantization_config
-    kernel = kernel or list_kernels(shallow, "cuda", DTYPES[dtype])[0]
     network = build_network(shallow, dtype=dtype, r=r, freeze_layers=0, kernel=kernel)
-    lengths = [min(longest, tokens)] * max(1, tokens // longest)
-    return count_activations(network, lengths, DTYPES[dtype], "cuda", training=False)[0]
+    return count_activations(network, fill_pack(tokens, longest), DTYPES[dtype], device_type, training=False)[0]
+
+
+def fill_pack(tokens: int, longest: int) -> list[int]:
+    """Returns the lengths of the fewest sequences with so many tokens in all."""
+    whole, rest = divmod(tokens, longest)
+    return [longest] * whole + [rest] * bool(rest)
 
 
 @contextmanager

@@ -23,11 +23,13 @@ def start_torch() -> bool:
 
 
 def measure_free_memory(device: "torch.device") -> int:
-    """Returns the bytes that are free on a GPU, or that this machine can still give to a process."""
+    """Returns the bytes that are free on a GPU, or a process's share of those that this machine can still give."""
     import psutil
     import torch
 
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def measure_gpu() -> int:

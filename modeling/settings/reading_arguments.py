@@ -92,9 +92,11 @@ class PredictArguments(JudgeArguments):
         self._check_output()
         if bool(self.cascade) != bool(self.cascade_shares):
             raise ValueError("--cascade and --cascade_shares: expected both or neither; found one. Give both.")
-        if self.dry_run and (self.cascade or self.blend or self.folds):
+        others = (self.cascade, self.blend, self.folds, self.time_budget, self.second_reading != 1)
+        if self.dry_run and any(others):
             raise ValueError(
-                "--dry_run: expected without --cascade, --folds and --blend; found one of them. Leave it out."
+                "--dry_run: expected without --cascade, --blend, --folds, --time_budget and --second_reading; found "
+                "one of them. Leave it out."
             )
         if self.folds and self.hide_prompts:
             raise ValueError("--folds: expected without --hide_prompts, as folds go by prompt; found both.")

@@ -16,7 +16,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from modeling.network.attention import list_kernels
-from modeling.network.footprint import FLOAT32, MemoryPlan, build_network, count_activations, count_weights
+from modeling.network.expansion import FLOAT32
+from modeling.network.footprint import MemoryPlan, build_network, count_activations, count_weights
 from modeling.network.precision import DTYPES
 from modeling.runtime.distributed import BUCKET_SIZE
 

@@ -198,7 +198,7 @@ def plan_run(
         batch_size = min(batch_size, max(num_orders, arguments.tokens_per_batch // longest))
     kernel = None  # the best: on a CPU it always works
     if training.device.type != "cpu":
-        kernel = find_attention(*read_family_config(base, {}), training.device, DTYPES[dtype], training=True)
+        kernel, _ = find_attention(*read_family_config(base, {}), training.device, DTYPES[dtype], training=True)
     with suspend_sharding(training.deepspeed_plugin):  # the plan's network has no weights that could be sharded
         plan = plan_memory(
             config,
@@ -219,10 +219,14 @@ def plan_run(
     logger.info(f"Memory per device, estimated, for {batch_size} x {longest} tokens:\n{plan}")
     free = plan.parts.get("process before", 0) + measure_free_memory(training.device)
     if plan.total > free:
+        # The first two give the same training; DeepSpeed refuses the second, and ZeRO-3 the last.
+        ways = ["a smaller --per_device_train_batch_size with more --gradient_accumulation_steps"]
+        ways += [] if stage else ["--tokens_per_batch"]
+        ways += [] if training.gradient_checkpointing else ["--gradient_checkpointing true"]
+        ways += [] if stage == 3 else ["a base in 4 bit"]
         logger.warning(
-            f"The estimate is more than the {free / 1e9:.1f} GB that are free here. If memory runs out, take a smaller "
-            "--per_device_train_batch_size and more --gradient_accumulation_steps, or --tokens_per_batch, which give "
-            "the same training; or --gradient_checkpointing true, or a 4-bit base."
+            f"The estimate is more than the {free / 1e9:.1f} GB that are free here. If memory runs out, take "
+            f"{' or '.join(ways)}."
         )
     return plan
 

@@ -1,5 +1,7 @@
 """How a judge's weights are held while it reads: merged, on an expanded base, or as stored."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from modeling.judging import expansion
 from modeling.judging.canaries import CanaryMismatch
 from modeling.judging.expansion import choose_way
 from modeling.judging.judge import Judge
-from modeling.network.expansion import QUANTISED, expand_weights, measure_expanded
+from modeling.judging.schedule import _name_run
+from modeling.network import expansion as network_expansion
+from modeling.network.expansion import QUANTISED, count_scales, expand_weights, list_quantised, measure_expanded
 
 
 @pytest.fixture(scope="module", params=["8bit", "4bit"])
@@ -25,7 +29,7 @@ def count_quantised(judge) -> int:
 
 
 def count_bytes(model) -> int:
-    return sum(parameter.nbytes for parameter in model.parameters())
+    return sum(p.nbytes for p in model.parameters()) + sum(map(count_scales, list_quantised(model)))
 
 
 def hold(monkeypatch, way: str) -> None:
@@ -68,6 +72,37 @@ def test_expanding_takes_the_bytes_that_were_measured(two_members):
     assert measure_expanded(member.model, torch.float32) == 0
 
 
+def test_no_more_than_one_layer_is_held_twice(two_members, monkeypatch):
+    """A card holds either the quantised base or the plain one, but not both."""
+    (member, _) = Judge.from_pretrained(two_members, dtype="float32", merge="never").members
+    dequantise, expanded = network_expansion.dequantize_module_weight, []
+
+    def watch(layer):
+        assert [number for number, known in enumerate(expanded) if known() is not None] == []
+        expanded.append(weakref.ref(layer))
+        return dequantise(layer)
+
+    monkeypatch.setattr(network_expansion, "dequantize_module_weight", watch)
+    expand_weights(member.model, torch.float32)
+    assert len(expanded) == 2 * 7
+
+
+def test_room_is_left_for_a_forward_pass_on_a_full_pack(two_members):
+    (member, _) = Judge.from_pretrained(two_members, dtype="float32", merge="never").members
+    small, large = (expansion._count_pack(member, tokens) for tokens in (1000, 2000))
+    assert 1.8 * small < large < 2.2 * small
+    # At the least, an MLP's three wide rows of float32 are held at once.
+    assert small > 1000 * 3 * member.model.config.intermediate_size * 4
+
+
+def test_progress_of_a_stored_base_is_not_resumed_on_an_expanded_one(two_members, monkeypatch):
+    names = []
+    for way in ("stored", "expanded", "merged"):
+        hold(monkeypatch, way)
+        names.append(_name_run(Judge.from_pretrained(two_members, dtype="float32").members, ["ab"]))
+    assert len(set(names)) == 3
+
+
 def test_a_base_whose_expansion_changes_the_answers_is_loaded_again_as_stored(
     two_members, sample_battles, monkeypatch, caplog
 ):
@@ -82,7 +117,7 @@ def test_a_base_whose_expansion_changes_the_answers_is_loaded_again_as_stored(
     monkeypatch.setattr(expansion, "expand_weights", damage)
     judge = Judge.from_pretrained(two_members, dtype="float32")
     assert (
-        count_quantised(judge) > 0 and "Weights stay as stored: expanded to float32, the answers change" in caplog.text
+        count_quantised(judge) > 0 and "Weights stay as stored: on an expanded base the answers change" in caplog.text
     )
     assert list(judge.predict(sample_battles.select([0, 1]))["p_a"]) == list(expected["p_a"])
 

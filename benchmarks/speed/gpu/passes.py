@@ -25,7 +25,7 @@ from benchmarks.speed.gpu.models import (
 )
 from benchmarks.speed.padding import PREDICTION_BATCH, PaddedCollator
 from modeling.encoding.packing import pack_sequences
-from modeling.judging.predictor import build_batches, choose_budget, predict_battles
+from modeling.judging.predictor import TOKENS_PER_BATCH, build_batches, choose_budget, predict_battles
 from modeling.network.base import measure_weights
 from modeling.network.classifier import PreferenceMixin
 from modeling.network.lora import add_adapters
@@ -182,9 +182,9 @@ def measure_t4(setting: Setting) -> Part:
         yield f"{quantization}, bfloat16", partial(_predict, model, sequences, None, expected, setting)
         set_dtype(model, "float16")
         free_memory()
-        for budget in (None, 4096):
+        for budget in (TOKENS_PER_BATCH["small"][1], 4096):
             with limit_memory(setting.device, T4_BYTES):
-                name = f"{quantization}, float16, {budget or 'default'} tokens"
+                name = f"{quantization}, float16, {budget} tokens"
                 yield name, partial(_predict, model, sequences, budget, expected, setting)
         del model
         free_memory()

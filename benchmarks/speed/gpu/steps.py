@@ -141,9 +141,11 @@ def fuse_liger(model: PreferenceMixin) -> None:
 
     known = dict(vars(modeling_gemma2))
     off = dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False)
-    apply_liger_kernel_to_gemma2(model=model, rms_norm=True, geglu=True, **off)
-    # It replaces the classes for later models too, which the measurements after this one must not get.
-    vars(modeling_gemma2).update(known)
+    try:
+        apply_liger_kernel_to_gemma2(model=model, rms_norm=True, geglu=True, **off)
+    finally:
+        # It replaces the classes for later models too, which the measurements after this one must not get.
+        vars(modeling_gemma2).update(known)
 
 
 def _train(model: PreferenceMixin, parts: Sequence[dict], setting: Setting) -> tuple[list[float], list[float]]:

@@ -80,6 +80,7 @@ def test_the_results_are_the_measured_ones():
     ]
     assert [cells[1] for cells in list_rows(README, "Results")] == expected
     assert "| zero3, 2 processes | none | 4 | 2.14 | 3.10 |" in read_page("training")
+    assert "with ZeRO-3, estimated 2.14 GB | 3.10 GB |" in README
 
 
 def test_the_apps_load_is_the_measured_one():

@@ -27,7 +27,7 @@ from modeling.training.memory import plan_memory
 RANK, TOKENS, BATTLES, PROCESSES = 64, 2200, 8, 8
 QUANTIZATIONS = ("none", "8bit", "4bit")
 LAUNCHERS = {"single_gpu": (1, 0), "ddp": (PROCESSES, 0), "zero2": (PROCESSES, 2), "zero3": (PROCESSES, 3)}
-# A kernel of GPUs; and the one that a GPU without such kernels takes, which stores attention's scores.
+# A kernel of GPUs; and the one that a GPU without such kernels takes, which for Gemma-2 stores attention's scores.
 KERNELS = {"Gemma-2": ("packed_flex", "packed_eager"), "Qwen2.5": ("packed_varlen", "packed_sdpa")}
 BASES = {
     "Gemma-2-9B": lambda: Gemma2Config(

@@ -121,11 +121,15 @@ def describe_prediction(
     at_once = min(torch.get_num_threads(), max(1, len(packs))) if device.type == "cpu" else 1
     needs = measure_needs(sources, dtype=dtype, tokens=largest, device=device, at_once=at_once)
     # Loading does not know --tokens_per_batch yet: it leaves room for the largest pack there is by default.
-    bound = measure_needs(sources, dtype=dtype, tokens=get_bounds(device.type)[1], device=device)
+    bound = max(get_bounds(device.type)[1], *(source.max_length for source in sources))
     free = measure_free_memory(device)
     left, plans = free - needs.bases - needs.adapters, needs.list_ways()
     way = {"always": "merged", "never": "stored"}.get(merge) or choose_way(
-        needs.merged, needs.expanded, lambda: bound.pack, left, device.type
+        needs.merged,
+        needs.expanded,
+        lambda: measure_needs(sources, dtype=dtype, tokens=bound, device=device).pack,
+        left,
+        device.type,
     )
     lines = [
         f"{len(sources)} member{'s' * (len(sources) > 1)}, {len(rows)} battles: {total:,} tokens, {sum(packs):,} "
@@ -185,8 +189,7 @@ def measure_needs(
     adapters = merged = kept = pack = products = 0
     for source in sources:
         rank = source.lora.r if source.lora else 1
-        layers = (source.lora.layers_to_transform if source.lora else None) or [0]
-        network = build_network(source.config, dtype=dtype, r=rank, freeze_layers=min(layers))
+        network = build_network(source.config, dtype=dtype, r=rank, freeze_layers=_count_frozen(source.lora))
         weights, expanded = count_weights(network), measure_expanded(network, DTYPES[dtype])
         plain = 0
         if source.lora:
@@ -203,6 +206,12 @@ def measure_needs(
         products = max(products, measure_products(network, DTYPES[dtype], tokens, device.type))
     stored, added = (sum(sizes) for sizes in zip(*bases.values(), strict=True))
     return Needs(stored, adapters, merged, kept, added, at_once * pack, at_once * products)
+
+
+def _count_frozen(lora: LoraConfig | None) -> int:
+    """The lowest layers without an adapter. Of an adapter on single layers, all above the lowest count as adapted."""
+    layers = lora.layers_to_transform if lora else None
+    return min([layers] if isinstance(layers, int) else layers or [0])
 
 
 def _find_kernel(source: Source, device: torch.device, dtype: str) -> str:

@@ -102,13 +102,13 @@ def _list_shared(members: Sequence[Member]) -> list[Member]:
 
 def _count_pack(member: Member, tokens: int) -> int:
     """The bytes of a forward pass on so many tokens."""
-    config = member.model.get_base_model().config
+    config, longest = member.model.get_base_model().config, member.encoder.encoding.max_length
     return count_reading(
         config,
         dtype=member.dtype,
         r=max(each.r for each in member.model.peft_config.values()),
-        tokens=tokens,
-        longest=member.encoder.encoding.max_length,
+        tokens=max(tokens, longest),  # a longer sequence has a pack of its own
+        longest=longest,
         device_type=member.model.device.type,
         kernel=config._attn_implementation,
     )
@@ -134,9 +134,9 @@ def merge_members(members: Sequence[Member], skip_probes: bool, bar: tqdm) -> li
         merged.append(member)
     for member in merged:
         check_canaries(member, skip_probes, bar)
-    logger.info(
-        f"Adapters merged into expanded weights, {added / 1e9:.1f} GB. Pass --merge never to read them as stored"
-    )
+    if added:
+        gigabytes = added / 1e9
+        logger.info(f"Adapters merged into expanded weights, {gigabytes:.1f} GB. --merge never reads them as stored")
     return merged
 
 
@@ -150,5 +150,5 @@ def expand_members(members: Sequence[Member], skip_probes: bool, bar: tqdm) -> l
             check_canaries(member, skip_probes, bar)
     except CanaryMismatch as error:
         raise ExpansionMismatch(str(error)) from error
-    logger.info("Quantised weights expanded once for all members. Pass --merge never to read them as stored")
+    logger.info("Quantised weights expanded once for all members. --merge never reads them as stored")
     return [replace(member, expanded=member.adapter is not None) for member in members]

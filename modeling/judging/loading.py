@@ -4,6 +4,7 @@ Members on the same base share its weights, and each replays its canary battles.
 here.
 """
 
+import gc
 import itertools
 import os
 from collections.abc import Sequence
@@ -123,19 +124,23 @@ def load_members(
         raise ValueError(f"--merge: expected one of {', '.join(MERGES)}; found {merge!r}.")
     device = device or PartialState().device
     checked = [(name, folder, read_member(folder)) for name, folder in found]  # once: this hashes all weights
-    chosen = dtype and choose_judge_dtype(checked, dtype, device)
+    chosen, way = dtype and choose_judge_dtype(checked, dtype, device), merge
     while True:
         try:
-            return _load_members(checked, device, chosen, skip_probes=skip_probes, merge=merge)
+            members = _load_members(checked, device, chosen, skip_probes=skip_probes, merge=way)
+            if way != "never":
+                gc.collect()  # 8-bit layers refer to themselves, so those that were merged are not freed without it
+            return members
         except ExpansionMismatch as error:
             logger.warning(f"Weights stay as stored: on an expanded base the answers change. {error}")
-            merge = "never"
+            way = "never"
         except CanaryMismatch as error:
             if dtype != "auto" or chosen == "float32":
                 raise
             logger.warning(f"Precision: float32 instead of {chosen}, in which the canary battles fail. {error}")
-            chosen = "float32"
+            chosen, way = "float32", merge
         # Loaded again outside the handlers: an exception's traceback would keep the first models in memory.
+        gc.collect()
 
 
 def choose_judge_dtype(found: Sequence[tuple[str, Path, MemberFacts]], asked: str, device: torch.device) -> str:

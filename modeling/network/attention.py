@@ -236,6 +236,7 @@ def _shrink_config(config: PreTrainedConfig) -> PreTrainedConfig:
     types = sorted(set(config.layer_types or ())) if hasattr(config, "layer_types") else []
     sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "head_hidden_size": 0}
     sizes |= {"head_dropout": 0.0, "pooling": "last", "dtype": None}  # so that a base and its members share a check
+    sizes["pad_token_id"] = None  # such as 128,004, which the small vocabulary does not have
     # Large random weights, so that attention differs from token to token and a wrong kernel shows in the logits.
     sizes |= {"initializer_range": 0.3, "num_hidden_layers": max(2, len(types))}
     sizes["head_dim"] = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
@@ -262,7 +263,8 @@ def _check_kernel(
     Returns:
         What is wrong, in a few words, or "", and the largest difference of a logit.
     """
-    with torch.random.fork_rng():  # leaves the random numbers of a training run as they were
+    # Leaves the random numbers of a training run as they were. Without devices torch warns if there are two GPUs.
+    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
         torch.manual_seed(0)
         small = family(family.config_class.from_dict(json.loads(config))).to(device).eval()
     small.compute_dtype = dtype

@@ -43,7 +43,7 @@ def build_merged(
         if isinstance(module, LoraLayer):
             weights[f"{name}.weight"] = _merge_layer(module, adapter if with_lora else None).to(dtype)
             if module.base_layer.bias is not None:
-                weights[f"{name}.bias"] = module.base_layer.bias
+                weights[f"{name}.bias"] = module.base_layer.bias.to(dtype)
         elif isinstance(module, QUANTISED) and not name.endswith(".base_layer"):
             known = unchanged.get(f"{name}.weight")
             weights[f"{name}.weight"] = dequantize_module_weight(module).to(dtype) if known is None else known
@@ -80,7 +80,7 @@ def expand_weights(model: PeftModel, dtype: torch.dtype) -> None:
         layer = network.get_submodule(name)
         plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(dequantize_module_weight(layer).to(dtype), requires_grad=False)
-        plain.bias = layer.bias
+        plain.bias = layer.bias if layer.bias is None else nn.Parameter(layer.bias.to(dtype), requires_grad=False)
         network.set_submodule(name, plain)
         vars(layer).pop("forward", None)  # `set_dtype` may have put a function there that refers to the layer
         vars(layer).pop("train", None)
@@ -101,7 +101,8 @@ def measure_products(model: PeftModel, dtype: torch.dtype, tokens: int, device_t
     """
     layers = list_quantised(model)
     if device_type != "cpu" and dtype != torch.float32 and all(isinstance(layer, Linear8bitLt) for layer in layers):
-        return tokens * max((layer.in_features + 4 * layer.out_features for layer in layers), default=0)
+        wide = 6 if dtype == torch.bfloat16 else 4  # bytes of an output: bitsandbytes makes bf16 of float16 of int32
+        return tokens * max((layer.in_features + wide * layer.out_features for layer in layers), default=0)
     return max((_count_plain(layer, dtype) for layer in layers), default=0)
 
 

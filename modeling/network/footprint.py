@@ -70,8 +70,9 @@ def build_network(
         config: The base's.
         dtype: Key of `DTYPES`, of all weights that are neither quantised nor trained.
         r, freeze_layers, lora_dropout: See `add_adapters`.
-        kernel: Attention for packed sequences, a key of `KERNELS`. Those for GPUs do not run on fake tensors; they hold
-            as much as torch's fused kernel on a CPU, which takes their place.
+        kernel: Attention for packed sequences, a key of `KERNELS`. Those for GPUs do not run on fake tensors; torch's
+            fused kernel on a CPU takes their place. What FlexAttention adds to a row of tokens to reach a power of two
+            is not counted.
     """
     settings = config.to_dict()
     if kernel in ON_GPU:

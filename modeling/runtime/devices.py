@@ -28,6 +28,7 @@ def measure_free_memory(device: "torch.device") -> int:
     import torch
 
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # else what torch keeps for later tensors counts as taken
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 

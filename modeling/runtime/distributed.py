@@ -4,8 +4,9 @@ It must not know what the processes compute.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import Accelerator, PartialState
@@ -13,12 +14,19 @@ from accelerate.utils import DeepSpeedPlugin, broadcast_object_list, gather_obje
 from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from modeling.runtime.logs import build_logger
+
+logger = build_logger(__name__)
+
 # Elements that DeepSpeed sends at once. Its default, 500 million, takes 2 GB a buffer, more than a 9B base's adapters.
 BUCKET_SIZE = 50_000_000
+MAX_BUILD = 300  # seconds; the extension that DeepSpeed builds on a CPU takes about one minute
 
 
 def prepare_deepspeed(plugin: DeepSpeedPlugin) -> None:
-    """Makes DeepSpeed shard what is trained, but leave its precision alone."""
+    """Makes DeepSpeed shard what is trained, but leave its precision alone, and clears the way to its extensions."""
+    if PartialState().is_local_main_process:
+        wait_for_extensions()
     for precision in ("bf16", "fp16"):  # DeepSpeed would convert the float32 adapters and head to it
         plugin.deepspeed_config.pop(precision, None)
     zero = plugin.deepspeed_config["zero_optimization"]
@@ -27,6 +35,28 @@ def prepare_deepspeed(plugin: DeepSpeedPlugin) -> None:
     # Parameters below this size are not sharded. "auto" sets it by the hidden size; the default exempts small bases.
     zero.setdefault("stage3_param_persistence_threshold", "auto")
     plugin.set_deepspeed_weakref()  # transformers reads a copy of the configuration, made here, when it loads weights
+
+
+def wait_for_extensions(seconds: float = MAX_BUILD) -> None:
+    """Waits until no other process builds extensions of torch, as DeepSpeed does when it starts; says for what.
+
+    A process that was killed while it built one leaves its lock behind. Every later run would wait for it for ever, in
+    silence, so a lock is removed once it is older than `seconds`.
+    """
+    from torch.utils.cpp_extension import get_default_build_root  # slow to import, and only DeepSpeed needs it
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.glob("**/lock"):
+        said = False
+        while lock.exists():
+            with suppress(FileNotFoundError):  # it was removed in this moment
+                if time.time() - lock.stat().st_mtime > seconds:
+                    logger.warning(f"Removed the lock of a build that was killed: {lock}")
+                    lock.unlink()
+                elif not said:
+                    said = True
+                    logger.info(f"Waiting for another process that builds DeepSpeed's extension ({lock})")
+            time.sleep(0.2)
 
 
 @contextmanager

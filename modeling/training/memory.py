@@ -1,8 +1,8 @@
 """The memory plan of a training run: bytes per device, computed before anything is loaded.
 
 It must not know scripts or data. On a CPU the estimate is within 25% of what a process was measured to hold
-(tests/training/test_memory.py). For a GPU it is computed; it was 12% above the one step that was measured, Gemma-2-9B
-in 8 bit on an H200 (benchmarks/results/gpu.json).
+(tests/training/test_memory.py), but for ZeRO-3. For a GPU it is computed; it was 12% above the one step that was
+measured, Gemma-2-9B in 8 bit on an H200 (benchmarks/results/gpu.json).
 """
 
 import math
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -124,8 +125,8 @@ def measure_resident() -> int:
 
 
 def measure_peak_memory() -> int:
-    """Measures the most bytes held so far, on the GPU if there is one, else by this process."""
-    if torch.cuda.is_available():
+    """Measures the most bytes held so far, on this process's GPU if it uses one, else by the process."""
+    if PartialState().device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     # In bytes on macOS, in KiB on Linux.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

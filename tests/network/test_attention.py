@@ -101,6 +101,15 @@ def test_a_kernel_with_wrong_results_is_skipped(monkeypatch):
     assert choose_attention(model) == "packed_eager"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_padding_token_outside_the_small_vocabulary_of_the_check_is_no_obstacle(family):
+    """Such as 128,004, which Llama-3's configs name."""
+    config = deepcopy(FAMILIES[family])
+    config.vocab_size, config.pad_token_id = 500, 499
+    model = find_family(config.model_type)(config)
+    assert choose_attention(model) in list_kernels(config, "cpu")
+
+
 def test_packed_sequences_are_refused_under_other_attention(bases):
     model = load_base(bases["float32"], dtype="float32")
     model.config._attn_implementation = "eager"

@@ -40,6 +40,7 @@ from modeling.network.expansion import build_merged
 from modeling.network.lora import attach_adapter, load_weights
 from modeling.network.precision import DTYPES, choose_dtype, set_dtype
 from modeling.runtime.choices import MERGES
+from modeling.runtime.distributed import share_failure
 from modeling.runtime.files import check_replaceable, replace_folder
 from modeling.runtime.hub import download_repository
 from modeling.runtime.logs import build_logger
@@ -125,21 +126,27 @@ def load_members(
     device = device or PartialState().device
     checked = [(name, folder, read_member(folder)) for name, folder in found]  # once: this hashes all weights
     chosen, way = dtype and choose_judge_dtype(checked, dtype, device), merge
+    shared = "auto" in (dtype, merge)  # then every process has to load, because the main one decides
     while True:
+        members, failure = None, None
         try:
             members = _load_members(checked, device, chosen, skip_probes=skip_probes, merge=way)
+        except CanaryMismatch as error:
+            failure = type(error)(str(error))  # the error itself has a traceback, which keeps the models in memory
+        failure = share_failure(failure) if shared else failure
+        if failure is None:
             if way != "never":
                 gc.collect()  # 8-bit layers refer to themselves, so those that were merged are not freed without it
             return members
-        except ExpansionMismatch as error:
-            logger.warning(f"Weights stay as stored: on an expanded base the answers change. {error}")
+        if isinstance(failure, ExpansionMismatch):
+            logger.warning(f"Weights stay as stored: on an expanded base the answers change. {failure}")
             way = "never"
-        except CanaryMismatch as error:
-            if dtype != "auto" or chosen == "float32":
-                raise
-            logger.warning(f"Precision: float32 instead of {chosen}, in which the canary battles fail. {error}")
+        elif dtype == "auto" and chosen != "float32":
+            logger.warning(f"Precision: float32 instead of {chosen}, in which the canary battles fail. {failure}")
             chosen, way = "float32", merge
-        # Loaded again outside the handlers: an exception's traceback would keep the first models in memory.
+        else:
+            raise failure
+        del members
         gc.collect()
 
 

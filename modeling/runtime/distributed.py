@@ -100,6 +100,11 @@ def describe_launch(accelerator: Accelerator, wrapped: nn.Module) -> dict:
     }
 
 
+def share_failure(failure: Exception | None) -> Exception | None:
+    """Returns the failure of the first process that had one, or None: all processes then do the same about it."""
+    return next((each for each in gather_object([failure]) if each), None)
+
+
 def call_on_main(function: Callable, *arguments: object) -> object:
     """Calls a function on the main process and returns its result on every process.
 

@@ -8,6 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2ForSequenceClassification
 
+from modeling.judging import loading
+from modeling.judging.canaries import CanaryMismatch
 from modeling.judging.judge import Judge
 from modeling.judging.loading import load_judge
 from modeling.judging.member import JUDGE_FILE, MEMBER_FILE, read_member
@@ -264,6 +266,19 @@ def test_another_dtype_is_read_within_its_tolerance(member, caplog):
     (read,) = load_judge([str(member)], dtype="bfloat16")
     moved = float(re.search(r"changed by at most (\S+) since", caplog.text)[1])
     assert 0 < moved <= 0.02 and read.dtype == "bfloat16" and read.model.compute_dtype == torch.bfloat16
+
+
+def test_what_fails_on_one_process_fails_on_all(member, monkeypatch, caplog):
+    """Otherwise one would read in float32 and the others not, and they would wait for each other in other places."""
+    failures = [CanaryMismatch("its canary battles fail on the other card"), None]
+    monkeypatch.setattr(loading, "share_failure", lambda own: own or failures.pop(0))
+    monkeypatch.setattr(loading, "choose_dtype", lambda *_, **__: "bfloat16")
+    (read,) = load_judge([str(member)], dtype="auto")
+    assert read.dtype == "float32" and "float32 instead of bfloat16" in caplog.text and failures == []
+    failures[:] = [CanaryMismatch("here too")]
+    monkeypatch.setattr(loading, "choose_dtype", lambda *_, **__: "float32")
+    with pytest.raises(CanaryMismatch, match="here too"):
+        load_judge([str(member)], dtype="auto")
 
 
 # --- judges -----------------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def describe_prediction(
     )
     lines = [
         f"{len(sources)} member{'s' * (len(sources) > 1)}, {len(rows)} battles: {total:,} tokens, {sum(packs):,} "
-        f"without repeated prefixes, in {len(packs)} packed sequences of up to {largest:,}",
+        f"without repeated prefixes, in {len(packs)} packed sequence{'s' * (len(packs) != 1)} of up to {largest:,}",
         f"Memory of each process in {dtype}, estimated, by how weights are held:",
         format_plans(plans),
         f"--merge {merge} takes: {way}; {free / 1e9:.2f} GB are free",

@@ -71,8 +71,8 @@ test-all: lint $(GEMMA_TOKENIZER)
 
 test-old-cpu: develop
 	$(OLD_CPU) $(BIN)/pytest tests/network/test_precision.py tests/network/test_attention.py tests/network/test_frozen.py \
-		tests/judging/test_predictor.py tests/judging/test_schedule.py tests/judging/test_ranking.py \
-		tests/judging/test_tournament.py tests/judging/test_rewards.py tests/test_ties.py
+		tests/judging/test_predictor.py tests/judging/test_schedule.py tests/judging/test_expansion.py \
+		tests/judging/test_ranking.py tests/judging/test_tournament.py tests/judging/test_rewards.py tests/test_ties.py
 
 # torch is 2.13.0 in both: of the older ones only large CUDA builds can be had. Newer versions than those of the last
 # time are found after `rm -r .cache/newest`.

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 import torch
 from peft import LoraConfig
 from tqdm.auto import tqdm
-from transformers import Gemma2Config, PreTrainedConfig, Qwen2Config
+from transformers import PreTrainedConfig
 
+from benchmarks.speed.gpu.models import GEMMA2_2B, GEMMA2_9B, build_config
 from modeling.judging.dry_run import measure_needs
 from modeling.network.base import BaseFiles, build_quantization_config
 from modeling.network.footprint import fill_pack
@@ -29,40 +30,22 @@ QUANTIZATIONS = ("none", "8bit", "4bit")
 LAUNCHERS = {"single_gpu": (1, 0), "ddp": (PROCESSES, 0), "zero2": (PROCESSES, 2), "zero3": (PROCESSES, 3)}
 # A kernel of GPUs; and the one that a GPU without such kernels takes, which for Gemma-2 stores attention's scores.
 KERNELS = {"Gemma-2": ("packed_flex", "packed_eager"), "Qwen2.5": ("packed_varlen", "packed_sdpa")}
-BASES = {
-    "Gemma-2-9B": lambda: Gemma2Config(
-        vocab_size=256000,
-        hidden_size=3584,
-        intermediate_size=14336,
-        num_hidden_layers=42,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=256,
-    ),
-    "Gemma-2-2B": lambda: Gemma2Config(
-        vocab_size=256000,
-        hidden_size=2304,
-        intermediate_size=9216,
-        num_hidden_layers=26,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=256,
-    ),
-    "Qwen2.5-7B": lambda: Qwen2Config(
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        tie_word_embeddings=False,
-    ),
+QWEN25_7B = {
+    "model_type": "qwen2",
+    "vocab_size": 152_064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
 }
+BASES = {"Gemma-2-9B": GEMMA2_9B, "Gemma-2-2B": GEMMA2_2B, "Qwen2.5-7B": QWEN25_7B}
 
 
-def build_config(base: str, quantization: str) -> PreTrainedConfig:
+def build_quantized_config(base: str, quantization: str) -> PreTrainedConfig:
     """Returns a base's config at full size."""
-    config = BASES[base]()
+    config = build_config(BASES[base])
     if quantization != "none":
         config.quantization_config = build_quantization_config(quantization).to_dict()
     return config
@@ -88,7 +71,7 @@ def plan_training(
         **changes,
     }
     plan = plan_memory(
-        build_config(base, quantization),
+        build_quantized_config(base, quantization),
         r=RANK,
         freeze_layers=0,
         lengths=fill_pack(tokens, TOKENS),
@@ -106,14 +89,14 @@ def plan_prediction(base: str, quantization: str, dtype: str, tokens: int, kerne
     """Returns the bytes of a prediction by two members, by how their weights are held."""
     facts = SimpleNamespace(head={})
     source = SimpleNamespace(
-        config=build_config(base, quantization),
+        config=build_quantized_config(base, quantization),
         lora=LoraConfig(r=RANK),
         files=BaseFiles(Path(base)),
         facts=facts,
         max_length=TOKENS,
     )
     device = torch.device("cuda")
-    needs = measure_needs([source, source], dtype=dtype, tokens=tokens, device=device, kernel=kernel)
+    needs = measure_needs([source, source], dtype, tokens, device, kernel=kernel)
     return {way: plan.total for way, plan in needs.list_ways().items()}
 
 

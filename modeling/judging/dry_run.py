@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from modeling.encoding.encoder import BattleEncoder, Encoding
 from modeling.encoding.packing import pack_sequences
-from modeling.judging.expansion import choose_way
+from modeling.judging.expansion import ASKED_WAYS, choose_way
 from modeling.judging.loading import (
     choose_judge_dtype,
     find_judge,
@@ -119,32 +119,37 @@ def describe_prediction(
         total, packs = total + read, packs + sizes
     largest = max(packs, default=1)
     at_once = min(torch.get_num_threads(), max(1, len(packs))) if device.type == "cpu" else 1
-    needs = measure_needs(sources, dtype=dtype, tokens=largest, device=device, at_once=at_once)
-    # Loading does not know --tokens_per_batch yet: it leaves room for the largest pack there is by default.
-    bound = max(get_bounds(device.type)[1], *(source.max_length for source in sources))
-    free = measure_free_memory(device)
-    left, plans = free - needs.bases - needs.adapters, needs.list_ways()
-    way = {"always": "merged", "never": "stored"}.get(merge) or choose_way(
+    needs, free = measure_needs(sources, dtype, largest, device, at_once=at_once), measure_free_memory(device)
+    way, plans = ASKED_WAYS.get(merge) or foresee_way(sources, needs, dtype, device, free), needs.list_ways()
+    said = "\n".join(
+        [
+            f"{len(sources)} member{'s' * (len(sources) != 1)}, {len(rows)} battles: {total:,} tokens, {sum(packs):,} "
+            f"without repeated prefixes, in {len(packs)} packed sequence{'s' * (len(packs) != 1)} of up to {largest:,}",
+            f"Memory of each process in {dtype}, estimated, by how weights are held:",
+            format_plans(plans),
+            f"--merge {merge} takes: {way}; {free / 1e9:.2f} GB are free",
+        ]
+    )
+    if plans[way].total > free:
+        less = ["fewer --tokens_per_batch", *["--merge never"] * (way != "stored"), "a judge on a 4-bit base"]
+        raise ValueError(
+            f"{said}\n--dry_run: expected that much memory; found less. Take {', '.join(less)}, or a device with more "
+            "memory."
+        )
+    return said
+
+
+def foresee_way(sources: Sequence[Source], needs: Needs, dtype: str, device: torch.device, free: int) -> str:
+    """The way that loading will choose, with so many bytes free before it."""
+    # Loading does not know --tokens_per_batch: it leaves room for the largest pack that there is by default.
+    tokens = max(get_bounds(device.type)[1], *(source.max_length for source in sources))
+    return choose_way(
         needs.merged,
         needs.expanded,
-        lambda: measure_needs(sources, dtype=dtype, tokens=bound, device=device).pack,
-        left,
+        lambda: measure_needs(sources, dtype, tokens, device).pack,
+        free - needs.bases - needs.adapters,
         device.type,
     )
-    lines = [
-        f"{len(sources)} member{'s' * (len(sources) > 1)}, {len(rows)} battles: {total:,} tokens, {sum(packs):,} "
-        f"without repeated prefixes, in {len(packs)} packed sequence{'s' * (len(packs) != 1)} of up to {largest:,}",
-        f"Memory of each process in {dtype}, estimated, by how weights are held:",
-        format_plans(plans),
-        f"--merge {merge} takes: {way}; {free / 1e9:.2f} GB are free",
-    ]
-    if plans[way].total <= free:
-        return "\n".join(lines)
-    ways = ["fewer --tokens_per_batch", *(["--merge never"] if way != "stored" else []), "a judge on a 4-bit base"]
-    lines.append(
-        f"--dry_run: expected that much memory; found less. Take {', '.join(ways)}, or a device with more memory."
-    )
-    raise ValueError("\n".join(lines))
 
 
 def read_source(folder: Path, facts: MemberFacts) -> Source:
@@ -169,10 +174,10 @@ def count_tokens(
 
 def measure_needs(
     sources: Sequence[Source],
-    *,
     dtype: str,
     tokens: int,
     device: torch.device,
+    *,
     at_once: int = 1,
     kernel: str | None = None,
 ) -> Needs:

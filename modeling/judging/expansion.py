@@ -24,6 +24,7 @@ logger = build_logger(__name__)
 # Largest share of the free memory for merged weights, beside which activations need room; and for expanded weights with
 # the activations, which are counted, beside which the allocator needs some.
 MERGED_SHARE, EXPANDED_SHARE = 0.6, 0.9
+ASKED_WAYS = {"always": "merged", "never": "stored"}  # what --merge asks for; auto leaves it to `choose_way`
 
 
 class ExpansionMismatch(CanaryMismatch):
@@ -41,7 +42,7 @@ def prepare_reading(members: Sequence[Member], merge: str, skip_probes: bool, ba
         CanaryMismatch: If answers changed in the way that `merge` names, or as the weights are stored.
         ExpansionMismatch: If they changed on an expanded base, which "auto" chose.
     """
-    way = {"always": "merged", "never": "stored"}.get(merge) or _choose_way(members)
+    way = ASKED_WAYS.get(merge) or _choose_way(members)
     if way == "merged":
         try:
             return merge_members(members, skip_probes, bar)

@@ -125,6 +125,20 @@ def load_members(
         raise ValueError(f"--merge: expected one of {', '.join(MERGES)}; found {merge!r}.")
     device = device or PartialState().device
     checked = [(name, folder, read_member(folder)) for name, folder in found]  # once: this hashes all weights
+    return _load_until_canaries_pass(checked, device, dtype, skip_probes, merge)
+
+
+def _load_until_canaries_pass(
+    checked: Sequence[tuple[str, Path, MemberFacts]],
+    device: torch.device,
+    dtype: str | None,
+    skip_probes: bool,
+    merge: str,
+) -> list[Member]:
+    """The members as "auto" first chooses to load them, or, as long as canary battles fail, in a safer way.
+
+    See `load_members` for the arguments.
+    """
     chosen, way = dtype and choose_judge_dtype(checked, dtype, device), merge
     shared = "auto" in (dtype, merge)  # then every process has to load, because the main one decides
     while True:

@@ -217,18 +217,24 @@ def plan_run(
             resident=measure_resident() if training.device.type == "cpu" else 0,
         )
     logger.info(f"Memory per device, estimated, for {batch_size} x {longest} tokens:\n{plan}")
-    free = plan.parts.get("process before", 0) + measure_free_memory(training.device)
-    if plan.total > free:
-        # The first two give the same training; DeepSpeed refuses the second, and ZeRO-3 the last.
-        ways = ["a smaller --per_device_train_batch_size with more --gradient_accumulation_steps"]
-        ways += [] if stage else ["--tokens_per_batch"]
-        ways += [] if training.gradient_checkpointing else ["--gradient_checkpointing true"]
-        ways += [] if stage == 3 else ["a base in 4 bit"]
-        logger.warning(
-            f"The estimate is more than the {free / 1e9:.1f} GB that are free here. If memory runs out, take "
-            f"{' or '.join(ways)}."
-        )
+    _compare_with_free(plan, training, stage)
     return plan
+
+
+def _compare_with_free(plan: MemoryPlan, training: TrainingArguments, zero_stage: int) -> None:
+    """Warns if a plan is more than the memory that is free, and says what needs less."""
+    free = plan.parts.get("process before", 0) + measure_free_memory(training.device)
+    if plan.total <= free:
+        return
+    # The first two give the same training; DeepSpeed refuses the second, and ZeRO-3 the last.
+    less = ["a smaller --per_device_train_batch_size with more --gradient_accumulation_steps"]
+    less += [] if zero_stage else ["--tokens_per_batch"]
+    less += [] if training.gradient_checkpointing else ["--gradient_checkpointing true"]
+    less += [] if zero_stage == 3 else ["a base in 4 bit"]
+    logger.warning(
+        f"The estimate is more than the {free / 1e9:.1f} GB that are free here. If memory runs out, take "
+        f"{' or '.join(less)}."
+    )
 
 
 def find_start(training: TrainingArguments, run: dict) -> Path | None:

@@ -54,7 +54,7 @@ def test_weights_are_counted_exactly(name, bases, make_member, tmp_path):
     for seed, orientation in enumerate(("ab", "ba")):
         make_member(tmp_path / orientation, bases[name], orientation, seed=seed)
     folders = [tmp_path / "ab", tmp_path / "ba"]
-    needs = measure_needs(list_sources(folders), dtype="float32", tokens=64, device=CPU)
+    needs = measure_needs(list_sources(folders), "float32", 64, CPU)
     model = Judge.from_pretrained(folders, dtype="float32", merge="never").members[0].model
     fresh_head = count_bytes([model.get_base_model().score.original_module])
     assert needs.bases + needs.adapters == count_bytes([model])
@@ -81,18 +81,18 @@ def test_a_pack_is_counted_with_all_of_its_tokens_and_for_every_pooling(bases, m
     for pooling in ("last", "mean"):
         make_member(tmp_path / pooling, bases["8bit"], "ab", pooling=pooling)
         for tokens in (128, 200, 256):
-            needs = measure_needs(list_sources([tmp_path / pooling]), dtype="float32", tokens=tokens, device=CPU)
+            needs = measure_needs(list_sources([tmp_path / pooling]), "float32", tokens, CPU)
             packs[pooling, tokens] = needs.pack
     assert packs["last", 128] < packs["last", 200] < packs["last", 256]
     assert {tokens: packs["last", tokens] == packs["mean", tokens] for tokens in (128, 256)} == {128: True, 256: True}
     sources = list_sources([tmp_path / "last", tmp_path / "mean"])
-    apart = measure_needs(sources, dtype="float32", tokens=128, device=CPU)
-    assert apart.bases == 2 * measure_needs(sources[:1], dtype="float32", tokens=128, device=CPU).bases
+    apart = measure_needs(sources, "float32", 128, CPU)
+    assert apart.bases == 2 * measure_needs(sources[:1], "float32", 128, CPU).bases
 
 
 def test_a_merged_member_needs_its_own_weights_alone(members, tmp_path):
     merge_member(str(members["ab"]), tmp_path / "merged", "float32")
-    needs = measure_needs(list_sources([tmp_path / "merged"]), dtype="float32", tokens=64, device=CPU)
+    needs = measure_needs(list_sources([tmp_path / "merged"]), "float32", 64, CPU)
     assert (needs.adapters, needs.merged, needs.expanded, needs.products) == (0, 0, 0, 0)
     assert "expanded" not in needs.list_ways()
 

@@ -7,8 +7,8 @@ import torch
 
 from modeling.encoding.packing import pack_sequences
 from modeling.network import attention
-from modeling.network.attention import KERNELS, choose_attention, list_kernels
-from modeling.network.base import load_base
+from modeling.network.attention import KERNELS, choose_attention, find_attention, list_kernels
+from modeling.network.base import BaseFiles, load_base, read_family_config
 from modeling.network.classifier import (
     Gemma2PreferenceConfig,
     Gemma3TextPreferenceConfig,
@@ -108,6 +108,13 @@ def test_a_padding_token_outside_the_small_vocabulary_of_the_check_is_no_obstacl
     config.vocab_size, config.pad_token_id = 500, 499
     model = find_family(config.model_type)(config)
     assert choose_attention(model) in list_kernels(config, "cpu")
+
+
+def test_a_plan_before_loading_finds_the_kernel_that_the_loaded_model_gets(bases, plain_backbone):
+    for files in (BaseFiles(plain_backbone), *bases.values()):
+        model = load_base(files, dtype="float32")
+        found, _ = find_attention(*read_family_config(files, {}), model.device, torch.float32, training=True)
+        assert found == choose_attention(model, training=True)
 
 
 def test_packed_sequences_are_refused_under_other_attention(bases):

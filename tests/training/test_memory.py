@@ -1,13 +1,17 @@
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
-from transformers import AutoConfig, Gemma2Config
+from accelerate import PartialState
+from transformers import AutoConfig
 
+from benchmarks.speed.gpu.models import GEMMA2_9B, build_config
 from modeling.judging.member import read_member
 from modeling.network.base import load_base
-from modeling.network.footprint import build_network, count_weights
+from modeling.network.footprint import MemoryPlan, build_network, count_weights
 from modeling.network.lora import add_adapters
+from modeling.training import setup
 from modeling.training.memory import count_optimizer, plan_memory
 from tests.helpers import SAMPLES, TRAINING, succeed
 
@@ -89,16 +93,7 @@ def test_processes_share_what_their_launcher_shares(bases):
 
 def test_gemma2_9b_has_the_parameters_of_the_original():
     """SEED: 222,500,098 trainable, 216,072,192 of them LoRA and 6,427,906 head."""
-    config = Gemma2Config(
-        vocab_size=256000,
-        hidden_size=3584,
-        intermediate_size=14336,
-        num_hidden_layers=42,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=256,
-    )
-    network = build_network(config, dtype="bfloat16", r=64, freeze_layers=0)
+    network = build_network(build_config(GEMMA2_9B), dtype="bfloat16", r=64, freeze_layers=0)
     trained = {name: p.numel() for name, p in network.named_parameters() if p.requires_grad}
     assert sum(trained.values()) == 222_500_098
     assert sum(size for name, size in trained.items() if "lora_" in name) == 216_072_192
@@ -116,3 +111,28 @@ def test_the_estimate_is_within_a_quarter_of_what_smollm2_takes(smollm_base, tmp
     measured = read_member(tmp_path / "ab").training["metrics"]["peak_memory_gb"]
     assert "8 x 384 tokens" in said
     assert estimated == pytest.approx(measured, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "checkpointing", "left_out"),
+    [
+        (0, False, []),
+        (0, True, ["--gradient_checkpointing"]),
+        (2, True, ["--gradient_checkpointing", "--tokens_per_batch"]),
+        (3, True, ["--gradient_checkpointing", "--tokens_per_batch", "a base in 4 bit"]),
+    ],
+)
+def test_a_plan_beyond_the_free_memory_is_warned_about_with_ways_out_that_are_open(
+    zero_stage, checkpointing, left_out, monkeypatch, caplog
+):
+    ways = ["--gradient_accumulation_steps", "--tokens_per_batch", "--gradient_checkpointing", "a base in 4 bit"]
+    run = SimpleNamespace(device=PartialState().device, gradient_checkpointing=checkpointing)
+    planned = MemoryPlan({"process before": 2_000_000_000, "base weights": 3_000_000_000})
+    monkeypatch.setattr(setup, "measure_free_memory", lambda device: 3_000_000_000)
+    setup._compare_with_free(planned, run, zero_stage)
+    assert caplog.messages == []  # what the process holds already is not taken twice
+    monkeypatch.setattr(setup, "measure_free_memory", lambda device: 2_000_000_000)
+    setup._compare_with_free(planned, run, zero_stage)
+    (said,) = caplog.messages
+    assert "more than the 4.0 GB that are free" in said
+    assert [way for way in ways if way not in said] == sorted(left_out, key=ways.index)

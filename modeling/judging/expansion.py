@@ -91,7 +91,7 @@ def choose_way(merged: int, expanded: int, count_pack: Callable[[], int], free: 
     if merged <= MERGED_SHARE * free:
         return "merged"
     # Not on a CPU, whose quantised layers expand their weights for each product: it gained 3% there, and merging 8%
-    # (Gemma-3-270M in 8 bit, float32, two cores of a Xeon).
+    # (Gemma-3-270M in 8 bit, float32, on one core).
     if device_type != "cpu" and expanded and expanded + count_pack() <= EXPANDED_SHARE * free:
         return "expanded"
     return "stored"

@@ -14,11 +14,14 @@ Ten packages, one concern each. A package imports only from those below it in `P
     runtime      files, Hub, distributed processes, devices
 """
 
+import logging
 import warnings
 from importlib import import_module
 
 # tqdm asks for ipywidgets in a notebook that has none, on red ground. It draws its bars as text without them.
 warnings.filterwarnings("ignore", message="IProgress not found")
+# On a CPU with AVX512_BF16, bitsandbytes asks for the package kernels as soon as it is imported; nothing here uses it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))
 
 PACKAGES = (
     "serving",

@@ -29,7 +29,8 @@ def build_curriculum(own: Dataset, votes: Dataset, sizes: dict[str, int], longes
     Args:
         own: The demo's training battles.
         votes: Other battles; all that people decided are taken, and so many that models decided.
-        sizes: Numbers of easy and hard pairs before the mixture, of further hard pairs in it, and of votes by models.
+        sizes: Numbers of easy and hard pairs before the mixture, of rounds of it, of further hard pairs in each round,
+            and of votes by models. Every round holds the same votes and the demo's battles, in another order.
         longest: Characters of a battle whose prompt and answer go into made pairs; of longer ones much would be cut.
         seed: Decides which are drawn, and their order.
     """
@@ -37,14 +38,17 @@ def build_curriculum(own: Dataset, votes: Dataset, sizes: dict[str, int], longes
     lengths = np.sum([[len(text) for text in votes[name][:]] for name in TEXTS], axis=0)
     sources = concatenate_datasets([take(own), take(votes.select(np.flatnonzero(lengths <= longest)))])
     easy = make_counterfactuals(sources, sizes["easy"], seed)
-    hard = make_counterfactuals(sources, sizes["hard"] + sizes["mixed"], seed, similar=6)
+    hard = make_counterfactuals(sources, sizes["hard"] + sizes["mixed"] * sizes["rounds"], seed, similar=6)
     by_people = np.array(votes["verdict"][:]) == "human"
     by_models = random.permutation(np.flatnonzero(~by_people))[: sizes["by_models"]]
-    later = hard.select(range(2 * sizes["hard"], len(hard)))
-    mixed = concatenate_datasets([take(part) for part in (own, later, votes.select(np.flatnonzero(by_people)))])
-    mixed = concatenate_datasets([mixed, take(votes.select(by_models))])
-    first = [take(easy), take(hard.select(range(2 * sizes["hard"])))]
-    curriculum = concatenate_datasets([*first, mixed.select(shuffle_units(number_units(mixed), random))])
+    people, models = votes.select(np.flatnonzero(by_people)), votes.select(by_models)
+    parts = [easy, hard.select(range(2 * sizes["hard"]))]
+    for number in range(sizes["rounds"]):
+        first = 2 * (sizes["hard"] + number * sizes["mixed"])
+        further = hard.select(range(first, first + 2 * sizes["mixed"]))
+        mixed = concatenate_datasets([take(part) for part in (own, further, people, models)])
+        parts.append(mixed.select(shuffle_units(number_units(mixed), random)))
+    curriculum = concatenate_datasets([take(part) for part in parts])
     return curriculum.add_column("id", [f"battle-{number}" for number in range(len(curriculum))])
 
 
@@ -92,7 +96,8 @@ def main() -> None:
     parser.add_argument("--calibrate", type=int, default=200, help="Votes of each kind to keep for the calibration.")
     parser.add_argument("--easy", type=int, default=300, help="Easy pairs at the beginning.")
     parser.add_argument("--hard", type=int, default=400, help="Hard pairs after them.")
-    parser.add_argument("--mixed", type=int, default=300, help="Further hard pairs in the mixture.")
+    parser.add_argument("--mixed", type=int, default=300, help="Further hard pairs in each round of the mixture.")
+    parser.add_argument("--rounds", type=int, default=1, help="Rounds of the mixture, with hard pairs of their own.")
     parser.add_argument("--by_models", type=int, default=100, help="Votes by models in the mixture.")
     parser.add_argument("--longest", type=int, default=900, help="Characters of votes that go into made pairs.")
     parser.add_argument("--validate", type=int, default=0, help="Own battles to keep, for the choice of settings.")
@@ -112,6 +117,7 @@ def main() -> None:
     parts["own"], validation = hold_out_units(parts["own"], arguments.validate, arguments.seed)
     parts = {name: take_share(battles, arguments.share, arguments.seed) for name, battles in parts.items()}
     sizes = {name: round(arguments.share * vars(arguments)[name]) for name in ("easy", "hard", "mixed", "by_models")}
+    sizes["rounds"] = arguments.rounds
     curriculum = build_curriculum(**parts, sizes=sizes, longest=arguments.longest, seed=arguments.seed)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     for name, battles in (("train", curriculum), ("calibrate", calibration), ("validate", validation)):

@@ -4,7 +4,6 @@ Rows are matched by id. No model is loaded.
 """
 
 from collections.abc import Mapping
-from importlib.metadata import version
 
 import pandas as pd
 import pyarrow as pa
@@ -16,6 +15,7 @@ from modeling.judging.judge import check_labels
 from modeling.judging.predictions import name_probabilities, read_provenance
 from modeling.runtime.files import describe_file
 from modeling.runtime.logs import build_logger
+from modeling.runtime.packages import find_version
 from modeling.runtime.paths import check_predictions
 
 logger = build_logger(__name__)
@@ -60,7 +60,8 @@ def blend_predictions(weights: Mapping[str, float], battles: Dataset, source: st
     mean = sum(probabilities.values()).round(12)  # as a judge's mean; see average_passes
     verdicts = pd.DataFrame({"id": battles["id"][:], **name_probabilities(mean)})
     verdicts["winner"] = name_winners(verdicts["p_a"], verdicts.get("p_tie"))
-    return verdicts, {"blend": parts, "battles": describe_file(source), "versions": {"bothways": version("bothways")}}
+    versions = {"bothways": find_version("bothways")}
+    return verdicts, {"blend": parts, "battles": describe_file(source), "versions": versions}
 
 
 def _read(path: str, battles: Dataset) -> tuple[pd.DataFrame, dict | None]:

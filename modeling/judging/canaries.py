@@ -7,7 +7,6 @@ downloading. It does not know where models come from.
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from modeling.data.outcomes import WITH_TIE
 from modeling.encoding.encoder import BattleEncoder, build_encoding
 from modeling.encoding.packing import pack_sequences
 from modeling.network.precision import find_tolerance
+from modeling.runtime.packages import find_version
 
 CANARY_FILE = DEMO_FOLDER / "test.jsonl"
 CANARY_LANGUAGES = ("Arabic", "Chinese", "English", "Greek", "Hindi", "Japanese", "Russian", "Thai")  # eight scripts
@@ -180,7 +180,7 @@ def describe_environment(model: nn.Module, dtype: str) -> dict[str, str]:
         "attention": str(config._attn_implementation),
         "quantization": str(quantization.get("quant_method", "none")),
         "python": platform.python_version(),
-        **{name: version(name) for name in VERSIONS},
+        **{name: find_version(name) for name in VERSIONS},
     }
 
 

@@ -8,7 +8,6 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 
 import pandas as pd
 
@@ -18,6 +17,7 @@ from modeling.judging.judge import Judge, describe_members
 from modeling.judging.member import MemberFacts, fingerprint_member, list_readings
 from modeling.judging.predictions import RAW, list_pass_columns
 from modeling.runtime.files import describe_file
+from modeling.runtime.packages import find_version
 from modeling.runtime.paths import describe_command
 
 VERSIONS = ("bothways", "torch", "transformers", "peft")
@@ -65,7 +65,7 @@ def describe_passes(
         "passes": [f"{member.name}:{orientation}" for member, orientation in plan],
         "calibration": calibration and calibration.to_dict(),
         "battles": describe_file(source),
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": {name: find_version(name) for name in VERSIONS},
     }
 
 
@@ -74,7 +74,7 @@ def describe_evaluation() -> dict:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": describe_command(sys.argv, "python"),
-        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+        "versions": {name: find_version(name) for name in VERSIONS} | {"python": platform.python_version()},
     }
 
 

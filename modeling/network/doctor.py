@@ -11,10 +11,11 @@ import platform
 import re
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
+
+from modeling.runtime.packages import find_version
 
 if TYPE_CHECKING:
     import torch
@@ -45,14 +46,6 @@ def attempt(find: Callable[[], str]) -> str:
     except Exception as error:  # any error of a broken library belongs into the report
         message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         return FOLDER.sub("", f"{type(error).__name__}: {message}")[:160]
-
-
-def find_version(package: str) -> str:
-    """Returns a package's version, or "not installed"."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 # --- versions and hardware --------------------------------------------------------------------------------------------

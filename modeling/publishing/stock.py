@@ -8,7 +8,6 @@ them in errors.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from textwrap import dedent
 
@@ -52,6 +51,7 @@ from modeling.publishing.cards import CARD_FILE, CardMember, read_card_member
 from modeling.publishing.markdown import fence, render
 from modeling.runtime.files import check_replaceable, replace_folder, write_json
 from modeling.runtime.logs import build_logger
+from modeling.runtime.packages import find_version
 
 logger = build_logger(__name__)
 
@@ -429,7 +429,7 @@ def build_card(
         canaries=passes,
         change=f"{change:.2g}",
         dtype=dtype,
-        version=version("transformers"),
+        version=find_version("transformers"),
         licence=licence and {"name": licence.name, "link": Markup(licence.link), "binds": bool(licence.hub_name)},
     )
 

@@ -1,4 +1,4 @@
-"""Files inside installed packages, among them weights that the package index holds in parts, and where the cache is.
+"""Versions of packages, files inside them, among these weights that the index holds in parts, and where the cache is.
 
 It only looks at the disk and imports nothing heavy, so that a wrong name is reported before torch and transformers are
 loaded.
@@ -6,6 +6,7 @@ loaded.
 
 import os
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,6 +54,14 @@ WEIGHTS = {
 
 # Names of the files that go with whatever is made of the weights.
 NOTICES = tuple(notice.rpartition("/")[2] for weights in WEIGHTS.values() for notice in weights.notices)
+
+
+def find_version(package: str) -> str:
+    """Returns an installed package's version, or "not installed": a clone's scripts run without its installation."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def find_packaged(name: str, role: str) -> Path:

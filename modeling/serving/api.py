@@ -6,13 +6,13 @@ It must not know how a request is judged, nor who may ask.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from typing import TypeVar
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, Field
 
+from modeling.runtime.packages import find_version
 from modeling.serving.access import CLIENT_GONE
 from modeling.serving.batching import QueueFullError
 from modeling.serving.decisions import Decision, parse_decision, parse_systemone
@@ -65,7 +65,7 @@ def build_server(served: ServedJudge, monitor: Monitor) -> FastAPI:
     app = FastAPI(
         title="Bothways",
         description="Which of two answers would people prefer?",
-        version=version("bothways"),
+        version=find_version("bothways"),
         docs_url=None,  # these two load scripts from another host
         redoc_url=None,
     )

@@ -8,12 +8,12 @@ import signal
 import socket
 import tempfile
 import threading
-from importlib.metadata import version
 from pathlib import Path
 
 import uvicorn
 
 from modeling.judging.judge import Judge, describe_members
+from modeling.runtime.packages import find_version
 from modeling.serving.access import AccessGuard, AccessLog, load_api_key, load_users, warn_if_open
 from modeling.serving.api import build_server
 from modeling.serving.monitoring import Monitor
@@ -49,7 +49,7 @@ def run_app(arguments: AppArguments, css: Path) -> None:
         arguments.judge, skip_probes=arguments.skip_probes, dtype=arguments.dtype, merge=arguments.merge
     )
     logging.getLogger("modeling.judging.schedule").setLevel(logging.WARNING)  # it logs a line per batch
-    monitor = Monitor(version("bothways"), ", ".join(describe_members(judge.members).values()))
+    monitor = Monitor(find_version("bothways"), ", ".join(describe_members(judge.members).values()))
     served = ServedJudge(
         judge,
         RequestLimits(

@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from modeling.encoding.encoder import CUT_COLUMNS
 from modeling.judging.predictions import build_verdicts
 from modeling.runtime.distributed import describe_launch
 from modeling.runtime.files import describe_file
+from modeling.runtime.packages import find_version
 from modeling.runtime.paths import describe_command, shorten_path
 from modeling.training.memory import measure_peak_memory
 from modeling.training.trainer import compute_train_loss
@@ -93,7 +93,7 @@ def describe_run(
         "data": list(data),
         "num_battles": len(trainer.train_dataset),
         "launch": describe_launch(trainer.accelerator, trainer.model_wrapped),
-        "versions": {**{name: version(name) for name in VERSIONS}, "python": platform.python_version()},
+        "versions": {**{name: find_version(name) for name in VERSIONS}, "python": platform.python_version()},
         "seconds": round(seconds, 1),
         "metrics": dict(metrics),
     }

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from benchmarks import REPOSITORY
 from benchmarks.default_judge import battles, curve, results, settings
-from modeling.data.battles import DEMO_FOLDER, load_battles
+from modeling.data.battles import DEMO_FOLDER, TEXTS, load_battles
 from modeling.data.counterfactuals import number_units
 from modeling.judging.member import fingerprint_member, read_member
 from modeling.runtime.paths import DEFAULT_MEMBER
@@ -60,7 +60,7 @@ def votes() -> Dataset:
 
 def test_training_begins_with_easy_pairs_then_hard_ones_then_all_mixed(votes):
     own = load_battles(SAMPLES / "train.jsonl").select(range(60))
-    sizes = {"easy": 10, "hard": 20, "mixed": 5, "by_models": 7}
+    sizes = {"easy": 10, "hard": 20, "mixed": 5, "by_models": 7, "rounds": 1}
     found = battles.build_curriculum(own, votes, sizes, longest=900, seed=0)
     assert len(found) == 2 * (10 + 20 + 5) + 60 + 36 + 7 and len(set(found["id"])) == len(found)
     first, mixed = found.select(range(60)), found.select(range(60, len(found)))
@@ -71,6 +71,17 @@ def test_training_begins_with_easy_pairs_then_hard_ones_then_all_mixed(votes):
     own_places = [place for place, prompt in enumerate(mixed["prompt"]) if prompt in set(own["prompt"])]
     assert min(own_places) < 10 and max(own_places) > len(mixed) - 10
     assert battles.build_curriculum(own, votes, sizes, longest=900, seed=0).to_list() == found.to_list()
+
+
+def test_each_round_of_the_mixture_has_the_same_battles_and_hard_pairs_of_its_own(votes):
+    own = load_battles(SAMPLES / "train.jsonl").select(range(60))
+    sizes = {"easy": 10, "hard": 20, "mixed": 5, "by_models": 7, "rounds": 2}
+    found = battles.build_curriculum(own, votes, sizes, longest=900, seed=0)
+    assert len(found) == 60 + 2 * (10 + 60 + 36 + 7) and len(set(found["id"])) == len(found)
+    texts = [tuple(row[name] for name in TEXTS) for row in found]
+    first, second = texts[60 : 60 + 113], texts[60 + 113 :]
+    assert len(set(first) & set(second)) >= 60 + 36 and first != second
+    assert len(set(first) - set(second)) > 0
 
 
 def test_votes_to_calibrate_on_share_no_prompt_with_those_to_train_on(votes):

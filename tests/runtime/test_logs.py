@@ -29,3 +29,11 @@ def test_importing_the_package_leaves_the_log_to_its_user():
     program += "print(root.handlers, root.level, logging.getLogger('modeling').handlers)"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == (f"[] {logging.WARNING} []\n", "")
+
+
+def test_an_import_does_not_ask_for_a_package_that_nothing_here_uses():
+    """bitsandbytes does on a CPU with AVX512_BF16; what else its module says is still seen."""
+    program = "import logging, modeling; logger = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
+    program += "logger.warning('Failed to load CPU gemm_4bit_forward from %s', 'a hub'); logger.warning('another')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.stderr == "another\n"

@@ -54,6 +54,7 @@ def test_the_results_are_the_measured_ones():
     swapped = arms["two members, both orders (four readings)"]["against"]["two members, each its own order"]
     ours = prediction["ways"]["ours"]
     gpu = json.loads((RESULTS / "gpu.json").read_text())["prediction"]
+    gpu_training = json.loads((RESULTS / "gpu_training.json").read_text())["training"]
     parts = json.loads((RESULTS / "default_judge.json").read_text())["parts"]
     demo, votes = parts["demo"], parts["votes"]
     app = json.loads((RESULTS / "app.json").read_text())
@@ -73,6 +74,7 @@ def test_the_results_are_the_measured_ones():
         "{:.2f} ({:.2f} to {:.2f})".format(*ours["tokens_ratio"]),
         f"{ours['answers']['largest_dp']:.3f}",
         f"{gpu['round 2: ours, bf16, packed_flex']['times_notebook']:.2f}",
+        f"{gpu_training['ours, 8bit']['times_notebook']:.2f}",
         f"{training['ways']['ours']['tokens_ratio'][0]:.2f}",
         f"{measure_rate(app['now']) / measure_rate(app['before']):.2f}",
         "3.10 GB",  # of no file: docs/training.md has its command

@@ -24,7 +24,6 @@ def run_script(main: Callable[[], None]) -> None:
 
     BOTHWAYS_TRACEBACK=1 shows the traceback.
     """
-    forget_script_folder()
     # The processes of a launch would all log the same progress, so only the first one does. All of them log errors.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
@@ -77,3 +76,8 @@ def show_text(text: str) -> None:
     except BrokenPipeError:
         # Python flushes stdout when it exits and would fail there again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# When this module is imported, which is the first thing that a script does: what it imports next may need the standard
+# library's `select`, as `email` does, and would get scripts/select.py.
+forget_script_folder()

@@ -200,9 +200,44 @@ def test_the_published_tables_are_those_that_were_measured():
     ]
     timed = [found for found in results["attention"].values() if "forward_ms" in found]
     layers = [[f"{found['forward_ms']:.1f}", f"{found['forward_backward_ms']:.1f}"] for found in timed]
-    assert numbers[len(expected) :] == layers
+    layers_end = len(expected) + len(layers)
+    assert numbers[len(expected) : layers_end] == layers
     cosines = [found["gradient_cosine"] for name, found in results["correctness"].items() if "packed" in name]
     assert f"{min(cosines):.4f}" == "0.9997"
+
+
+def test_the_published_training_and_float16_are_what_was_measured():
+    results = json.loads((REPOSITORY / "benchmarks" / "results" / "gpu_training.json").read_text())
+    page = (REPOSITORY / "docs" / "performance.md").read_text(encoding="utf-8")
+    section = page.partition("## On a GPU\n")[2].partition("\n## ")[0]
+    tables = [part.splitlines() for part in section.split("\n\n") if part.startswith("| ")]
+    rows = [[[cell.strip() for cell in line.split("|")[2:-1]] for line in table[2:]] for table in tables]
+    assert rows[2] == [
+        [
+            f"{found['seconds']:.2f}",
+            f"{found['tokens_per_second']:,.0f}",
+            f"{found['times_notebook']:.2f}",
+            f"{found['matrix_share']:.0%}",
+            f"{found['peak_gb']:.1f}",
+        ]
+        for found in results["training"].values()
+        if isinstance(found, dict)
+    ]
+    t4 = results["t4"]
+    assert rows[3] == [
+        [
+            f"{found['peak_gb']:.1f}",
+            f"{found['battles_per_second']:.1f}",
+            f"{found['largest_difference']:.4f}",
+            f"{t4[name.partition(',')[0] + ', bfloat16']['largest_difference']:.4f}",
+        ]
+        for name, found in t4.items()
+        if ", float16" in name
+    ]
+    assert f"{t4['8bit, bfloat16']['margin_std']:.4f}" in section
+    assert all(t4[name]["peak_gb"] < 15 - 3 for name in t4 if name.startswith("8bit, float16"))
+    assert f"{results['machine']['matrix product']['tflops']:.0f}" in section
+    assert f"reached: {results['training']['ours, 8bit']['times_notebook']:.2f} times in 8 bit**" in section
 
 
 def test_rates_are_compared_within_a_round():

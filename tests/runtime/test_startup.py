@@ -72,3 +72,15 @@ def test_only_the_scripts_own_entry_leaves_the_import_path(tmp_path, monkeypatch
         monkeypatch.setattr(sys, "path", before)
         forget_script_folder()
         assert sys.path == after
+
+
+def test_a_script_forgets_its_folder_with_its_first_import_of_ours():
+    """scripts/select.py would replace the standard library's `select`, which `email` and much else needs."""
+    program = "import sys; sys.path.insert(0, 'scripts'); sys.argv = ['scripts/predict.py']; "
+    program += "import modeling.runtime.startup; sys.modules.pop('select', None); import select; "
+    program += "print(hasattr(select, 'select'), 'scripts' in sys.path)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True False\n", done.stderr
+    for script in (REPOSITORY / "scripts").glob("[a-z]*.py"):
+        imports = re.findall(r"^from (modeling\S*)", script.read_text(encoding="utf-8"), re.MULTILINE)
+        assert imports[0] == "modeling.runtime.startup"

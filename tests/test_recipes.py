@@ -190,7 +190,8 @@ def test_a_recipe_for_packaged_weights_gives_a_member_that_judges(recipe, plain_
     names = " ".join(load_file(tmp_path / "both" / "adapter_model.safetensors"))
     trained = {int(number) for number in re.findall(r"layers\.(\d+)\.", names)}
     assert trained == set(range(train["freeze_layers"], layers))
-    assert f"of {layers} layers get" in (CONFIGS / recipe / "train.yaml").read_text(encoding="utf-8")
+    said = f"of {layers} layers get" if train["freeze_layers"] else f"on all {layers} layers"
+    assert said in (CONFIGS / recipe / "train.yaml").read_text(encoding="utf-8")
     assert not (tmp_path / "both" / "tokenizer.json").exists()
 
     flags = ["--battles", SAMPLES / "test.jsonl", "--judge", tmp_path / "both", "--output_dir", tmp_path / "out"]

@@ -16,7 +16,7 @@ import pandas as pd
 from datasets import Dataset
 
 from benchmarks import REPOSITORY
-from modeling.data.battles import DEMO_FOLDER, hide_prompts, load_battles
+from modeling.data.battles import DEMO_FOLDER, TEXTS, hide_prompts, load_battles
 from modeling.evaluation.baselines import ANSWERS_ALONE, TFIDF
 from modeling.evaluation.report import PAIR, align_verdicts, build_report
 from modeling.evaluation.text_report import format_estimate
@@ -35,6 +35,14 @@ def measure_part(battles: Dataset, verdicts: Mapping[str, pd.DataFrame], rows: n
     report = build_report(read, part, train_battles=train, answers_alone=blind)
     baselines = {name: report["baselines"][name] for name in BASELINES}
     return {name: report[name] for name in METRICS} | {"battles": report["decided"], "baselines": baselines}
+
+
+def drop_repeats(battles: Dataset) -> Dataset:
+    """Returns each battle once, the first time that it comes: some are read in several rounds."""
+    first: dict[tuple, int] = {}
+    for row, texts in enumerate(zip(*(battles[name][:] for name in TEXTS), strict=True)):
+        first.setdefault(texts, row)
+    return battles.select(first.values())
 
 
 def find_parts(battles: Dataset) -> dict[str, np.ndarray]:
@@ -96,7 +104,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     judge = Judge.from_pretrained(arguments.judge)
-    train, results = load_battles(arguments.train, require_labels=True), {}
+    train, results = drop_repeats(load_battles(arguments.train, require_labels=True)), {}
     for name, file in (("demo", str(DEMO_FOLDER / "test.jsonl")), ("votes", arguments.votes)):
         battles = load_battles(file, require_labels=True)
         verdicts = read_battles(judge, battles, arguments.work_dir, name)

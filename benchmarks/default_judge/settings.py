@@ -10,6 +10,9 @@
 
 Each battle is read before it is trained on, so the loss is that of new battles, and two runs differ by their settings
 alone. It prints the table of docs/results.md and writes benchmarks/results/default_judge_settings.json.
+
+`format_rounds` makes the table of longer runs, of three rounds over the same battles, whose losses and accuracies on
+held-out battles are in benchmarks/results/default_judge_rounds.json.
 """
 
 import argparse
@@ -19,12 +22,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import REPOSITORY
+from modeling.evaluation.text_report import format_estimate
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "default_judge_settings.json"
+ROUNDS = REPOSITORY / "benchmarks" / "results" / "default_judge_rounds.json"
 LOSS = re.compile(r"\{'loss': '([^']+)'")
 LOGGING_STEPS = 20
 # First and last step of each part of the curriculum, without the steps that lie in two parts.
 PARTS = {"easy pairs": (1, 120), "hard pairs": (141, 300), "mixture": (321, 560), "mixture, later": (561, 700)}
+# The same of the longer runs, of 32 battles a step; their losses are of every five steps.
+ROUND_PARTS = {
+    "easy pairs": (1, 60),
+    "hard pairs": (66, 155),
+    "first round": (161, 375),
+    "second": (381, 600),
+    "third": (606, 825),
+}
 
 
 def read_losses(log: str) -> list[float]:
@@ -35,10 +48,15 @@ def read_losses(log: str) -> list[float]:
     return losses
 
 
-def average_part(losses: Sequence[float], first: int, last: int) -> float | None:
-    """Returns the mean loss from one step to another, or None if the run ended before."""
-    part = losses[(first - 1) // LOGGING_STEPS : last // LOGGING_STEPS]
-    return sum(part) / len(part) if len(losses) * LOGGING_STEPS >= last else None
+def average_part(losses: Sequence[float], first: int, last: int, every: int = LOGGING_STEPS) -> float | None:
+    """Returns the mean loss from one step to another, or None if the run ended before.
+
+    Args:
+        losses: Each of `every` steps.
+        first: The first step, counted from 1; it begins such a group, and `last` ends one.
+    """
+    part = losses[(first - 1) // every : last // every]
+    return sum(part) / len(part) if len(losses) * every >= last else None
 
 
 def format_settings(losses: Mapping[str, Sequence[float]]) -> str:
@@ -48,6 +66,18 @@ def format_settings(losses: Mapping[str, Sequence[float]]) -> str:
     for run, values in losses.items():
         means = [average_part(values, *steps) for steps in PARTS.values()]
         lines.append(f"| {run} | {' | '.join('' if mean is None else f'{mean:.3f}' for mean in means)} |")
+    return "\n".join(lines)
+
+
+def format_rounds(runs: Mapping[str, Mapping]) -> str:
+    """Returns a Markdown table with a row per run, by its flags: losses, and accuracies on held-out battles."""
+    lines = [f"| | {' | '.join(ROUND_PARTS)} | 547 held-out votes | 252 held-out demo battles |"]
+    lines.append("|---" * (3 + len(ROUND_PARTS)) + "|")
+    for flags, run in runs.items():
+        means = [average_part(run["losses_of_5_steps"], *steps, every=5) for steps in ROUND_PARTS.values()]
+        scores = [format_estimate(run["held_out"][name]) if "held_out" in run else "" for name in ("votes", "demo")]
+        cells = [f"`{flags}`", *("" if mean is None else f"{mean:.3f}" for mean in means), *scores]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ module must not know judges or reports.
 """
 
 from collections import Counter
+from functools import lru_cache
 
 import numpy as np
 from datasets import Dataset
@@ -119,6 +120,13 @@ def predict_tfidf(train_battles: Dataset, battles: Dataset) -> np.ndarray:
     Returns:
         Probabilities, shape (battles, 2).
     """
+    vectorizer, regression = _fit_tfidf(train_battles)
+    scored = vectorizer.transform(battles["response_a"][:]) - vectorizer.transform(battles["response_b"][:])
+    return regression.predict_proba(scored)[:, ::-1]  # the classes are False (b won) and True (a won)
+
+
+@lru_cache(maxsize=1)  # by the object: it takes minutes on tens of thousands of battles, and parts are scored in turn
+def _fit_tfidf(train_battles: Dataset) -> tuple[TfidfVectorizer, LogisticRegression]:
     labels = _halve_labels(train_battles)
     decided = train_battles.select(np.flatnonzero(find_decided(labels)))
     won = labels[find_decided(labels), 0] > 0.5
@@ -131,5 +139,4 @@ def predict_tfidf(train_battles: Dataset, battles: Dataset) -> np.ndarray:
     # battles. Without an intercept, swapping the answers swaps the probabilities.
     regression = LogisticRegression(C=0.5, fit_intercept=False, max_iter=1000)
     regression.fit(sparse.vstack([differences, -differences]), np.concatenate([won, ~won]))
-    scored = vectorizer.transform(battles["response_a"][:]) - vectorizer.transform(battles["response_b"][:])
-    return regression.predict_proba(scored)[:, ::-1]  # the classes are False (b won) and True (a won)
+    return vectorizer, regression

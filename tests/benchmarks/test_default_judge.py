@@ -43,6 +43,15 @@ def test_the_table_of_settings_is_made_of_the_recorded_losses():
     assert settings.format_settings(json.loads(settings.RESULTS.read_text(encoding="utf-8"))) in PAGE
 
 
+def test_the_table_of_rounds_is_the_recorded_one():
+    record = json.loads(settings.ROUNDS.read_text(encoding="utf-8"))
+    table = settings.format_rounds(record["runs"])
+    assert table in PAGE
+    held_out = [run["held_out"] for run in record["runs"].values() if "held_out" in run]
+    assert {each["votes"]["count"] for each in held_out} == {547}
+    assert {each["demo"]["count"] for each in held_out} == {252}
+
+
 def test_losses_are_averaged_over_whole_parts_of_a_run():
     log = "".join(f"{{'loss': '{value}', 'grad_norm': '1'}} 5%|...\r" for value in range(30))
     losses = settings.read_losses(log)

@@ -100,6 +100,18 @@ def test_votes_to_calibrate_on_share_no_prompt_with_those_to_train_on(votes):
     assert np.unique(held_out["verdict"], return_counts=True)[1].tolist() == [12, 12]
 
 
+def test_the_demo_trains_on_battles_that_the_default_judge_has_not_seen():
+    own = load_battles(DEMO_FOLDER / "train.jsonl")
+    _, held_out = battles.hold_out_units(own, 252, seed=0)  # as in the command of docs/results.md
+    lines = (DEMO_FOLDER / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    unseen = (DEMO_FOLDER / "unseen.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in unseen] == held_out["id"][:]
+    assert set(unseen) <= set(lines) and len(unseen) == 252
+    assert "--validate 252" in PAGE
+    read = read_member(DEFAULT_MEMBER).training["data"][0]["battles"]
+    assert read == 2 * (1000 + 1500 + 3 * 1000) + 3 * (len(own) - 252 + 1425 + 1712)
+
+
 def test_a_share_of_the_battles_is_part_of_a_larger_share_and_pairs_stay_together():
     own = load_battles(DEMO_FOLDER / "train.jsonl")
     rest, held_out = battles.hold_out_units(own, 41, seed=0)

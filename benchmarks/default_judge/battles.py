@@ -4,9 +4,9 @@
         --output_dir outputs/default
 
 `train.py configs/gemma3-270m/train.yaml --train_sampling_strategy sequential` then trains on them. First come easy
-counterfactual pairs, then hard ones, then everything else mixed: a model that begins with subtle pairs does not learn
-to read the prompt at all (docs/results.md, "The default judge"). The votes are other people's and not in this
-repository; the judge's card names them and their licences.
+counterfactual pairs, then hard ones, then everything else mixed, in one round or several: a model that begins with
+subtle pairs does not learn to read the prompt at all. The flags of the packaged judge are in docs/results.md, "The
+default judge". The votes are other people's and not in this repository; the judge's card names them and their licences.
 """
 
 import argparse

@@ -11,8 +11,9 @@
 Each battle is read before it is trained on, so the loss is that of new battles, and two runs differ by their settings
 alone. It prints the table of docs/results.md and writes benchmarks/results/default_judge_settings.json.
 
-`format_rounds` makes the table of longer runs, of three rounds over the same battles, whose losses and accuracies on
-held-out battles are in benchmarks/results/default_judge_rounds.json.
+The runs of the table were made when the recipe had --lora_r 16 --lora_alpha 32 --freeze_layers 6. `format_rounds` makes
+the table of longer runs, of three rounds over the same battles, with the command of docs/results.md and the flags that
+are recorded with their losses in benchmarks/results/default_judge_rounds.json.
 """
 
 import argparse

@@ -78,6 +78,6 @@ def show_text(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# When this module is imported, which is the first thing that a script does: what it imports next may need the standard
+# When this module is imported, which a script does before it imports anything else of ours: that may need the standard
 # library's `select`, as `email` does, and would get scripts/select.py.
 forget_script_folder()

@@ -20,7 +20,7 @@ from modeling.serving.monitoring import Monitor
 from modeling.serving.page import CALLS, build_page, mount_page
 from modeling.serving.requests import RequestLimits
 from modeling.serving.server import ServedJudge
-from modeling.serving.web import RequestGuard, open_socket
+from modeling.serving.web import BodyDrain, RequestGuard, open_socket
 from modeling.settings.arguments import AppArguments
 
 logger = logging.getLogger("bothways.app")
@@ -69,7 +69,7 @@ def run_app(arguments: AppArguments, css: Path) -> None:
         app = mount_page(build_server(served, monitor), page, arguments, css)
         app = RequestGuard(app, arguments.max_bytes, CALLS, page.fns)
         app = AccessGuard(app, key, users, arguments.rate_limit, monitor.count_refusal)
-        server = RunningServer(AccessLog(app, monitor.count_request), listening)
+        server = RunningServer(AccessLog(BodyDrain(app), monitor.count_request), listening)
         server.start()
         logger.info(
             f"Serving {', '.join(member.name for member in judge.members)} on http://{host}:{listening.getsockname()[1]}/"

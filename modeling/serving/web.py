@@ -1,5 +1,6 @@
 """The app's HTTP rules: its port, which requests are let in, and which headers the answers carry. Knows no Gradio."""
 
+import asyncio
 import json
 import re
 import socket
@@ -21,6 +22,8 @@ GRADIO = re.compile(r"/gradio_api/(call/.+|queue/join|run/predict)")
 CALL = re.compile(r"/gradio_api/call/(?P<by_name>v2/)?(?P<name>\w+)/?")
 # Bytes of a request without a file. Far above --max_characters, so that a long text is refused with its field's name.
 LARGEST_BODY = 4_000_000
+# Of a refused body so much is read, for so long.
+MOST_DRAINED, DRAIN_SECONDS = 16_000_000, 5
 FORM_BYTES = 100_000  # what a multipart form adds to an uploaded file
 # The browser contacts no other host. 'unsafe-eval' is needed because Gradio's components compile templates.
 CONTENT_POLICY = (
@@ -125,6 +128,45 @@ class RequestGuard:
         return None
 
 
+class BodyDrain:
+    """ASGI middleware that reads what is left of a request's body before an error is sent.
+
+    Otherwise the server closes the connection with the rest of the body unread, and the client may find a connection
+    that was reset instead of the answer. Bodies of more than `MOST_DRAINED` bytes, or without a length, are not read.
+    """
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        length = dict(scope.get("headers", ())).get(b"content-length", b"")
+        if scope["type"] != "http" or not length.isdigit() or int(length) > MOST_DRAINED:
+            await self.app(scope, receive, send)
+            return
+        unread = int(length) > 0
+
+        async def receive_part():
+            """Returns the next message; notes the end of the body."""
+            nonlocal unread
+            message = await receive()
+            unread = unread and message["type"] == "http.request" and bool(message.get("more_body"))
+            return message
+
+        async def drain() -> None:
+            """Reads the rest of the body, without keeping it."""
+            while unread:
+                await receive_part()
+
+        async def send_drained(message):
+            """Sends a message, an error only after the body."""
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(drain(), DRAIN_SECONDS)
+            await send(message)
+
+        await self.app(scope, receive_part, send_drained)
+
+
 async def _read_body(receive) -> bytes:
     """Returns the body of a request, or what came of it before its client went away."""
     parts = []
@@ -161,7 +203,7 @@ def _add_headers(send):
 async def refuse(
     send, status: int, reason: str | list[dict], headers: Iterable[tuple[bytes, bytes]] = (), **fields: object
 ) -> None:
-    """Answers in FastAPI's error format, without reading the body.
+    """Answers in FastAPI's error format, without waiting for the body.
 
     Args:
         send: ASGI's `send`.

@@ -1,6 +1,7 @@
 """The default judge: its published tables are those that were measured with it, and its training battles' order."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -41,6 +42,11 @@ def test_the_table_of_what_training_brought_is_the_recorded_one_and_ends_with_th
 
 def test_the_table_of_settings_is_made_of_the_recorded_losses():
     assert settings.format_settings(json.loads(settings.RESULTS.read_text(encoding="utf-8"))) in PAGE
+
+
+def test_a_battle_that_is_read_in_several_rounds_teaches_tf_idf_once(votes):
+    repeated = votes.select([2, 0, 1, 0, 2, 3])
+    assert results.drop_repeats(repeated)["id"][:] == votes.select([2, 0, 1, 3])["id"][:]
 
 
 def test_the_table_of_rounds_is_the_recorded_one():
@@ -87,10 +93,10 @@ def test_each_round_of_the_mixture_has_the_same_battles_and_hard_pairs_of_its_ow
     sizes = {"easy": 10, "hard": 20, "mixed": 5, "by_models": 7, "rounds": 2}
     found = battles.build_curriculum(own, votes, sizes, longest=900, seed=0)
     assert len(found) == 60 + 2 * (10 + 60 + 36 + 7) and len(set(found["id"])) == len(found)
-    texts = [tuple(row[name] for name in TEXTS) for row in found]
-    first, second = texts[60 : 60 + 113], texts[60 + 113 :]
-    assert len(set(first) & set(second)) >= 60 + 36 and first != second
-    assert len(set(first) - set(second)) > 0
+    texts = [(*(row[name] for name in TEXTS), *row["label"]) for row in found]
+    first, second = Counter(texts[60 : 60 + 113]), Counter(texts[60 + 113 :])
+    assert (first & second).total() == 103 and (first - second).total() == (second - first).total() == 10
+    assert texts[60 : 60 + 113] != [text for text in texts[60 + 113 :] if text in first]  # in another order
 
 
 def test_votes_to_calibrate_on_share_no_prompt_with_those_to_train_on(votes):
@@ -108,6 +114,8 @@ def test_the_demo_trains_on_battles_that_the_default_judge_has_not_seen():
     assert [json.loads(line)["id"] for line in unseen] == held_out["id"][:]
     assert set(unseen) <= set(lines) and len(unseen) == 252
     assert "--validate 252" in PAGE
+    recipe = (REPOSITORY / "configs" / "demo" / "train.yaml").read_text(encoding="utf-8")
+    assert "train_file: package:modeling/data/demo/unseen.jsonl\n" in recipe
     read = read_member(DEFAULT_MEMBER).training["data"][0]["battles"]
     assert read == 2 * (1000 + 1500 + 3 * 1000) + 3 * (len(own) - 252 + 1425 + 1712)
 

@@ -61,6 +61,15 @@ def test_tfidf_learns_words_and_swapped_answers_swap_its_probabilities():
     assert predict_tfidf(swap_responses(train), TEST) == pytest.approx(p, abs=1e-3)
 
 
+def test_tfidf_is_fitted_again_for_other_training_battles():
+    """The last fit is kept, for reports of many parts."""
+    train = build(POLITE)
+    first = predict_tfidf(train, TEST)
+    reversed_votes = train.map(lambda row: {"label": row["label"][::-1]})
+    assert predict_tfidf(reversed_votes, TEST) == pytest.approx(first[:, ::-1], abs=1e-3)
+    assert predict_tfidf(train, TEST).tolist() == first.tolist()
+
+
 def test_learned_baselines_need_training_battles_and_tfidf_has_a_log_loss():
     table = estimate_baselines(Resampler(range(4), 100), TEST, P, build(POLITE))
     assert set(table) == {"always a", "longer wins", "shorter wins", "majority per language", "tf-idf"}

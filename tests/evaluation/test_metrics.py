@@ -292,13 +292,13 @@ def test_a_script_named_evaluate_does_not_hide_the_library():
 import sys
 from importlib.util import find_spec
 sys.argv, sys.path[0] = [{str(SCRIPTS / "predict.py")!r}], {str(SCRIPTS)!r}
+print(find_spec("evaluate").origin)
 from modeling.runtime.startup import run_script
 
 def main():
     from modeling.evaluation.trainer_metrics import evaluate
     print(evaluate.__file__)
 
-print(find_spec("evaluate").origin)
 run_script(main)
 """
     hidden, found = map(Path, succeed(sys.executable, "-c", code).splitlines()[-2:])

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 from accelerate import PartialState
@@ -33,6 +34,9 @@ def test_importing_the_package_leaves_the_log_to_its_user():
 
 def test_an_import_does_not_ask_for_a_package_that_nothing_here_uses():
     """bitsandbytes does on a CPU with AVX512_BF16; what else its module says is still seen."""
+    (module,) = files("bitsandbytes").joinpath("backends/cpu").glob("ops.py")
+    text = module.read_text(encoding="utf-8")
+    assert "Failed to load CPU gemm_4bit_forward" in text and "logger = logging.getLogger(__name__)" in text
     program = "import logging, modeling; logger = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
     program += "logger.warning('Failed to load CPU gemm_4bit_forward from %s', 'a hub'); logger.warning('another')"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)

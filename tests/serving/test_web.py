@@ -1,12 +1,13 @@
 """The app's HTTP rules: what is refused unread, wrong fields of Gradio's API, and the port."""
 
+import asyncio
 import json
 import socket
 
 import pytest
 
 from modeling.data.battles import TEXTS
-from modeling.serving.web import LARGEST_BODY, RequestGuard, open_socket
+from modeling.serving.web import LARGEST_BODY, MOST_DRAINED, BodyDrain, RequestGuard, open_socket, refuse
 
 CALLS = {"judge": dict.fromkeys(TEXTS, True) | {"id": False}, "judge_file": {"file": True}}
 
@@ -77,3 +78,28 @@ def test_a_taken_port_is_reported():
             assert free.getsockname()[1] not in (0, port)
     with pytest.raises(ValueError, match=r"--host 192\.0\.2\.1"):
         open_socket("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "length", "drained"),
+    [(413, 30, True), (401, 30, True), (200, 30, False), (413, MOST_DRAINED + 1, False)],
+)
+def test_an_error_is_sent_after_the_body_is_read(status, length, drained):
+    """Else the client may find a reset connection instead of it. One part was read by the app itself."""
+    parts, said = [b"x" * 10] * 3, []
+
+    async def receive():
+        said.append("part")
+        parts.pop()
+        return {"type": "http.request", "body": b"x" * 10, "more_body": bool(parts)}
+
+    async def send(message):
+        said.append(message["type"])
+
+    async def app(scope, receive, send):
+        await receive()
+        await refuse(send, status, "no")
+
+    scope = {"type": "http", "headers": [(b"content-length", str(length).encode())]}
+    asyncio.run(BodyDrain(app)(scope, receive, send))
+    assert said == ["part"] * (3 if drained else 1) + ["http.response.start", "http.response.body"]

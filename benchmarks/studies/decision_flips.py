@@ -25,7 +25,7 @@ from modeling.data.battles import DEMO_FOLDER, TEXTS, load_battles
 from modeling.encoding.encoder import share_room
 from modeling.evaluation.bootstrap import Estimate, Resampler, bound_share
 from modeling.evaluation.metrics import compute_accuracy
-from modeling.judging.judge import Judge
+from modeling.judging.judge import Judge, describe_members
 from modeling.judging.verdicts import average_by_order
 from modeling.network.gguf import build_packaged
 from modeling.runtime.packages import GEMMA_BASE, WEIGHTS
@@ -147,11 +147,13 @@ def main() -> None:
         f"pipeline, {WEIGHTS[base].title}": measure_flips(ask_pipeline(build_packaged(base), battles), labels)
         for base in arguments.bases
     }
-    both, one = ask_judge(Judge.from_pretrained(), battles)
+    judge = Judge.from_pretrained()
+    both, one = ask_judge(judge, battles)
     found |= {"default judge": measure_flips(both, labels), "default judge, one order": measure_flips(one, labels)}
     print(format_table(found))
     settings = {"battles": len(battles), "seed": arguments.seed, "max_tokens": arguments.max_tokens}
-    results = {**settings, "machine": describe_machine(), "deciders": found}
+    members = describe_members(judge.members)
+    results = {**settings, "members": members, "machine": describe_machine(), "deciders": found}
     arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -23,7 +23,7 @@ from modeling.data.battles import load_battles
 from modeling.encoding.encoder import BattleEncoder
 from modeling.encoding.packing import pack_sequences
 from modeling.evaluation.bootstrap import Resampler, format_estimate
-from modeling.judging.judge import Judge
+from modeling.judging.judge import Judge, describe_members
 from modeling.judging.pairings import count_pairs
 from modeling.judging.predictor import build_batches, choose_budget
 from modeling.judging.ranking import fit_scores, list_pairs, list_texts
@@ -237,6 +237,7 @@ def main() -> None:
         "simulated": arguments.simulated,
         "spread": round(spread, 3),
         "scatter": round(scatter, 3),
+        "members": describe_members(judge.members),
         "machine": describe_machine(),
         "agreement": agreement,
         "tokens": tokens,

@@ -20,6 +20,7 @@ from benchmarks.studies.decision_flips import (
     write_request,
 )
 from modeling.data.battles import DEMO_FOLDER, TEXTS
+from tests.benchmarks import describe_default_judge
 from tests.helpers import REPOSITORY
 
 
@@ -88,6 +89,8 @@ def test_a_base_without_chat_template_is_asked_in_plain_text(tokenizer):
 
 
 def test_the_documented_table_is_the_measured_one():
-    found = json.loads((RESULTS / "decision_flips.json").read_text())["deciders"]
+    results = json.loads((RESULTS / "decision_flips.json").read_text())
+    assert results["members"] == describe_default_judge()
+    found = results["deciders"]
     assert format_table(found) in (REPOSITORY / "docs" / "decisions.md").read_text(encoding="utf-8")
     assert found["default judge"]["flips"]["value"] == 0

@@ -11,8 +11,9 @@ from benchmarks import REPOSITORY
 from benchmarks.default_judge import battles, curve, results, settings
 from modeling.data.battles import DEMO_FOLDER, TEXTS, load_battles
 from modeling.data.counterfactuals import number_units
-from modeling.judging.member import fingerprint_member, read_member
+from modeling.judging.member import read_member
 from modeling.runtime.paths import DEFAULT_MEMBER
+from tests.benchmarks import describe_default_judge
 from tests.helpers import SAMPLES
 
 PAGE = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
@@ -24,7 +25,7 @@ def measured() -> dict:
 
 
 def test_the_tables_are_those_that_were_measured_with_this_judge(measured):
-    assert measured["members"] == {DEFAULT_MEMBER.name: fingerprint_member(read_member(DEFAULT_MEMBER))}
+    assert measured["members"] == describe_default_judge()
     for parts in measured["parts"].values():
         shown = results.select_parts(parts)
         assert results.format_parts(shown) in PAGE

@@ -6,15 +6,14 @@ from benchmarks import REPOSITORY, RESULTS
 from benchmarks.studies.public_benchmarks import format_table, write_llmbar
 from modeling.data.battles import swap_responses
 from modeling.data.benchmarks import load_benchmark
-from modeling.judging.member import fingerprint_member, read_member
-from modeling.runtime.paths import DEFAULT_MEMBER
+from tests.benchmarks import describe_default_judge
 
 PAGE = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
 
 
 def test_the_table_is_what_was_measured_with_this_judge():
     results = json.loads((RESULTS / "public_benchmarks.json").read_text(encoding="utf-8"))
-    assert results["members"] == {DEFAULT_MEMBER.name: fingerprint_member(read_member(DEFAULT_MEMBER))}
+    assert results["members"] == describe_default_judge()
     (found,) = results["benchmarks"]
     assert format_table(found) in PAGE
     assert f"{found['questions']} of {found['size']} questions" in " ".join(PAGE.split())

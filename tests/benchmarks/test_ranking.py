@@ -20,6 +20,7 @@ from benchmarks.studies.ranking import (
 )
 from modeling.encoding.encoder import BattleEncoder, build_encoding
 from modeling.encoding.packing import pack_sequences
+from tests.benchmarks import describe_default_judge
 from tests.helpers import REPOSITORY, write_rows
 
 
@@ -77,6 +78,7 @@ def test_the_tokens_are_those_of_the_packs(tokenizer):
 def test_the_documented_tables_are_the_measured_ones():
     results = json.loads((RESULTS / "ranking.json").read_text())
     page = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
+    assert results["members"] == describe_default_judge()
     assert format_table(results) in page and format_tokens(results) in page
     assert f"{results['prompts']} prompts" in page and f"{results['draws']} subsets" in page
     assert f"a spread of {results['spread']:.2f} and a scatter of {results['scatter']:.2f}" in page

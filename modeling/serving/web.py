@@ -22,7 +22,7 @@ GRADIO = re.compile(r"/gradio_api/(call/.+|queue/join|run/predict)")
 CALL = re.compile(r"/gradio_api/call/(?P<by_name>v2/)?(?P<name>\w+)/?")
 # Bytes of a request without a file. Far above --max_characters, so that a long text is refused with its field's name.
 LARGEST_BODY = 4_000_000
-# Of a refused body so much is read, for so long.
+# How many bytes of a refused request's body are read at most, and for how many seconds.
 MOST_DRAINED, DRAIN_SECONDS = 16_000_000, 5
 FORM_BYTES = 100_000  # what a multipart form adds to an uploaded file
 # The browser contacts no other host. 'unsafe-eval' is needed because Gradio's components compile templates.

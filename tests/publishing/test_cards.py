@@ -499,3 +499,10 @@ def test_mistakes_are_said(make_member, make_judge):
     (judge / "judge.json").write_text('{"format": 1, "members": ["../ab"]}')
     with pytest.raises(ValueError, match="names of folders beside it"):
         build_judge_card(judge)
+
+
+def test_a_card_does_not_name_the_version_of_a_clone_that_was_not_installed(make_member):
+    named = build_member_card(make_member("named"))
+    versions = {**FACTS["training"]["versions"], "bothways": "not installed"}
+    unnamed = build_member_card(make_member("unnamed", facts=change(FACTS, versions=versions)))
+    assert "was made with version" in named and "Install Bothways and run" in unnamed
